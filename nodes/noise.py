@@ -1,0 +1,254 @@
+"""The noise prior's four nodes: as a LATENT, as NOISE, on a MODEL, and as a picture (maths: vcd_core.noise_prior)."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..vcd_core import noise_prior, plots
+from . import host
+from .types import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
+
+NOISE_CATEGORY = f"{CATEGORY}/noise"
+ALIASES = ["3d gaussian noise", "magic me", "video custom diffusion", "vcd", "correlated noise"]
+
+
+def clip_gamma(gamma: float, schedule: str, frames: int) -> noise_prior.Gamma:
+    """The gamma of a clip of this many frames, from the two widgets."""
+    return noise_prior.parse_schedule(schedule, frames) if schedule.strip() else gamma
+
+
+def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
+    """Refuse at the node what can be refused before the number of frames is known."""
+    noise_prior.check_gamma(gamma)
+    if schedule.strip():
+        if closed_loop:
+            raise ValueError("A closed loop takes one gamma: clear gamma_schedule, or switch closed_loop off.")
+        if ":" in schedule:
+            noise_prior.parse_schedule(schedule, frames=2)
+        else:
+            noise_prior.parse_schedule(schedule, frames=1 + sum(bool(v.strip()) for v in schedule.split(",")))
+
+
+class NoisePriorLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_NoisePriorLatent",
+            display_name="3D Noise Prior Latent",
+            category=NOISE_CATEGORY,
+            description="The correlated noise of a clip as a LATENT, for KSamplerAdvanced with add_noise disabled. "
+            "Connect the model and its sigmas, and the picture equals that of '3D Noise Prior' with the same seed.",
+            search_aliases=[*ALIASES, "MagicAlbum3DGaussianNoise"],
+            inputs=[
+                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of the video in pixels."),
+                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels."),
+                io.Int.Input("frames", default=16, min=1, max=4096, tooltip="Number of frames of the clip."),
+                gamma_input(),
+                seed_input(),
+                io.Combo.Input(
+                    "layout",
+                    options=list(noise_prior.LAYOUTS),
+                    default="comfy",
+                    tooltip="comfy: with gamma 0 the noise that a KSampler draws for this seed. "
+                    "magic-me: the noise of the Magic-Me release's node for this seed.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="With sigmas: the noise is scaled to what this model's sampler starts from.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True, tooltip="The schedule that the sampler will use (BasicScheduler)."
+                ),
+                gamma_schedule_input(),
+                closed_loop_input(),
+            ],
+            outputs=[io.Latent.Output(tooltip="Noise [frames, 4, height/8, width/8].")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        width: int,
+        height: int,
+        frames: int,
+        gamma: float,
+        seed: int,
+        layout: noise_prior.Layout,
+        model: host.Model | None = None,
+        sigmas: torch.Tensor | None = None,
+        gamma_schedule: str = "",
+        closed_loop: bool = False,
+    ) -> io.NodeOutput:
+        check_gamma(gamma, gamma_schedule, closed_loop)
+        if width % 8 or height % 8:
+            raise ValueError(f"The size is {width}x{height}; width and height must be multiples of 8.")
+        if (model is None) != (sigmas is None):
+            found, missing = ("SIGMAS", "MODEL") if model is None else ("MODEL", "SIGMAS")
+            raise ValueError(
+                f"{found} is connected without {missing}. Connect both to scale the noise to the sampler's start, "
+                "or neither for noise of unit variance."
+            )
+        shape = (frames, 4, height // 8, width // 8)
+        noise = noise_prior.sample(shape, clip_gamma(gamma, gamma_schedule, frames), seed, layout, closed_loop)
+        if model is not None and sigmas is not None:
+            channels, dimensions = host.latent_channels(model)
+            if (channels, dimensions) != (4, 2):
+                raise ValueError(
+                    f"This model's latents have {channels} channels and {dimensions} dimensions; this node draws "
+                    "4 channels and 2 dimensions. Use '3D Noise Prior' or 'Apply 3D Noise Prior', which fit any model."
+                )
+            noise = host.latent_that_starts_as(model, sigmas, noise)
+        return io.NodeOutput({"samples": noise.to(host.intermediate_device())})
+
+
+class CorrelatedNoise:
+    """A NOISE object: ComfyUI asks it for the noise of the latent that is about to be sampled."""
+
+    def __init__(
+        self, gamma: float, seed: int, layout: noise_prior.Layout, gamma_schedule: str, closed_loop: bool
+    ) -> None:
+        self.seed = seed
+        self.gamma, self.layout, self.gamma_schedule, self.closed_loop = gamma, layout, gamma_schedule, closed_loop
+
+    def generate_noise(self, input_latent: host.Latent) -> torch.Tensor:
+        samples = input_latent["samples"]
+        batch_index = input_latent.get("batch_index")
+        dim = noise_prior.frame_dim(samples.ndim)
+        frames = samples.shape[dim] if batch_index is None else max(batch_index) + 1
+        gamma = clip_gamma(self.gamma, self.gamma_schedule, frames)
+        noise = noise_prior.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
+        return noise.to(samples.dtype)
+
+
+class NoisePrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_NoisePrior",
+            display_name="3D Noise Prior",
+            category=NOISE_CATEGORY,
+            description="Correlated noise for SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
+            "whatever latent is sampled, pictures along the batch or video latents.",
+            search_aliases=[*ALIASES, "random noise"],
+            inputs=[
+                gamma_input(),
+                seed_input(),
+                io.Combo.Input(
+                    "layout",
+                    options=list(noise_prior.LAYOUTS),
+                    default="comfy",
+                    tooltip="comfy: with gamma 0 equal to RandomNoise of this seed. "
+                    "magic-me: the noise of the Magic-Me release's node for this seed.",
+                ),
+                gamma_schedule_input(),
+                closed_loop_input(),
+            ],
+            outputs=[io.Noise.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        gamma: float,
+        seed: int,
+        layout: noise_prior.Layout,
+        gamma_schedule: str = "",
+        closed_loop: bool = False,
+    ) -> io.NodeOutput:
+        check_gamma(gamma, gamma_schedule, closed_loop)
+        return io.NodeOutput(CorrelatedNoise(gamma, seed, layout, gamma_schedule, closed_loop))
+
+
+class ApplyNoisePrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_ApplyNoisePrior",
+            display_name="Apply 3D Noise Prior",
+            category=NOISE_CATEGORY,
+            description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
+            "its own seed, and the prior correlates it along time. Nothing else in the graph changes.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with; with AnimateDiff, before or after it."),
+                gamma_input(),
+                gamma_schedule_input(),
+                closed_loop_input(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: host.Model, gamma: float, gamma_schedule: str = "", closed_loop: bool = False
+    ) -> io.NodeOutput:
+        check_gamma(gamma, gamma_schedule, closed_loop)
+
+        def correlate(noise: torch.Tensor) -> torch.Tensor:
+            dim = noise_prior.frame_dim(noise.ndim)
+            return noise_prior.correlate(
+                noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop
+            )
+
+        return io.NodeOutput(host.with_initial_noise(model, "vcd_noise_prior", correlate))
+
+
+class NoisePriorPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_NoisePriorPreview",
+            display_name="3D Noise Prior Preview",
+            category=NOISE_CATEGORY,
+            description="Shows what a gamma does: the covariance between frames as asked for and as measured on one "
+            "draw, and the noise itself, frame by frame.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            inputs=[
+                io.Int.Input("frames", default=16, min=1, max=256, tooltip="Number of frames of the clip."),
+                gamma_input(),
+                seed_input(),
+                gamma_schedule_input(),
+                closed_loop_input(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="figure", tooltip="Sigma, the measured covariance and a strip of frames."),
+                io.Image.Output(display_name="noise", tooltip="The noise of each frame as a picture, for a video."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, frames: int, gamma: float, seed: int, gamma_schedule: str = "", closed_loop: bool = False
+    ) -> io.NodeOutput:
+        check_gamma(gamma, gamma_schedule, closed_loop)
+        clip = clip_gamma(gamma, gamma_schedule, frames)
+        noise = noise_prior.sample((frames, 4, 64, 64), clip, seed, closed_loop=closed_loop)
+        label = f"gamma {gamma:g}" if clip is gamma else f"gamma {gamma_schedule.strip()}"
+        figure = plots.noise_prior_figure(
+            noise_prior.covariance(frames, clip, closed_loop), noise_prior.measured_covariance(noise), noise, label
+        )
+        return io.NodeOutput(figure, plots.noise_frames(noise, size=256), ui=ui.PreviewImage(figure, cls=cls))
+
+
+NODES: list[type[io.ComfyNode]] = [NoisePriorLatent, NoisePrior, ApplyNoisePrior, NoisePriorPreview]
+
+REPLACEMENTS = [
+    io.NodeReplace(
+        new_node_id="VCD_NoisePriorLatent",
+        old_node_id="MagicAlbum3DGaussianNoise",
+        # saved graphs hold widget values by position; the page puts its own widget behind every seed
+        old_widget_ids=["width", "height", "batch_size", "seed", "control_after_generate", "cov_factor"],
+        input_mapping=[
+            {"new_id": "width", "old_id": "width"},
+            {"new_id": "height", "old_id": "height"},
+            {"new_id": "frames", "old_id": "batch_size"},
+            {"new_id": "gamma", "old_id": "cov_factor"},
+            {"new_id": "seed", "old_id": "seed"},
+            {"new_id": "layout", "set_value": "magic-me"},
+        ],
+        output_mapping=[{"new_idx": 0, "old_idx": 0}],
+    )
+]

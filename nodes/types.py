@@ -1,0 +1,43 @@
+"""What the pack's nodes share in their schemas: categories and inputs that mean the same thing everywhere."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "video custom diffusion"
+
+GAMMA_TOOLTIP = (
+    "How strongly the noise of neighbouring frames is correlated. 0: independent frames, as without the prior. "
+    "0.1: the paper's value. 0.2: almost still. 1: one noise for all frames."
+)
+
+
+def gamma_input(default: float = 0.1) -> io.Float.Input:
+    return io.Float.Input("gamma", default=default, min=0.0, max=1.0, step=0.01, tooltip=GAMMA_TOOLTIP)
+
+
+def gamma_schedule_input() -> io.String.Input:
+    return io.String.Input(
+        "gamma_schedule",
+        default="",
+        optional=True,
+        tooltip="Leave empty to use gamma for the whole clip. Otherwise keyframes by frame number, "
+        "'0: 0.05, 8: 0.3' (linear in between), or one value for each transition, '0.1, 0.1, 0.3'.",
+        advanced=True,
+    )
+
+
+def closed_loop_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "closed_loop",
+        default=False,
+        optional=True,
+        tooltip="Correlate the last frame with the first too, for clips that repeat.",
+        advanced=True,
+    )
+
+
+def seed_input(tooltip: str = "The seed of the noise.") -> io.Int.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )

@@ -1,0 +1,55 @@
+"""Video Custom Diffusion for ComfyUI, from a fresh checkout to a video:
+
+    python run.py demo      make a video from a bundled graph on a real ComfyUI server
+    python run.py test      everything that CI runs
+    python run.py serve     leave the server up, to open in a browser
+    python run.py bench     the figures that the README quotes
+
+A ComfyUI is set up in .host/ on the first run (about 3 GB), or give the folder of yours with --comfy DIR.
+Python 3.11 or newer and pip are all that is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from dev import host
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test", "serve", "bench"])
+    parser.add_argument("what", nargs="*", help="bench: which benchmark; test: arguments for pytest")
+    parser.add_argument("--comfy", metavar="DIR", help="use the ComfyUI in this folder")
+    parser.add_argument("--host-version", default=host.NEWEST, choices=list(host.PINS), help="the ComfyUI to set up")
+    parser.add_argument("--ade", metavar="DIR", help="test, bench: a ComfyUI-AnimateDiff-Evolved folder to compare with")
+    parser.add_argument("--port", type=int, default=0, help="serve: the port (a free one by default)")
+    arguments, rest = parser.parse_known_args()
+    try:
+        prepared = host.prepare(arguments.comfy, arguments.host_version, for_tests=arguments.command == "test")
+        if arguments.command == "test" and not arguments.comfy:
+            host.prepare(None, host.OLDEST)
+    except host.SetUpError as error:
+        print(f"\nSet-up stopped: {error}", file=sys.stderr)
+        return 1
+    environment = {
+        **os.environ,
+        "PYTHONUTF8": "1",
+        "VCD_COMFY": str(prepared.comfy),
+        "VCD_BASE": str(prepared.base),
+        "VCD_FRONT_END": str(prepared.front_end or ""),
+        "VCD_ADE": str(arguments.ade or ""),
+        "VCD_PORT": str(arguments.port),
+    }
+    command = [str(prepared.python), "-m", f"dev.{arguments.command}", *arguments.what, *rest]
+    try:
+        return subprocess.run(command, cwd=host.ROOT, env=environment).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

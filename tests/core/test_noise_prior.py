@@ -1,0 +1,168 @@
+"""The noise prior's contract: statistics, exact limits, layouts, reproducibility, refusals."""
+
+import doctest
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcd_core import noise_prior
+from vcd_core.noise_prior import correlate, covariance, measured_covariance, parse_schedule, sample
+
+
+def independent(frames: int, *rest: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(frames, *rest, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("layout", ["comfy", "magic-me"])
+@pytest.mark.parametrize("gamma", [0.0, 0.05, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_draws_have_the_covariance(layout, gamma, closed_loop):
+    noise = sample((16, 4, 128, 128), gamma, 3, layout, closed_loop)
+    error = (measured_covariance(noise) - covariance(16, gamma, closed_loop)).abs().max()
+    assert error < 5 / math.sqrt(4 * 128 * 128)  # 5 standard deviations of a measured correlation
+
+
+@pytest.mark.parametrize("schedule", [[0.0, 0.9, 0.3, 1.0, 0.5], [0.5] * 5])
+def test_a_schedule_keeps_unit_variance_and_multiplies_along_time(schedule):
+    noise = correlate(independent(6, 4, 128, 128), schedule)
+    expected = covariance(6, schedule)
+    assert torch.allclose(expected.diagonal(), torch.ones(6, dtype=torch.float64))
+    assert expected[1, 3] == pytest.approx(schedule[1] * schedule[2])
+    assert (measured_covariance(noise) - expected).abs().max() < 5 / 256
+
+
+def test_recursion_is_the_cholesky_factor():
+    n = independent(8, 3, 5, 5)
+    factor = torch.linalg.cholesky(covariance(8, 0.6)).float()
+    assert torch.allclose(correlate(n, 0.6), torch.einsum("ij,jchw->ichw", factor, n), atol=1e-5)
+
+
+@given(gamma=st.floats(0, 1), frames=st.integers(1, 24))
+@settings(max_examples=40, deadline=None)
+def test_covariance_is_a_correlation_matrix(gamma, frames):
+    for closed in (False, True):
+        sigma = covariance(frames, gamma, closed)
+        assert torch.allclose(sigma.diagonal(), torch.ones(frames, dtype=torch.float64))
+        assert torch.equal(sigma, sigma.T)
+        assert torch.linalg.eigvalsh(sigma).min() > -1e-9
+
+
+def test_closed_loop_is_circulant():
+    sigma = covariance(7, 0.7, closed_loop=True)
+    assert torch.allclose(sigma, sigma.roll((1, 1), (0, 1)))
+    assert sigma[0, 6] == sigma[0, 1]
+    assert covariance(7, 0.7)[0, 6] < 0.12
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_limits_are_exact(closed_loop):
+    n = independent(5, 4, 8, 8)
+    assert torch.equal(correlate(n, 0.0, closed_loop=closed_loop), n)
+    assert torch.equal(correlate(n, 1.0, closed_loop=closed_loop), n[:1].expand_as(n))
+    assert torch.equal(correlate(torch.zeros(5, 4, 8, 8), 0.3, closed_loop=closed_loop), torch.zeros(5, 4, 8, 8))
+
+
+def test_input_is_not_changed():
+    n = independent(5, 4, 8, 8)
+    before = n.clone()
+    correlate(n, 0.5)
+    assert torch.equal(n, before)
+
+
+@pytest.mark.parametrize("gamma", [0.3, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])
+def test_first_frames_do_not_depend_on_how_many_follow(gamma):
+    long = sample((8, 4, 16, 16), gamma, 5)
+    short = sample((4, 4, 16, 16), gamma if isinstance(gamma, float) else gamma[:3], 5)
+    assert torch.equal(long[:4], short)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_frames_may_lie_along_any_axis(dim):
+    n = independent(6, 4, 10, 3)
+    moved = n.movedim(0, dim)
+    assert torch.equal(correlate(moved, 0.4, dim=dim).movedim(dim, 0), correlate(n, 0.4))
+
+
+def test_video_latents_are_correlated_along_their_third_axis():
+    video = sample((2, 4, 9, 32, 32), 0.5, 1)
+    clip = video[1].movedim(1, 0)
+    assert (measured_covariance(clip) - covariance(9, 0.5)).abs().max() < 5 / 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_is_kept_and_the_recursion_does_not_lose_precision(dtype):
+    n = independent(64, 4, 8, 8)
+    out = correlate(n.to(dtype), 0.9)
+    assert out.dtype == dtype
+    assert torch.allclose(out.float(), correlate(n.to(dtype).float(), 0.9).to(dtype).float(), atol=1e-6)
+
+
+def test_comfy_layout_is_the_hosts_own_draw():
+    expected = torch.randn(16, 4, 64, 64, generator=torch.Generator().manual_seed(42))
+    assert torch.equal(sample((16, 4, 64, 64), 0.0, 42), expected)
+
+
+def test_magic_me_layout_is_the_releases_draw():
+    frames, h, w, gamma, seed = 16, 24, 40, 0.15, 11
+    with torch.random.fork_rng():  # the release seeds the global generator
+        torch.manual_seed(seed)
+        release = torch.distributions.MultivariateNormal(torch.zeros(frames), covariance(frames, gamma).float())
+        expected = release.sample((4, h, w)).permute(3, 0, 1, 2)
+    assert torch.allclose(sample((frames, 4, h, w), gamma, seed, "magic-me"), expected, atol=1e-5)
+
+
+def test_batch_index_gives_each_frame_the_noise_of_the_whole_clip():
+    whole = sample((12, 4, 16, 16), 0.5, 9)
+    part = sample((3, 4, 16, 16), 0.5, 9, batch_index=[2, 11, 2])
+    assert torch.equal(part, whole[[2, 11, 2]])
+
+
+def test_same_seed_same_bits_and_no_global_state():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    assert torch.equal(sample((4, 4, 8, 8), 0.2, 3), sample((4, 4, 8, 8), 0.2, 3))
+    assert not torch.equal(sample((4, 4, 8, 8), 0.2, 3), sample((4, 4, 8, 8), 0.2, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan, math.inf])
+def test_gamma_outside_its_range_is_refused(gamma):
+    for call in (lambda: sample((4, 4, 8, 8), gamma, 0), lambda: covariance(4, gamma), lambda: correlate(independent(4, 2), gamma)):
+        with pytest.raises(ValueError, match="gamma is"):
+            call()
+
+
+def test_bad_shapes_and_schedules_are_refused():
+    with pytest.raises(ValueError, match="0 frames"):
+        sample((0, 4, 8, 8), 0.1, 0)
+    with pytest.raises(ValueError, match=r"2 values.*3 transitions"):
+        sample((4, 4, 8, 8), [0.1, 0.2], 0)
+    with pytest.raises(ValueError, match="3 axes"):
+        sample((4, 8, 8), 0.1, 0)
+    with pytest.raises(ValueError, match="layout"):
+        sample((4, 4, 8, 8), 0.1, 0, "other")
+    with pytest.raises(ValueError, match="one gamma"):
+        correlate(independent(4, 2), [0.1, 0.2, 0.3], closed_loop=True)
+    with pytest.raises(ValueError, match="batch_index"):
+        sample((4, 4, 8, 8), 0.1, 0, batch_index=[1])
+
+
+def test_schedules_are_read_as_written():
+    assert parse_schedule("0.1, 0.2 | 0.3", 4) == [0.1, 0.2, 0.3]
+    assert parse_schedule("2: 0.1, 4: 0.5", 7) == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.5])
+    for text in ("fast", "0: a", "0: 1: 2", "0: 0.1, 0.2"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            parse_schedule(text, 4)
+    with pytest.raises(ValueError, match="must rise"):
+        parse_schedule("4: 0.1, 4: 0.2", 9)
+    with pytest.raises(ValueError, match="gamma is 2"):
+        parse_schedule("0: 2, 4: 0.1", 9)
+    with pytest.raises(ValueError, match=r"2 values.*8 transitions"):
+        parse_schedule("0.1, 0.2", 9)
+
+
+def test_docstring_examples():
+    assert doctest.testmod(noise_prior).failed == 0

@@ -1,0 +1,5 @@
+"""Video Custom Diffusion (Magic-Me, arXiv 2402.09368) in plain PyTorch.
+
+Nothing here imports ComfyUI: every module can be used from a script or a notebook, and the nodes in
+``nodes/`` are thin faces of it.
+"""

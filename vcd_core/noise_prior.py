@@ -1,0 +1,260 @@
+"""The 3D Gaussian noise prior of Video Custom Diffusion (Magic-Me, arXiv 2402.09368, sec. 4.1, eq. 4).
+
+The initial noise of a clip is drawn from N(0, Sigma) along time, with ``Sigma[m, n] = gamma ** |m - n|`` at the same
+channel and position.  That covariance is a first-order autoregression, so it needs no matrix::
+
+    e[0] = n[0]
+    e[i] = gamma * e[i-1] + sqrt(1 - gamma**2) * n[i]        n iid N(0, 1)
+
+which is the Cholesky factor of Sigma applied to n, in O(frames) time, defined also at gamma = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+Gamma = float | Sequence[float]
+Layout = Literal["comfy", "magic-me"]
+LAYOUTS: tuple[Layout, ...] = ("comfy", "magic-me")
+
+
+def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool = False) -> torch.Tensor:
+    """Turn independent unit noise into noise correlated along time (eq. 4), as a new tensor.
+
+    Args:
+        noise: independent N(0, 1) values, any shape, frames along ``dim``.
+        gamma: correlation of neighbouring frames, 0..1; or one value for each of the ``frames - 1`` transitions.
+        dim: the axis of time (0 for ``[F, C, h, w]``, 2 for ``[B, C, T, h, w]``).
+        closed_loop: the last frame is correlated with the first as with its other neighbour (one gamma only).
+
+    Returns:
+        A tensor of the same shape and dtype with unit variance at every frame.  gamma 0 gives the input bit for bit,
+        gamma 1 repeats the first frame.  Unless ``closed_loop``, frame i depends on frames 0..i alone, so the first
+        frames do not depend on how many follow.
+
+    Raises:
+        ValueError: no frames, a gamma that is NaN or outside 0..1, or a schedule whose length is not ``frames - 1``.
+
+    Example:
+        >>> n = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> e = correlate(n, 0.5)
+        >>> torch.allclose(e[1], 0.5 * e[0] + 0.75 ** 0.5 * n[1])
+        True
+    """
+    steps = transitions(noise.shape[dim], gamma, closed_loop)
+    out = noise.clone(memory_format=torch.contiguous_format)
+    work = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+    _correlate_(work.movedim(dim, 0), steps, closed_loop)
+    return work.to(out.dtype)
+
+
+def sample(
+    shape: Sequence[int],
+    gamma: Gamma,
+    seed: int,
+    layout: Layout = "comfy",
+    closed_loop: bool = False,
+    batch_index: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Draw correlated noise of ``shape`` from ``seed``, on the CPU, without touching the global generator.
+
+    Args:
+        shape: ``[F, C, h, w]`` (frames along the batch) or ``[B, C, T, h, w]`` (a video latent).
+        gamma: see :func:`correlate`.
+        seed: any integer that ``torch.Generator.manual_seed`` takes.
+        layout: ``"comfy"`` draws as ComfyUI does, so gamma 0 equals a KSampler's own noise of that seed;
+            ``"magic-me"`` draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
+        closed_loop: see :func:`correlate`.
+        batch_index: which frames of the clip these are (ComfyUI's ``batch_index``), for 4-D shapes: the clip is drawn
+            up to the highest of them, and each frame gets the noise it has in the whole clip.
+
+    Returns:
+        float32 noise of ``shape``.
+
+    Raises:
+        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, or an unknown layout.
+
+    Example:
+        >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
+        torch.Size([16, 4, 64, 64])
+    """
+    dim = frame_dim(len(shape))
+    if batch_index is not None:
+        if dim != 0 or len(batch_index) != shape[0]:
+            raise ValueError(
+                f"batch_index names {len(batch_index)} frames; the latent is {list(shape)}. "
+                "It goes with frames along the batch, one index for each."
+            )
+        clip = (max(batch_index) + 1, *shape[1:])
+        return _draw(clip, gamma, seed, layout, closed_loop, frame_by_frame=True)[list(batch_index)]
+    return _draw(shape, gamma, seed, layout, closed_loop)
+
+
+def covariance(frames: int, gamma: Gamma, closed_loop: bool = False) -> torch.Tensor:
+    """The covariance ``Sigma`` [frames, frames] of :func:`correlate` (float64), for pictures and tests.
+
+    Open: ``Sigma[m, n]`` is the product of the transitions' gammas between m and n, ``gamma ** |m - n|`` for one gamma
+    (eq. 4).  Closed loop: circulant, ``(gamma**d + gamma**(frames-d)) / (1 + gamma**frames)`` with ``d = |m - n|``,
+    the same autoregression run around a circle.
+
+    Example:
+        >>> covariance(3, 0.5)
+        tensor([[1.0000, 0.5000, 0.2500],
+                [0.5000, 1.0000, 0.5000],
+                [0.2500, 0.5000, 1.0000]], dtype=torch.float64)
+    """
+    steps = transitions(frames, gamma, closed_loop)
+    index = torch.arange(frames)
+    distance = (index[:, None] - index[None, :]).abs().double()
+    if closed_loop:
+        g = torch.tensor(steps[0] if steps else 0.0, dtype=torch.float64)
+        return (g**distance + g ** (frames - distance)) / (1 + g**frames)
+    factor = torch.tensor([1.0, *steps], dtype=torch.float64)
+    sigma = torch.eye(frames, dtype=torch.float64)
+    for m in range(frames):
+        sigma[m, m + 1 :] = torch.cumprod(factor[m + 1 :], 0)
+    return torch.maximum(sigma, sigma.T)
+
+
+def measured_covariance(noise: torch.Tensor) -> torch.Tensor:
+    """The covariance between frames [frames, frames] (float64) measured over all values of one draw ``[F, ...]``.
+
+    The mean is known to be zero and is not subtracted.
+    """
+    flat = noise.reshape(noise.shape[0], -1).double()
+    return flat @ flat.T / flat.shape[1]
+
+
+def transitions(frames: int, gamma: Gamma, closed_loop: bool = False) -> list[float]:
+    """Check gamma and spread it over the ``frames - 1`` transitions of a clip.
+
+    Raises:
+        ValueError: see :func:`correlate`.
+    """
+    if frames < 1:
+        raise ValueError(f"The clip has {frames} frames; a noise prior needs at least 1.")
+    if isinstance(gamma, (int, float)):
+        steps = [float(gamma)] * (frames - 1)
+        check_gamma(float(gamma))
+    else:
+        steps = [float(g) for g in gamma]
+        if closed_loop:
+            raise ValueError("A closed loop takes one gamma for the whole clip; found a schedule. Use a single value.")
+        if len(steps) != frames - 1:
+            raise ValueError(
+                f"The gamma schedule has {len(steps)} values, but a clip of {frames} frames has {frames - 1} "
+                f"transitions. Give {frames - 1} values, or one gamma for all."
+            )
+    for value in steps:
+        check_gamma(value)
+    return steps
+
+
+def check_gamma(gamma: float) -> None:
+    """Raise ``ValueError`` unless gamma is a number in 0..1."""
+    if not 0.0 <= gamma <= 1.0:  # false for NaN as well
+        raise ValueError(f"gamma is {gamma}; expected a number from 0 (independent frames) to 1 (one noise for all).")
+
+
+def parse_schedule(text: str, frames: int) -> list[float]:
+    """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
+
+    Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
+    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between (works for any clip).
+
+    Raises:
+        ValueError: text that is neither, keyframes that do not rise, a wrong count, or a gamma outside 0..1.
+
+    Example:
+        >>> parse_schedule("0: 0, 4: 0.5", frames=6)
+        [0.0, 0.125, 0.25, 0.375, 0.5]
+    """
+    parts = [part.strip() for part in text.replace("|", ",").replace("\n", ",").split(",") if part.strip()]
+    try:
+        if not any(":" in part for part in parts):
+            return transitions(frames, [float(part) for part in parts])
+        keys = [(int(k), float(v)) for k, v in (part.split(":") for part in parts)]
+    except ValueError as error:
+        if "could not convert" in str(error) or "invalid literal" in str(error) or "unpack" in str(error):
+            raise ValueError(
+                f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
+                'or keyframes ("0: 0.1, 8: 0.3").'
+            ) from None
+        raise
+    if any(a[0] >= b[0] for a, b in zip(keys, keys[1:], strict=False)):
+        raise ValueError(f"The frame numbers of the gamma schedule must rise; found {[k for k, _ in keys]}.")
+    return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
+
+
+def frame_dim(rank: int) -> int:
+    """The axis of time of a latent of this rank: 0 for ``[F, C, h, w]``, 2 for ``[B, C, T, h, w]``."""
+    if rank not in (4, 5):
+        raise ValueError(
+            f"The latent has {rank} axes; expected 4 ([frames, channels, height, width]) "
+            "or 5 ([batch, channels, frames, height, width])."
+        )
+    return 0 if rank == 4 else 2
+
+
+def _draw(
+    shape: Sequence[int],
+    gamma: Gamma,
+    seed: int,
+    layout: Layout,
+    closed_loop: bool,
+    frame_by_frame: bool = False,
+) -> torch.Tensor:
+    dim = frame_dim(len(shape))
+    steps = transitions(shape[dim], gamma, closed_loop)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if layout == "magic-me":
+        time_last = [n for axis, n in enumerate(shape) if axis != dim] + [shape[dim]]
+        noise = torch.randn(time_last, generator=generator).movedim(-1, dim).contiguous()
+    elif layout != "comfy":
+        raise ValueError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
+    elif frame_by_frame:  # as ComfyUI does with a batch_index; other numbers where a frame is no multiple of 16 values
+        noise = torch.cat([torch.randn((1, *shape[1:]), generator=generator) for _ in range(shape[0])])
+    else:
+        noise = torch.randn(tuple(shape), generator=generator)
+    _correlate_(noise.movedim(dim, 0), steps, closed_loop)
+    return noise
+
+
+def _interpolate(keys: list[tuple[int, float]], frame: int) -> float:
+    if frame <= keys[0][0]:
+        return keys[0][1]
+    for (f0, g0), (f1, g1) in zip(keys, keys[1:], strict=False):
+        if frame <= f1:
+            return g0 + (g1 - g0) * (frame - f0) / (f1 - f0)
+    return keys[-1][1]
+
+
+def _correlate_(x: torch.Tensor, steps: list[float], closed_loop: bool) -> None:
+    """The recursion in place, frames along axis 0: one pass while each frame is still in the cache."""
+    if closed_loop and steps:
+        _correlate_loop_(x, steps[0])
+        return
+    for i, gamma in enumerate(steps, start=1):
+        if gamma:
+            x[i].mul_(math.sqrt(1 - gamma * gamma)).add_(x[i - 1], alpha=gamma)
+
+
+def _correlate_loop_(x: torch.Tensor, gamma: float) -> None:
+    """``e[i] = gamma * e[i-1] + s * n[i]`` with e[-1] = e[last]; s makes the variance 1."""
+    frames = x.shape[0]
+    if gamma == 0:
+        return
+    if gamma == 1:
+        x[1:] = x[:1]
+        return
+    wrap = gamma**frames
+    x.mul_(math.sqrt((1 - gamma * gamma) * (1 - wrap) / (1 + wrap)))
+    for i in range(1, frames):
+        x[i].add_(x[i - 1], alpha=gamma)
+    last = x[-1] / (1 - wrap)
+    for i in range(frames):
+        x[i].add_(last, alpha=gamma ** (i + 1))

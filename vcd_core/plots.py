@@ -1,0 +1,92 @@
+"""Pictures of what the pack computes, as image tensors ``[1, H, W, 3]`` in 0..1."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER = (250, 250, 248)
+INK = (40, 44, 52)
+GREY = (120, 124, 132)
+
+# dark blue - teal - pale yellow, rising in lightness so that it reads in grey too
+_STOPS = ((0.0, (13, 20, 54)), (0.25, (38, 70, 120)), (0.5, (32, 128, 141)), (0.75, (120, 190, 120)), (1.0, (250, 236, 160)))
+
+
+def noise_prior_figure(
+    sigma: torch.Tensor, measured: torch.Tensor, noise: torch.Tensor, label: str, width: int = 960
+) -> torch.Tensor:
+    """Sigma as a heat map beside the measured covariance of a draw, above a strip of the draw's frames.
+
+    Args:
+        sigma: [F, F], the covariance asked for.
+        measured: [F, F], the covariance of ``noise``.
+        noise: [F, C, h, w], the draw.
+        label: what to write above, e.g. "gamma 0.1".
+
+    Returns:
+        IMAGE [1, H, width, 3].
+    """
+    margin, gap = 28, 40
+    side = (width - 2 * margin - gap) // 2
+    strip = _strip(noise, width - 2 * margin)
+    height = 76 + side + 46 + strip.height + 30
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    error = float((measured - sigma).abs().max())
+    draw.text((margin, 14), f"3D Gaussian noise prior, {label}, {sigma.shape[0]} frames", INK, font(20))
+    heads = ("Sigma[m, n] asked for", f"measured on this draw (largest error {error:.3f})")
+    for column, (matrix, head) in enumerate(zip((sigma, measured), heads, strict=True)):
+        x = margin + column * (side + gap)
+        draw.text((x, 48), head, GREY, font(15))
+        page.paste(heat_map(matrix, side), (x, 74))
+    _scale_bar(page, draw, margin + side + 12, 74, side)
+    draw.text((margin, 76 + side + 12), "the noise, frame by frame", GREY, font(15))
+    page.paste(strip, (margin, 76 + side + 40))
+    return to_tensor(page)
+
+
+def noise_frames(noise: torch.Tensor, size: int) -> torch.Tensor:
+    """The first three channels of noise [F, C, h, w] as pictures [F, size, size, 3]: 0 is grey, two sigmas are full."""
+    rgb = (noise[:, :3] / 4 + 0.5).clamp(0, 1)
+    return torch.nn.functional.interpolate(rgb, size=(size, size), mode="nearest").permute(0, 2, 3, 1).contiguous()
+
+
+def heat_map(matrix: torch.Tensor, side: int) -> Image.Image:
+    """A matrix of values 0..1 as a square picture of ``side`` pixels, row 0 at the top."""
+    values = matrix.clamp(0, 1).cpu().numpy()
+    positions = [stop for stop, _ in _STOPS]
+    channels = [np.interp(values, positions, [colour[c] for _, colour in _STOPS]) for c in range(3)]
+    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own typeface, so that nothing depends on what the machine has."""
+    return ImageFont.load_default(size)
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """A PIL picture as an IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).float().div(255).unsqueeze(0)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """One IMAGE frame [H, W, 3] as a PIL picture."""
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def _strip(noise: torch.Tensor, width: int) -> Image.Image:
+    shown = min(len(noise), 16)
+    cell = (width - 2 * (shown - 1)) // shown if shown > 4 else width // 5
+    picture = Image.new("RGB", (width, cell), PAPER)
+    for i, frame in enumerate(noise_frames(noise[:shown, :, :16, :16], cell)):
+        picture.paste(to_pil(frame), (i * (cell + 2), 0))
+    return picture
+
+
+def _scale_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int) -> None:
+    ramp = torch.linspace(1, 0, height)[:, None].expand(-1, height)
+    page.paste(heat_map(ramp, height).crop((0, 0, 8, height)), (x, y))
+    draw.text((x, y - 18), "1", GREY, font(13))
+    draw.text((x, y + height + 2), "0", GREY, font(13))
