@@ -25,7 +25,9 @@ def main() -> int:
     parser.add_argument("what", nargs="*", help="bench: which benchmark; test: arguments for pytest")
     parser.add_argument("--comfy", metavar="DIR", help="use the ComfyUI in this folder")
     parser.add_argument("--host-version", default=host.NEWEST, choices=list(host.PINS), help="the ComfyUI to set up")
-    parser.add_argument("--ade", metavar="DIR", help="test, bench: a ComfyUI-AnimateDiff-Evolved folder to compare with")
+    parser.add_argument(
+        "--ade", metavar="DIR", help="test, bench: a ComfyUI-AnimateDiff-Evolved folder to compare with"
+    )
     parser.add_argument("--port", type=int, default=0, help="serve: the port (a free one by default)")
     arguments, rest = parser.parse_known_args()
     try:

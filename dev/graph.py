@@ -114,7 +114,9 @@ class Graph:
         """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output."""
         info = self.info[kind]
         node_id = len(self.nodes) + 1
-        sockets, widgets, rows = [], [], 0
+        sockets: list[dict[str, Any]] = []
+        widgets: list[Any] = []
+        rows = 0
         known = inputs_of(info)
         unknown = set(values) - set(known)
         if unknown:
@@ -130,7 +132,8 @@ class Graph:
                     rows += 1
             if linked or not is_widget(spec):
                 kind_name = spec[0] if isinstance(spec[0], str) else "COMBO"
-                socket = {"name": name, "type": kind_name, "link": self._link(value, node_id, len(sockets), kind_name)}
+                link = self._link(value, node_id, len(sockets), kind_name)
+                socket: dict[str, Any] = {"name": name, "type": kind_name, "link": link}
                 if is_widget(spec):
                     socket["widget"] = {"name": name}
                 elif name in info["input"].get("optional", {}):

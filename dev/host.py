@@ -212,7 +212,9 @@ def _pip(python: Path, arguments: list[str], what: str, usually: str) -> None:
 
 def _run(command: list[str | Path], check: bool = True) -> int:
     start = time.monotonic()
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"}
+    )
     if check and done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise SetUpError(

@@ -8,6 +8,7 @@ import platform
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -19,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from .host import HOST, Host
+from .host import HOST, Host, prepare
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,14 +34,12 @@ class QueueError(RuntimeError):
 
 
 def host_from_environment() -> Host:
-    """The host that ``run.py`` prepared."""
+    """The host that ``run.py`` prepared; without it, the pinned one."""
+    if "VCD_COMFY" not in os.environ:
+        return prepare(None)
     front_end = os.environ.get("VCD_FRONT_END")
-    return Host(
-        Path(os.environ.get("VCD_PYTHON", HOST / "venv" / "bin" / "python")),
-        Path(os.environ["VCD_COMFY"]),
-        Path(os.environ["VCD_BASE"]),
-        Path(front_end) if front_end else None,
-    )
+    folders = Path(os.environ["VCD_COMFY"]), Path(os.environ["VCD_BASE"])
+    return Host(Path(sys.executable), *folders, Path(front_end) if front_end else None)
 
 
 class Server:
@@ -51,9 +50,9 @@ class Server:
             files = server.outputs(server.run(prompt))
     """
 
-    def __init__(self, host: Host, *, port: int = 0, arguments: tuple[str, ...] = (), python: str | None = None) -> None:
-        import sys
-
+    def __init__(
+        self, host: Host, *, port: int = 0, arguments: tuple[str, ...] = (), python: str | None = None
+    ) -> None:
         self.host, self.arguments = host, arguments
         self.python = python or sys.executable
         self.port = port or _free_port()
@@ -71,7 +70,12 @@ class Server:
     def start(self, timeout: float = 180) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [self.python, str(self.host.comfy / "main.py"), "--listen", "127.0.0.1", "--port", str(self.port)]
-        command += ["--disable-auto-launch", "--database-url", f"sqlite:///{self.log.with_suffix('.db')}", *self.arguments]
+        command += [
+            "--disable-auto-launch",
+            "--database-url",
+            f"sqlite:///{self.log.with_suffix('.db')}",
+            *self.arguments,
+        ]
         if self.host.base != self.host.comfy:
             command += ["--base-directory", str(self.host.base)]
         if not _torch_has_device(self.python):
@@ -156,7 +160,10 @@ class Server:
     async def watch(self, prompt: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Run a graph and report ``progress(class_type, value, max)`` as its nodes advance."""
         client = uuid.uuid4().hex
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket_:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.url}/ws?clientId={client}") as socket_,
+        ):
             prompt_id = self.queue(prompt, client)
             async for message in socket_:
                 if message.type is not aiohttp.WSMsgType.TEXT:

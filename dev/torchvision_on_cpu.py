@@ -7,12 +7,13 @@ before torchvision is first imported.  What torchvision writes in Python works; 
 
 import importlib.abc
 import sys
+from typing import Any
 
 
 class _DeclareSchemas(importlib.abc.MetaPathFinder):
-    library = None
+    library: Any = None
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision":
             sys.meta_path.remove(self)
             import torch

@@ -45,7 +45,8 @@ class NoisePriorLatent(io.ComfyNode):
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height in pixels."),
                 io.Int.Input("frames", default=16, min=1, max=4096, tooltip="Number of frames of the clip."),
                 gamma_input(),
-                seed_input(),
+                # fixed, so that a graph of the release, which takes this node in place of its own, keeps its seed
+                seed_input(io.ControlAfterGenerate.fixed),
                 io.Combo.Input(
                     "layout",
                     options=list(noise_prior.LAYOUTS),
@@ -188,9 +189,7 @@ class ApplyNoisePrior(io.ComfyNode):
 
         def correlate(noise: torch.Tensor) -> torch.Tensor:
             dim = noise_prior.frame_dim(noise.ndim)
-            return noise_prior.correlate(
-                noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop
-            )
+            return noise_prior.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
 
         return io.NodeOutput(host.with_initial_noise(model, "vcd_noise_prior", correlate))
 
@@ -209,7 +208,7 @@ class NoisePriorPreview(io.ComfyNode):
             inputs=[
                 io.Int.Input("frames", default=16, min=1, max=256, tooltip="Number of frames of the clip."),
                 gamma_input(),
-                seed_input(),
+                seed_input(io.ControlAfterGenerate.fixed),
                 gamma_schedule_input(),
                 closed_loop_input(),
             ],

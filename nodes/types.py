@@ -37,7 +37,12 @@ def closed_loop_input() -> io.Boolean.Input:
     )
 
 
-def seed_input(tooltip: str = "The seed of the noise.") -> io.Int.Input:
+def seed_input(control: bool | io.ControlAfterGenerate = True) -> io.Int.Input:
     return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=control,
+        tooltip="The seed of the noise: the same seed gives the same bits.",
     )

@@ -11,6 +11,7 @@ which is the Cholesky factor of Sigma applied to n, in O(frames) time, defined a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -185,7 +186,7 @@ def parse_schedule(text: str, frames: int) -> list[float]:
                 'or keyframes ("0: 0.1, 8: 0.3").'
             ) from None
         raise
-    if any(a[0] >= b[0] for a, b in zip(keys, keys[1:], strict=False)):
+    if any(a[0] >= b[0] for a, b in itertools.pairwise(keys)):
         raise ValueError(f"The frame numbers of the gamma schedule must rise; found {[k for k, _ in keys]}.")
     return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
 
@@ -227,7 +228,7 @@ def _draw(
 def _interpolate(keys: list[tuple[int, float]], frame: int) -> float:
     if frame <= keys[0][0]:
         return keys[0][1]
-    for (f0, g0), (f1, g1) in zip(keys, keys[1:], strict=False):
+    for (f0, g0), (f1, g1) in itertools.pairwise(keys):
         if frame <= f1:
             return g0 + (g1 - g0) * (frame - f0) / (f1 - f0)
     return keys[-1][1]

@@ -11,7 +11,13 @@ INK = (40, 44, 52)
 GREY = (120, 124, 132)
 
 # dark blue - teal - pale yellow, rising in lightness so that it reads in grey too
-_STOPS = ((0.0, (13, 20, 54)), (0.25, (38, 70, 120)), (0.5, (32, 128, 141)), (0.75, (120, 190, 120)), (1.0, (250, 236, 160)))
+_STOPS = (
+    (0.0, (13, 20, 54)),
+    (0.25, (38, 70, 120)),
+    (0.5, (32, 128, 141)),
+    (0.75, (120, 190, 120)),
+    (1.0, (250, 236, 160)),
+)
 
 
 def noise_prior_figure(
@@ -58,7 +64,9 @@ def heat_map(matrix: torch.Tensor, side: int) -> Image.Image:
     values = matrix.clamp(0, 1).cpu().numpy()
     positions = [stop for stop, _ in _STOPS]
     channels = [np.interp(values, positions, [colour[c] for _, colour in _STOPS]) for c in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).resize(
+        (side, side), Image.Resampling.NEAREST
+    )
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

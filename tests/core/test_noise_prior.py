@@ -130,7 +130,11 @@ def test_same_seed_same_bits_and_no_global_state():
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan, math.inf])
 def test_gamma_outside_its_range_is_refused(gamma):
-    for call in (lambda: sample((4, 4, 8, 8), gamma, 0), lambda: covariance(4, gamma), lambda: correlate(independent(4, 2), gamma)):
+    for call in (
+        lambda: sample((4, 4, 8, 8), gamma, 0),
+        lambda: covariance(4, gamma),
+        lambda: correlate(independent(4, 2), gamma),
+    ):
         with pytest.raises(ValueError, match="gamma is"):
             call()
 

@@ -1,0 +1,243 @@
+"""Models of random weights in the real classes and the real key layouts, for tests where no real weights are.
+
+    python -m dev.random_models sd15 OUT.safetensors        a full-size SD 1.5 checkpoint, 2 GiB
+    python -m dev.random_models motion OUT.safetensors      a full-size AnimateDiff motion module (v2), 0.9 GiB
+
+``tiny_sd15`` builds a small MODEL, CLIP and VAE inside a running ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# the last layer of a residual branch is damped, so that depth does not blow the activations up
+_BRANCH_END = re.compile(r"(out_layers\.3|proj_out|to_out\.0|ff\.net\.2|conv2|out_proj|fc2)\.weight$")
+TINY_CHANNELS = 32  # GroupNorm has 32 groups
+TINY_MULTIPLIERS = (1, 2, 4, 4)
+TINY_TEXT = 64
+
+
+def random_weight(name: str, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """A plausible random weight: zero biases, unit norms, fan-in scaled matrices, embeddings of CLIP's size."""
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) <= 1:
+        return torch.ones(shape)
+    if "embedding" in name:
+        return torch.randn(shape, generator=generator) * (0.013 if "token" in name else 0.005)
+    scale = (0.3 if _BRANCH_END.search(name) else 1.0) / math.sqrt(math.prod(shape[1:]))
+    return torch.randn(shape, generator=generator) * scale
+
+
+def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Give every parameter of ``module`` a random weight, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict(keep_vars=True).items():
+            if value.is_floating_point() and value.ndim:
+                value.copy_(random_weight(name, value.shape, generator))
+    return module
+
+
+def unet_config(channels: int, multipliers: tuple[int, ...], context: int, heads: int) -> dict[str, Any]:
+    """SD 1.5's UNet, as the host's ``UNetModel`` takes it."""
+    return {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels,
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": multipliers, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_middle": 1, "transformer_depth_output": [1] * 9 + [0] * 3, "use_spatial_transformer": True,
+        "context_dim": context, "num_heads": heads, "use_linear_in_transformer": False,
+        "use_temporal_attention": False, "use_checkpoint": False, "legacy": False,
+    }  # fmt: skip
+
+
+def tiny_sd15(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
+    """A MODEL, CLIP and VAE in SD 1.5's classes, small enough for 16 frames and 4 steps in seconds on a CPU."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    unet = unet_config(TINY_CHANNELS, TINY_MULTIPLIERS, TINY_TEXT, heads=4)
+    detected = {**unet, "adm_in_channels": None, "dtype": torch.float32}
+    detected.pop("num_heads")
+    config = comfy.supported_models.SD15(detected)
+    config.unet_config["num_heads"] = 4
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, "", device="cpu")
+    fill(base.diffusion_model, seed)
+    model = comfy.model_patcher.ModelPatcher(
+        base,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    target = config.clip_target({})
+    target.params = {}
+    text = {
+        "hidden_size": TINY_TEXT,
+        "intermediate_size": 4 * TINY_TEXT,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": TINY_TEXT,
+    }
+    options = {"dtype": torch.float32, "clip_l_model_config": text}
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
+    fill(clip.cond_stage_model, seed + 1)
+    picture: dict[str, Any] = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+    }
+    picture |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    parameters = {"ddconfig": picture, "embed_dim": 4}
+    weights = fill(AutoencoderKL(**parameters), seed + 2).state_dict()
+    vae = comfy.sd.VAE(sd=weights, config={"params": parameters}, dtype=torch.float32)
+    return model, clip, vae
+
+
+def sd15_state_dict(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A full-size SD 1.5 checkpoint (1131 tensors, fp16) under the names that CheckpointLoaderSimple recognises.
+
+    The host must be importable (``enter_host``): names and shapes are read off its own modules, built without memory.
+    """
+    import comfy.ops
+    import comfy.sd1_clip
+    import comfy.supported_models
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def weights(module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            prefix + name: random_weight(name, value.shape, generator).half()
+            for name, value in module.state_dict().items()
+            if value.is_floating_point() and value.ndim
+        }
+
+    config = unet_config(320, (1, 2, 4, 4), 768, heads=8)
+    unet = UNetModel(**config, device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init)
+    picture: dict[str, Any] = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+    }
+    picture |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    with torch.device("meta"):
+        vae = AutoencoderKL(ddconfig=picture, embed_dim=4)
+        text = comfy.sd1_clip.SD1ClipModel(device="meta", dtype=torch.float16)
+    state = weights(unet, "model.diffusion_model.") | weights(vae, "first_stage_model.")
+    saved = comfy.supported_models.SD15.process_clip_state_dict_for_saving(None, weights(text, ""))
+    state |= {name: value for name, value in saved.items() if name.startswith("cond_stage_model.")}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    state["alphas_cumprod"] = torch.cumprod(1 - betas, 0).float()
+    return state
+
+
+def motion_state_dict(
+    version: str = "v2", channels: tuple[int, ...] = (320, 640, 1280, 1280), seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """An AnimateDiff motion module (v1, v2 or v3) under the names of the original files (v2: 588 tensors, 454 M)."""
+    positions = {"v1": 24, "v2": 32, "v3": 32}[version]
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+
+    def put(name: str, *shape: int) -> None:
+        state[name] = random_weight(name, shape, generator).half()
+
+    def linear(name: str, out: int, into: int, bias: bool = True) -> None:
+        put(f"{name}.weight", out, into)
+        if bias:
+            put(f"{name}.bias", out)
+
+    def norm(name: str, width: int) -> None:
+        put(f"{name}.weight", width)
+        put(f"{name}.bias", width)
+
+    def module(name: str, width: int) -> None:
+        name += ".temporal_transformer"
+        norm(f"{name}.norm", width)
+        linear(f"{name}.proj_in", width, width)
+        linear(f"{name}.proj_out", width, width)
+        block = f"{name}.transformer_blocks.0"
+        for i in range(2):
+            for part in ("to_q", "to_k", "to_v"):
+                linear(f"{block}.attention_blocks.{i}.{part}", width, width, bias=False)
+            linear(f"{block}.attention_blocks.{i}.to_out.0", width, width)
+            state[f"{block}.attention_blocks.{i}.pos_encoder.pe"] = sinusoid(positions, width).half()[None]
+            norm(f"{block}.norms.{i}", width)
+        linear(f"{block}.ff.net.0.proj", 8 * width, width)
+        linear(f"{block}.ff.net.2", width, 4 * width)
+        norm(f"{block}.ff_norm", width)
+
+    for i, width in enumerate(channels):
+        for j in range(2):
+            module(f"down_blocks.{i}.motion_modules.{j}", width)
+        for j in range(3):
+            module(f"up_blocks.{i}.motion_modules.{j}", channels[-1 - i])
+    if version == "v2":
+        module("mid_block.motion_modules.0", channels[-1])
+    return state
+
+
+def sinusoid(positions: int, width: int) -> torch.Tensor:
+    """The position encoding [positions, width] of "Attention Is All You Need", as AnimateDiff's files hold it."""
+    at = torch.arange(positions)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    table = torch.zeros(positions, width)
+    table[:, 0::2], table[:, 1::2] = at.sin(), at.cos()
+    return table
+
+
+def enter_host(folder: Path) -> None:
+    """Make the host's modules importable in this process, on the CPU."""
+    sys.path.insert(0, str(folder))
+    sys.argv = [sys.argv[0], "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+
+
+def write_once(path: Path, kind: str, **arguments: Any) -> Path:
+    """Write a random model file unless it is there; whole or not at all."""
+    import safetensors.torch
+
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make = sd15_state_dict if kind == "sd15" else motion_state_dict
+        state = make(**arguments)
+        partial = path.with_suffix(".partial")
+        safetensors.torch.save_file(state, partial, metadata={"title": f"random {kind}, for tests"})
+        partial.rename(path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["sd15", "motion"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.kind == "sd15":
+        from .host import prepare
+
+        enter_host(Path(os.environ.get("VCD_COMFY") or prepare(None).comfy))
+    write_once(arguments.out, arguments.kind, seed=arguments.seed)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 2**30:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""``python run.py test``: what CI runs - ruff, mypy, and all tests.  Further arguments go to pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .host import PACK, ROOT, step
+from .server import host_from_environment
+
+
+def main() -> int:
+    only = sys.argv[1:]
+    if not only:
+        step("Style (ruff) and types (mypy)", "20 s")
+        link = host_from_environment().base / "custom_nodes"
+        config = ["--config-file", str(ROOT / "pyproject.toml")]
+        checks = [
+            (["ruff", "check", "."], ROOT),
+            (["ruff", "format", "--check", "."], ROOT),
+            # under the pack's own name, since the nodes import vcd_core relative to it
+            (["mypy", *config, "-p", f"{PACK}.nodes", "-p", f"{PACK}.vcd_core"], link),
+            (["mypy", *config, "--explicit-package-bases", "run.py", "dev", "benchmarks"], ROOT),
+        ]
+        for command, folder in checks:
+            if subprocess.run([sys.executable, "-m", *command], cwd=folder).returncode:
+                return 1
+    step("Tests: the maths, the real server, the real page", "10 minutes")
+    tests = [] if any(a.startswith("tests") for a in only) else ["tests"]
+    return subprocess.run([sys.executable, "-m", "pytest", *tests, *only], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What an artist sees: templates open whole, run with the Run button, help opens, old graphs get our node."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAPHS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_open_from_templates_whole(tab, name):
+    assert name in tab.server.get("/workflow_templates")["video_custom_diffusion"]
+    tab.open_template(name)
+    wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    shown = tab.evaluate("() => window.app.graph._nodes.map(n => [n.type, n.has_errors === true])")
+    assert sorted(kind for kind, _ in shown) == sorted(node["type"] for node in wanted)
+    registered = tab.evaluate("() => Object.keys(window.LiteGraph.registered_node_types)")
+    missing = {kind for kind, _ in shown} - set(registered) - {"Note", "MarkdownNote"}
+    assert not missing
+    tab.shot(f"template_{name}")
+    assert tab.errors() == []
+
+
+def test_widget_values_arrive_where_they_belong(tab):
+    tab.open_template("00_noise_prior")
+    values = tab.evaluate(
+        "() => Object.fromEntries(window.app.graph._nodes.find(n => n.type === 'VCD_NoisePriorPreview')"
+        ".widgets.map(w => [w.name, w.value]))"
+    )
+    assert values["frames"] == 16
+    assert values["gamma"] == pytest.approx(0.8)
+    assert values["gamma_schedule"] == ""
+
+
+def test_the_run_button_makes_the_video(tab):
+    tab.open_template("00_noise_prior")
+    before = len(tab.server.get("/history"))
+    tab.page.keyboard.press("Escape")
+    tab.page.get_by_test_id("queue-button").first.click()
+    tab.page.wait_for_function(
+        "() => { const n = window.app.graph._nodes.find(n => n.type === 'SaveVideo');"
+        " return n && (window.app.nodeOutputs?.[n.id] || n.images || n.videoContainer); }",
+        timeout=120_000,
+    )
+    history = tab.server.get("/history")
+    assert len(history) == before + 1
+    files = tab.server.outputs(list(history.values())[-1])
+    assert any(f.suffix == ".mp4" and f.stat().st_size > 1000 for f in files)
+    tab.page.wait_for_timeout(1500)
+    tab.shot("run_00_noise_prior")
+    assert tab.errors() == []
+
+
+RELEASE_GRAPH = {
+    "nodes": [
+        {
+            "id": 1, "type": "MagicAlbum3DGaussianNoise", "pos": [100, 100], "size": [315, 154], "flags": {}, "order": 0,
+            "mode": 0, "outputs": [{"name": "LATENT", "type": "LATENT", "links": [1], "slot_index": 0}],
+            "properties": {"Node name for S&R": "MagicAlbum3DGaussianNoise"},
+            "widgets_values": [320, 448, 12, 1234, "fixed", 0.15],
+        },
+        {
+            "id": 2, "type": "PreviewAny", "pos": [500, 100], "size": [315, 154], "flags": {}, "order": 1, "mode": 0,
+            "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {}, "widgets_values": [],
+        },
+    ],
+    "links": [[1, 1, 0, 2, 0, "LATENT"]], "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    "last_node_id": 2, "last_link_id": 1,
+}  # fmt: skip
+
+
+def test_a_graph_of_the_release_gets_our_node_in_place_of_its_own(tab):
+    tab.open_template("00_noise_prior")
+    tab.evaluate("graph => window.app.loadGraphData(graph)", RELEASE_GRAPH)
+    tab.page.get_by_text("View details").first.click()
+    tab.page.get_by_role("button").filter(has_text="Replace").first.click()
+    node = "window.app.graph._nodes.find(n => n.type === 'VCD_NoisePriorLatent')"
+    tab.page.wait_for_function(f"() => {node}?.widgets?.find(w => w.name === 'width')?.value === 320")
+    values = tab.evaluate(f"() => Object.fromEntries({node}.widgets.map(w => [w.name, w.value]))")
+    expected = {"width": 320, "height": 448, "frames": 12, "seed": 1234, "layout": "magic-me"}
+    assert {name: values[name] for name in expected} == expected
+    assert values["gamma"] == pytest.approx(0.15)
+    assert values["fixed"] == "fixed"  # the page names the control widget after its default
+    assert tab.evaluate(f"() => {node}.outputs[0].links.length") == 1
+
+
+def test_the_help_page_opens(tab):
+    tab.open_template("00_noise_prior")
+    tab.page.keyboard.press("Escape")
+    with tab.page.expect_response(lambda r: r.url.endswith("docs/VCD_NoisePriorPreview.md")) as answer:
+        tab.evaluate(
+            "() => { const n = window.app.graph._nodes.find(n => n.type === 'VCD_NoisePriorPreview');"
+            " window.app.canvas.selectNode(n); }"
+        )
+        for selector in ("[data-testid='info-button']", "button[aria-label*='Info' i]", "[class*='lucide--info']"):
+            button = tab.page.locator(selector).first
+            if button.count():
+                button.click(timeout=5000)
+                break
+        else:
+            pytest.fail("the page has no info button for the selected node")
+    assert answer.value.ok
+    tab.page.get_by_text("Common mistakes").first.wait_for()
+    tab.shot("help")
+    assert tab.errors() == []

@@ -1,0 +1,226 @@
+"""The noise prior's nodes in graphs queued on the real server."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dev.server import QueueError
+from vcd_core import noise_prior
+
+FRAMES, SIZE, STEPS, SEED = 16, 64, 3, 77
+SAMPLER = {"sampler_name": "euler", "scheduler": "normal"}
+
+
+def same(a, b, tolerance=1e-5):
+    """Equal up to ``tolerance`` of their own size: latents of random weights run to a hundred."""
+    return float((a - b).abs().max()) < tolerance * float(a.abs().max())
+
+
+def empty(graph, frames=FRAMES):
+    return graph.EmptyLatentImage(width=SIZE, height=SIZE, batch_size=frames)
+
+
+def custom(graph, model, positive, negative, noise, latent, denoise=1.0):
+    """SamplerCustomAdvanced with the same steps as ``ksampler``."""
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=denoise)
+    guider = graph.CFGGuider(model=model, positive=positive, negative=negative, cfg=4.0)
+    sampler = graph.KSamplerSelect(sampler_name="euler")
+    return graph.SamplerCustomAdvanced(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)
+
+
+def ksampler(graph, model, positive, negative, latent, **changes):
+    inputs = {"seed": SEED, "steps": STEPS, "cfg": 4.0, "denoise": 1.0, **SAMPLER, **changes}
+    return graph.KSampler(model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
+
+
+def three_ways(graph, model, positive, negative, gamma, **more):
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
+    size = {"width": SIZE, "height": SIZE, "frames": FRAMES, "layout": "comfy"}
+    scaled = graph.VCD_NoisePriorLatent(model=model, sigmas=sigmas, gamma=gamma, seed=SEED, **size, **more)
+    as_latent = graph.KSamplerAdvanced(
+        model=model, positive=positive, negative=negative, latent_image=scaled, add_noise="disable", noise_seed=1,
+        steps=STEPS, cfg=4.0, start_at_step=0, end_at_step=1000, return_with_leftover_noise="disable", **SAMPLER,
+    )  # fmt: skip
+    noise = graph.VCD_NoisePrior(gamma=gamma, seed=SEED, layout="comfy", **more)
+    as_noise = custom(graph, model, positive, negative, noise, empty(graph))
+    patched = graph.VCD_ApplyNoisePrior(model=model, gamma=gamma, **more)
+    as_model = ksampler(graph, patched, positive, negative, empty(graph))
+    return as_latent, as_noise, as_model
+
+
+@pytest.mark.parametrize("more", [{}, {"gamma_schedule": "0: 0.0, 8: 0.9"}, {"closed_loop": True}])
+def test_three_ways_in_give_the_same_frames(bench, tiny, more):
+    graph, model, _, positive, negative = tiny()
+    a, b, c = bench.samples(graph, *three_ways(graph, model, positive, negative, 0.5, **more))
+    assert same(a, b)
+    assert torch.equal(b, c)
+
+
+def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    ways = three_ways(graph, model, positive, negative, 0.5)
+    old = oldest_bench.samples(graph, *ways)
+    graph, model, _, positive, negative = tiny()
+    new = bench.samples(graph, *three_ways(graph, model, positive, negative, 0.5))
+    for a, b in zip(old, new, strict=True):
+        assert same(a, b)
+
+
+def test_gamma_zero_is_the_stock_sampler_and_the_patch_stays_on_its_clone(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    zero = ksampler(graph, graph.VCD_ApplyNoisePrior(model=model, gamma=0.0), positive, negative, empty(graph))
+    half = ksampler(graph, graph.VCD_ApplyNoisePrior(model=model, gamma=0.5), positive, negative, empty(graph))
+    stock = ksampler(graph, model, positive, negative, empty(graph))
+    zero, half, stock = bench.samples(graph, zero, half, stock)
+    assert torch.equal(zero, stock)
+    assert (half - stock).abs().mean() > 0.05
+    near = lambda x: torch.nn.functional.cosine_similarity(x[1:].flatten(1), x[:-1].flatten(1)).mean()  # noqa: E731
+    assert near(half) > near(stock) + 0.2
+
+
+def test_a_second_patch_replaces_the_first(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    twice = graph.VCD_ApplyNoisePrior(model=graph.VCD_ApplyNoisePrior(model=model, gamma=0.9), gamma=0.3)
+    once = graph.VCD_ApplyNoisePrior(model=model, gamma=0.3)
+    a, b = bench.samples(graph, *(ksampler(graph, m, positive, negative, empty(graph)) for m in (twice, once)))
+    assert torch.equal(a, b)
+
+
+def test_partial_denoise_starts_from_the_latent_plus_correlated_noise(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    start = graph.VCD_NoisePriorLatent(width=SIZE, height=SIZE, frames=FRAMES, gamma=0.0, seed=5, layout="comfy")
+    noise = graph.VCD_NoisePrior(gamma=0.5, seed=SEED, layout="comfy")
+    a = custom(graph, model, positive, negative, noise, start, denoise=0.5)
+    patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5)
+    b = ksampler(graph, patched, positive, negative, start, denoise=0.5)
+    a, b = bench.samples(graph, a, b)
+    assert same(a, b)
+
+
+def test_no_noise_stays_no_noise(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    latent = graph.VCD_NoisePriorLatent(width=SIZE, height=SIZE, frames=4, gamma=0.0, seed=5, layout="comfy")
+    runs = [
+        graph.KSamplerAdvanced(
+            model=m, positive=positive, negative=negative, latent_image=latent, add_noise="disable", noise_seed=1,
+            steps=2, cfg=1.0, start_at_step=0, end_at_step=9, return_with_leftover_noise="disable", **SAMPLER,
+        )
+        for m in (model, graph.VCD_ApplyNoisePrior(model=model, gamma=0.7))
+    ]  # fmt: skip
+    assert torch.equal(*bench.samples(graph, *runs))
+
+
+def test_same_seed_same_bits(bench, tiny):
+    def once(salt):
+        graph, model, _, positive, negative = tiny(prompt=f"a man{' ' * salt}")  # not answered from the cache
+        noise = graph.VCD_NoisePrior(gamma=0.2, seed=SEED, layout="comfy")
+        return bench.samples(graph, custom(graph, model, positive, negative, noise, empty(graph)))
+
+    assert torch.equal(once(0), once(1))
+
+
+def test_batch_index_is_honoured(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    noise = graph.VCD_NoisePrior(gamma=0.6, seed=SEED, layout="comfy")
+    whole = custom(graph, model, positive, negative, noise, empty(graph))
+    part = graph.VCDTest_BatchIndex(samples=empty(graph, 3), index="4,5,15")
+    part = custom(graph, model, positive, negative, noise, part)
+    whole, part = bench.samples(graph, whole, part)
+    assert same(whole[[4, 5, 15]], part)
+
+
+def test_latent_is_the_unit_variance_field(bench):
+    graph = bench.graph()
+    node = graph.VCD_NoisePriorLatent(width=64, height=96, frames=8, gamma=0.3, seed=2, layout="magic-me")
+    assert torch.equal(bench.samples(graph, node), noise_prior.sample((8, 4, 12, 8), 0.3, 2, "magic-me"))
+
+
+def test_graphs_with_the_releases_node_run_with_ours_in_its_place(bench):
+    graph = bench.graph()
+    old = graph.MagicAlbum3DGaussianNoise(width=64, height=64, batch_size=6, seed=3, cov_factor=0.15)
+    for node in graph.prompt.values():
+        node["_meta"] = {"title": ""}
+    graph.prompt["2"] = {"class_type": "VCDTest_Save", "inputs": {"name": "replaced", "value": old}, "_meta": {}}
+    entry = bench.server.run(graph.prompt)
+    assert entry["outputs"]["2"]["tensor"] == ["replaced"]
+    found = torch.load(bench.server.host.base / "output" / "vcd_tests" / "replaced.pt")["samples"]
+    assert torch.equal(found, noise_prior.sample((6, 4, 8, 8), 0.15, 3, "magic-me"))
+    listed = bench.server.get("/node_replacements")["MagicAlbum3DGaussianNoise"][0]
+    assert listed["new_node_id"] == "VCD_NoisePriorLatent"
+
+
+def test_preview_shows_what_was_asked_for(bench):
+    graph = bench.graph()
+    node = graph.VCD_NoisePriorPreview(frames=5, gamma=0.5, seed=0)
+    figure, noise = bench.tensors(graph, node, [node[0], 1])
+    assert figure.ndim == 4
+    assert figure.shape[-1] == 3
+    assert noise.shape == (5, 256, 256, 3)
+    assert figure.std() > 0.05
+
+
+LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layout": "comfy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 60}, "multiples of 8"),
+        ({"frames": 0}, "frames|smaller than min"),
+        ({"gamma": 1.5}, "gamma|bigger than max"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"gamma_schedule": "0.1, 0.2"}, "2 values.*3 transitions"),
+        ({"gamma_schedule": "slow"}, "cannot be read"),
+        ({"gamma_schedule": "0: 0.1", "closed_loop": True}, "closed loop"),
+    ],
+)
+def test_bad_input_is_refused_at_the_node(bench, changes, message):
+    graph = bench.graph()
+    node = graph.VCD_NoisePriorLatent(**{**LATENT, **changes})
+    with pytest.raises(QueueError, match=message):
+        bench.tensors(graph, node)
+
+
+def test_sigmas_without_model_is_refused(bench, tiny):
+    graph, model, *_ = tiny()
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
+    with pytest.raises(QueueError, match="SIGMAS is connected without MODEL"):
+        bench.tensors(graph, graph.VCD_NoisePriorLatent(**LATENT, sigmas=sigmas))
+
+
+@pytest.mark.parametrize("way", ["model", "noise"])
+def test_a_schedule_for_another_clip_length_is_refused_before_sampling(bench, tiny, way):
+    graph, model, _, positive, negative = tiny()
+    schedule = "0.1, 0.2, 0.3"
+    if way == "model":
+        patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.1, gamma_schedule=schedule)
+        node = ksampler(graph, patched, positive, negative, empty(graph))
+    else:
+        noise = graph.VCD_NoisePrior(gamma=0.1, seed=0, layout="comfy", gamma_schedule=schedule)
+        node = custom(graph, model, positive, negative, noise, empty(graph))
+    with pytest.raises(QueueError, match=r"3 values.*16 frames.*15 transitions"):
+        bench.tensors(graph, node)
+
+
+def test_the_packs_start_is_quick(bench):
+    """Not a timing: heavy libraries must not be imported when the pack is."""
+    lines = Path(bench.server.log).read_text(errors="replace").splitlines()
+    loaded = [line for line in lines if "video_custom_diffusion" in line and "seconds" in line]
+    assert loaded, "the pack is not in the list of import times"
+    assert "FAILED" not in loaded[0]
+
+
+def test_object_info_is_complete(bench):
+    info = bench.server.get("/object_info")
+    ours = {name: node for name, node in info.items() if name.startswith("VCD_")}
+    assert len(ours) >= 4
+    for name, node in ours.items():
+        assert node["description"], name
+        assert node["search_aliases"], name
+        for group in node["input"].values():
+            for key, spec in group.items():
+                assert json.dumps(spec), key
+                if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict):
+                    assert spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
