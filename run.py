@@ -21,7 +21,7 @@ from dev import host
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "serve", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "serve", "bench", "train-tiny"])
     parser.add_argument("what", nargs="*", help="bench: which benchmark; test: arguments for pytest")
     parser.add_argument("--comfy", metavar="DIR", help="use the ComfyUI in this folder")
     parser.add_argument("--host-version", default=host.NEWEST, choices=list(host.PINS), help="the ComfyUI to set up")
@@ -46,7 +46,7 @@ def main() -> int:
         "VCD_ADE": str(arguments.ade or ""),
         "VCD_PORT": str(arguments.port),
     }
-    command = [str(prepared.python), "-m", f"dev.{arguments.command}", *arguments.what, *rest]
+    command = [str(prepared.python), "-m", f"dev.{arguments.command.replace('-', '_')}", *arguments.what, *rest]
     try:
         return subprocess.run(command, cwd=host.ROOT, env=environment).returncode
     except KeyboardInterrupt:

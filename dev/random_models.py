@@ -194,6 +194,19 @@ def motion_state_dict(
     return state
 
 
+def motion_lora_state_dict(motion: dict[str, torch.Tensor], rank: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A motion LoRA for a motion module's tensors, under the names of the v2_lora_* files."""
+    generator = torch.Generator().manual_seed(seed)
+    lora = {}
+    for key, value in motion.items():
+        if ".attention_blocks." in key and key.endswith(".weight"):
+            head, part = key.removesuffix(".weight").replace("to_out.0", "to_out").rsplit(".", 1)
+            name = f"{head}.processor.{part}_lora"
+            lora[f"{name}.down.weight"] = torch.randn(rank, value.shape[1], generator=generator) / value.shape[1] ** 0.5
+            lora[f"{name}.up.weight"] = torch.randn(value.shape[0], rank, generator=generator)
+    return lora
+
+
 def sinusoid(positions: int, width: int) -> torch.Tensor:
     """The position encoding [positions, width] of "Attention Is All You Need", as AnimateDiff's files hold it."""
     at = torch.arange(positions)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))

@@ -127,16 +127,21 @@ class Server:
     def queue(self, prompt: dict[str, Any], client_id: str = "") -> str:
         """Queue a graph in API form; returns its id, raises ``QueueError`` where the server refuses it."""
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": client_id})["prompt_id"]
+            details = self.post("/prompt", {"prompt": prompt, "client_id": client_id})
         except urllib.error.HTTPError as error:
             details = json.loads(error.read())
-            errors = [
-                f"{node['class_type']}: {e['message']} {e['details']}"
-                for node in details.get("node_errors", {}).values()
-                for e in node["errors"]
-            ]
-            message = "\n".join(errors) or str(details.get("error"))
-            raise QueueError(message, details) from None
+        errors = [
+            f"{node['class_type']}: {e['message']} {e['details']}"
+            for node in (details.get("node_errors") or {}).values()
+            for e in node["errors"]
+        ]
+        if (
+            errors or "prompt_id" not in details
+        ):  # the server runs the part of a graph that is valid; we do not want that
+            if "prompt_id" in details:
+                self.post("/queue", {"delete": [details["prompt_id"]]})
+            raise QueueError("\n".join(errors) or str(details.get("error")), details)
+        return details["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a finished graph; raises ``QueueError`` with the node's own message where it failed."""

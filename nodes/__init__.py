@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, noise
+from . import host, motion, noise
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
+    *motion.NODES,
 ]
 
 

@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from dev.host import HOST, OLDEST, link, prepare
+from dev import random_models
+from dev.host import HOST, OLDEST, ROOT, link, prepare
 from dev.server import Server, host_from_environment
 
 
@@ -58,7 +61,29 @@ class Bench:
         return values["samples"] if isinstance(values, dict) else [v["samples"] for v in values]
 
 
+TINY_CHANNELS = tuple(random_models.TINY_CHANNELS * m for m in random_models.TINY_MULTIPLIERS)
+
+
+def _motion_files(models):
+    """Small motion files for the tiny model, and files that are something else."""
+    from safetensors.torch import save_file
+
+    folder = models / "animatediff_models"
+    for version in ("v1", "v2", "v3"):
+        path = folder / f"test_tiny_{version}.safetensors"
+        random_models.write_once(path, "motion", version=version, channels=TINY_CHANNELS)
+    full = random_models.motion_state_dict("v2", TINY_CHANNELS)
+    sdxl = {k: v for k, v in full.items() if not k.startswith(("down_blocks.3", "up_blocks.3", "mid_block"))}
+    save_file(sdxl, folder / "test_sdxl.safetensors")
+    save_file({"lora_unet_x.alpha": torch.ones(1)}, folder / "test_other.safetensors")
+    (folder / "test_broken.safetensors").write_bytes(b"not a file of tensors")
+    loras = models / "animatediff_motion_lora"
+    loras.mkdir(parents=True, exist_ok=True)
+    save_file(random_models.motion_lora_state_dict(full), loras / "test_tiny_lora.safetensors")
+
+
 def _serve(host):
+    _motion_files(host.base / "models")
     link(Path(__file__).parent / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")
     ade = os.environ.get("VCD_ADE")
     if ade:
@@ -77,6 +102,24 @@ def oldest_bench():
     if not HOST.is_dir():
         pytest.skip("the oldest host is set up by run.py, not with --comfy DIR")
     yield from _serve(prepare(None, OLDEST))
+
+
+@pytest.fixture(scope="session")
+def ade(bench):
+    if "ADE_AnimateDiffLoaderGen1" not in bench.server.get("/object_info"):
+        pytest.skip("AnimateDiff-Evolved is not there: give its folder with --ade DIR")
+
+
+@pytest.fixture(scope="session")
+def full_size(bench):
+    """A random SD 1.5 checkpoint and motion module of full size, made once by a process that has the host's classes."""
+    models = bench.server.host.base / "models"
+    files = {"sd15": models / "checkpoints" / "random_sd15.safetensors"}
+    files["motion"] = models / "animatediff_models" / "random_mm_v2.safetensors"
+    for kind, path in files.items():
+        if not path.is_file():
+            subprocess.run([sys.executable, "-m", "dev.random_models", kind, str(path)], check=True, cwd=ROOT)
+    return {kind: path.name for kind, path in files.items()}
 
 
 @pytest.fixture

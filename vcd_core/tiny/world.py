@@ -25,24 +25,51 @@ Box = tuple[float, float, float, float]
 
 CLASS_WORDS = ("man", "woman")
 SKINS: dict[str, Colour] = {"pale": (244, 205, 178), "brown": (178, 122, 84), "dark": (108, 70, 48)}
-HAIR_COLOURS: dict[str, Colour] = {"black": (30, 26, 28), "blond": (236, 200, 92), "red": (186, 70, 34), "blue": (52, 96, 220)}
+HAIR_COLOURS: dict[str, Colour] = {
+    "black": (30, 26, 28),
+    "blond": (236, 200, 92),
+    "red": (186, 70, 34),
+    "blue": (52, 96, 220),
+}
 HAIRS = ("short", "long", "spiky", "no")
 EYES: dict[str, Colour] = {"blue": (44, 104, 200), "green": (48, 130, 62), "brown": (84, 50, 24)}
 GLASSES = ("none", "glasses", "sunglasses")
-HATS: dict[str, Colour | None] = {"none": None, "red cap": (206, 40, 44), "yellow cap": (240, 206, 50), "top hat": (34, 32, 40)}
+HATS: dict[str, Colour | None] = {
+    "none": None,
+    "red cap": (206, 40, 44),
+    "yellow cap": (240, 206, 50),
+    "top hat": (34, 32, 40),
+}
 SHIRTS: dict[str, Colour] = {
     "red": (214, 44, 44), "blue": (44, 80, 210), "green": (44, 150, 66), "yellow": (242, 212, 56), "white": (240, 240, 240),
 }  # fmt: skip
 SCENES = ("beach", "city", "forest", "snow", "night")
 ACTIONS = ("walking", "waving", "jumping", "standing")
 FRAMINGS = ("close-up", "medium", "far away")
-SCENE_WORDS = {"beach": "on the beach", "city": "in the city", "forest": "in the forest", "snow": "in the snow", "night": "at night"}
+SCENE_WORDS = {
+    "beach": "on the beach",
+    "city": "in the city",
+    "forest": "in the forest",
+    "snow": "in the snow",
+    "night": "at night",
+}
 
-# head radius in pixels, where the head stands, and how far it may wander
+
+@dataclass(frozen=True)
+class _Shot:
+    """Head radius in pixels, where the head stands, and how far it may wander."""
+
+    radius: float
+    x: float
+    y: float
+    wide: float
+    high: float
+
+
 _SHOTS = {
-    "close-up": {"radius": 30.0, "x": 64.0, "y": 62.0, "wander": (9.0, 5.0)},
-    "medium": {"radius": 15.0, "x": 64.0, "y": 44.0, "wander": (20.0, 6.0)},
-    "far away": {"radius": 7.0, "x": 64.0, "y": 60.0, "wander": (38.0, 10.0)},
+    "close-up": _Shot(30, 64, 62, 9, 5),
+    "medium": _Shot(15, 64, 44, 20, 6),
+    "far away": _Shot(7, 64, 60, 38, 10),
 }
 
 
@@ -155,7 +182,9 @@ def caption(clip: Clip, keep: float = 1.0, rng: random.Random | None = None) -> 
     rng = rng or random.Random(0)
     kept = lambda: keep >= 1 or rng.random() < keep  # noqa: E731
     people = " and a ".join(describe(person, keep, rng) for person in clip.people)
-    framing = {"close-up": "a close-up of a", "medium": "a photo of a", "far away": "a far away photo of a"}[clip.framing]
+    framing = {"close-up": "a close-up of a", "medium": "a photo of a", "far away": "a far away photo of a"}[
+        clip.framing
+    ]
     text = f"{framing} {people}"
     text += f", {clip.action}" if kept() else ""
     return text + (f" {SCENE_WORDS[clip.scene]}" if kept() else "")
@@ -163,11 +192,12 @@ def caption(clip: Clip, keep: float = 1.0, rng: random.Random | None = None) -> 
 
 def vocabulary() -> list[str]:
     """Every word that a caption or a prompt of this world may use."""
-    words = set("a an the of with and photo picture person people in on at very small zoomed".split())
-    values = [CLASS_WORDS, SKINS, HAIRS, HAIR_COLOURS, EYES, GLASSES, HATS, SHIRTS, ACTIONS, FRAMINGS, SCENE_WORDS.values()]
+    words = {"a", "an", "the", "of", "with", "and", "photo", "picture", "person", "people", "in", "on", "at"}
+    values = [CLASS_WORDS, SKINS, HAIRS, HAIR_COLOURS, EYES, GLASSES, HATS, SHIRTS, ACTIONS, FRAMINGS]
+    values.append(tuple(SCENE_WORDS.values()))
     for value in itertools.chain.from_iterable(values):
         words.update(value.replace("-", " - ").split())
-    return sorted(words | {"hair", "shirt", "eyes", ",", ".", "close", "up", "-"})
+    return sorted(words | {"very", "small", "zoomed", "hair", "shirt", "eyes", ",", ".", "close", "up", "-"})
 
 
 def render_clip(clip: Clip) -> list[Frame]:
@@ -206,14 +236,13 @@ def _place(clip: Clip, index: int, number: int) -> tuple[float, float, float]:
     """Where person ``number``'s head is in frame ``index``: x, y and radius in pixels."""
     rng = _phase(clip, number)
     shot = _SHOTS[clip.framing]
-    radius = float(shot["radius"]) * rng.uniform(0.92, 1.08)  # type: ignore[arg-type]
-    wide, high = shot["wander"]  # type: ignore[misc]
+    radius, wide, home = shot.radius * rng.uniform(0.92, 1.08), shot.wide, shot.x
     crowd = len(clip.people)
     if crowd > 1:
         radius *= 0.72 if clip.framing == "close-up" else 1.0
         wide /= crowd
-    home = float(shot["x"]) + (number - (crowd - 1) / 2) * (64.0 if crowd > 1 else 0.0)  # type: ignore[arg-type]
-    x, y = home + rng.uniform(-0.6, 0.6) * wide, float(shot["y"]) + rng.uniform(-0.6, 0.6) * high  # type: ignore[arg-type]
+        home += (number - (crowd - 1) / 2) * 64.0
+    x, y = home + rng.uniform(-0.6, 0.6) * wide, shot.y + rng.uniform(-0.6, 0.6) * shot.high
     direction, start = rng.choice((-1, 1)), rng.random()
     time = index / FRAMES
     beat = 2 * math.pi * (2 * time + start)
@@ -334,7 +363,9 @@ class _Layer:
         for side in (-1, 1):
             self._ellipse(side * 0.84, 0.1, 0.14, 0.22, _shade(skin, 0.85))
         self._ellipse(0, -0.15, 0.86, 0.95, skin)
-        self._polygon([(-0.84, 0.0), (0.84, 0.0), (0.7, 0.55), (0.38, chin - 0.1), (-0.38, chin - 0.1), (-0.7, 0.55)], skin)
+        self._polygon(
+            [(-0.84, 0.0), (0.84, 0.0), (0.7, 0.55), (0.38, chin - 0.1), (-0.38, chin - 0.1), (-0.7, 0.55)], skin
+        )
         self._ellipse(0, chin - 0.2, 0.4, 0.2, skin)
         self._light(skin)
 
@@ -357,10 +388,28 @@ class _Layer:
             self._polygon([(0.98, -0.3), (0.8, -0.75), (0.74, -0.35), (0.84, 0.12), (0.96, 0.1)], colour)
         if hair == "long":
             for side in (-1, 1):
-                self._polygon([(side * 0.98, -0.5), (side * 0.74, -0.4), (side * 0.82, 0.9), (side * 1.08, 1.5)], colour)
+                self._polygon(
+                    [(side * 0.98, -0.5), (side * 0.74, -0.4), (side * 0.82, 0.9), (side * 1.08, 1.5)], colour
+                )
         if hair == "spiky":
-            tips = [(-1.0, -0.15), (-1.25, -0.95), (-0.78, -0.85), (-0.7, -1.55), (-0.3, -1.05), (0.0, -1.75), (0.3, -1.05)]
-            tips += [(0.7, -1.55), (0.78, -0.85), (1.25, -0.95), (1.0, -0.15), (0.78, -0.55), (0.3, -0.68), (-0.3, -0.68)]
+            tips = [
+                (-1.0, -0.15),
+                (-1.25, -0.95),
+                (-0.78, -0.85),
+                (-0.7, -1.55),
+                (-0.3, -1.05),
+                (0.0, -1.75),
+                (0.3, -1.05),
+            ]
+            tips += [
+                (0.7, -1.55),
+                (0.78, -0.85),
+                (1.25, -0.95),
+                (1.0, -0.15),
+                (0.78, -0.55),
+                (0.3, -0.68),
+                (-0.3, -0.68),
+            ]
             self._polygon([*tips, (-0.78, -0.55)], colour)
 
     def _features(self, person: Person, pose: _Pose, skin: Colour) -> None:

@@ -1,0 +1,457 @@
+"""``python run.py train-tiny``: trains the tiny model from nothing, stage by stage, on one or two cores.
+
+    vae        pictures to latents and back
+    frames64   text to picture at 64x64, close-ups and medium shots, full captions
+    frames128  the same weights at 128x128, all framings, then captions with parts left out
+    motion     AnimateDiff-layout motion modules on the frozen frames
+
+Each stage has a budget of minutes, saves its state every few minutes, and goes on from there when run again; a larger budget
+trains a finished stage further.  Logs, states and contact sheets lie in ``--folder`` (default ``.host/tiny``);
+``export`` writes the weights that the pack ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import math
+import os
+import pickle
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from vcd_core.tiny import model as tiny
+from vcd_core.tiny import world
+
+from .host import HOST, PACK
+from .random_models import enter_host
+from .server import host_from_environment
+
+BUDGETS = {"vae": 18.0, "frames64": 25.0, "frames128": 45.0, "motion": 30.0}  # minutes
+SAVE_EVERY = 180.0  # seconds
+
+
+class Stage:
+    """The bookkeeping of one stage: budget, state on disk, log, moving average of the weights."""
+
+    def __init__(
+        self, name: str, folder: Path, minutes: float, parameters: dict[str, nn.Parameter], rate: float
+    ) -> None:
+        self.name, self.folder, self.budget, self.rate = name, folder, minutes * 60, rate
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            list(parameters.values()), lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        )
+        self.average = {key: value.detach().clone() for key, value in parameters.items()}
+        self.step, self.spent, self.pictures = 0, 0.0, 0
+        self.path = folder / f"{name}.state"
+        if self.path.is_file():
+            self._resume(torch.load(self.path, weights_only=True))
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for key, value in self.parameters.items():
+                value.copy_(state["weights"][key])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.spent, self.pictures = state["step"], state["spent"], state["pictures"]
+        self.log(f"resumed at step {self.step}, {self.spent / 60:.1f} of {self.budget / 60:.0f} minutes")
+
+    def log(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {self.name} {text}"
+        print(line, flush=True)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def save(self) -> None:
+        state = {
+            "weights": {key: value.detach() for key, value in self.parameters.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+            "pictures": self.pictures,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.rename(self.path)
+
+    def run(
+        self, loss_of: Callable[[], tuple[torch.Tensor, int]], report: Callable[[], str], every: float = 120
+    ) -> None:
+        """Train until the budget is spent; ``loss_of`` gives a loss and how many pictures it saw."""
+        saved = reported = time.monotonic()
+        smooth = None
+        while self.spent < self.budget:
+            start = time.monotonic()
+            done = self.spent / self.budget
+            for group in self.optimizer.param_groups:
+                group["lr"] = (
+                    self.rate * min(1, (self.step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+                )
+            loss, pictures = loss_of()
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+            self.optimizer.step()
+            self.step += 1
+            self.pictures += pictures
+            keep = min(0.998, self.step / (self.step + 30))
+            with torch.no_grad():
+                for key, value in self.parameters.items():
+                    self.average[key].lerp_(value, 1 - keep)
+            smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+            now = time.monotonic()
+            self.spent += now - start
+            if now - reported > every:
+                rate = self.pictures / self.spent
+                self.log(f"step {self.step} loss {smooth:.4f} {rate:.0f} pictures/s {self.pictures} seen; {report()}")
+                reported = time.monotonic()
+            if now - saved > SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        self.log(f"done: {self.step} steps, {self.pictures} pictures, {self.spent / 60:.0f} minutes; {report()}")
+
+    def load_average(self) -> None:
+        with torch.no_grad():
+            for key, value in self.parameters.items():
+                value.copy_(self.average[key])
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def to_tensor(frames: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def sheet(pictures: torch.Tensor, columns: int, path: Path, scale: int = 1) -> None:
+    frames = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    rows = [np.concatenate(frames[i : i + columns], 1) for i in range(0, len(frames) // columns * columns, columns)]
+    picture = Image.fromarray(np.concatenate(rows))
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC).save(path)
+
+
+def train_vae(folder: Path, minutes: float) -> None:
+    torch.manual_seed(0)
+    vae = tiny.PictureAutoencoder()
+    stage = Stage("vae", folder, minutes, dict(vae.named_parameters()), 2e-3)
+    rng = random.Random(1 + stage.step)
+    pool: list[tuple[torch.Tensor, world.Box]] = []
+
+    def refill(count: int) -> None:
+        for _ in range(count):
+            clip = world.random_clip(rng)
+            frame = world.render(clip, rng.randrange(world.FRAMES))
+            pool.append((to_tensor([frame.image])[0], frame.faces[0]))
+        del pool[: max(0, len(pool) - 3000)]
+
+    def crop() -> tuple[torch.Tensor, torch.Tensor]:
+        picture, (x, y, w, h) = rng.choice(pool)
+        middle = (x + w / 2, y + h / 2) if rng.random() < 0.6 else (rng.uniform(0, 128), rng.uniform(0, 128))
+        left, top = (int(min(64, max(0, m - 32 + rng.uniform(-16, 16)))) for m in middle)
+        weight = torch.ones(1, 128, 128)
+        weight[:, max(0, int(y)) : int(y + h), max(0, int(x)) : int(x + w)] = 3
+        part = picture[:, top : top + 64, left : left + 64], weight[:, top : top + 64, left : left + 64]
+        return tuple(p.flip(-1) for p in part) if rng.random() < 0.5 else part  # type: ignore[return-value]
+
+    refill(1000)
+
+    def loss_of() -> tuple[torch.Tensor, int]:
+        refill(6)
+        pictures, weights = (torch.stack(part) for part in zip(*(crop() for _ in range(24)), strict=True))
+        latents = vae.encode(pictures)
+        difference = vae.decode(latents + 0.1 * torch.randn_like(latents)) - pictures
+        edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+        loss = (difference.abs() * weights).sum() / weights.sum() / 3 + 0.5 * edges + difference.pow(2).mean()
+        return loss + 1e-3 * latents.pow(2).mean(), 24
+
+    test = [world.render(world.random_clip(random.Random(900 + i)), i % 16) for i in range(48)]
+    pictures = to_tensor([frame.image for frame in test])
+
+    def report() -> str:
+        with torch.no_grad():
+            again = vae.decode(vae.encode(pictures))
+        faces = []
+        for i, frame in enumerate(test):
+            x, y, w, h = (int(v) for v in frame.faces[0])
+            part = np.s_[i, :, max(0, y) : y + h, max(0, x) : x + w]
+            faces.append(float((again[part] - pictures[part]).pow(2).mean()))
+        whole = 10 * math.log10(4 / float((again - pictures).pow(2).mean()))
+        rows = [torch.cat([pictures[i : i + 8], again[i : i + 8]]) for i in range(0, 32, 8)]
+        sheet(torch.cat(rows), 8, folder / "vae.png")
+        return f"{whole:.1f} dB, faces {10 * math.log10(4 / np.mean(faces)):.1f} dB"
+
+    stage.run(loss_of, report)
+    stage.load_average()
+    report()
+    vae.whiten(pictures)
+    stage.log(f"with averaged weights, whitened: {report()}")
+    torch.save(vae.state_dict(), folder / "vae.pt")
+
+
+# ------------------------------------------------------------------------------------------------- text to picture
+
+
+class Words:
+    """The real CLIP tokenizer, its ids mapped to the rows of a small table of the words this world uses."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        words = {w: self._ids(w) for w in world.vocabulary()}
+        self.ids = sorted({49406, 49407, *(i for ids in words.values() for i in ids)})
+        self.rows = {token: row for row, token in enumerate(self.ids)}
+        self.cache: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(pair[0]) for pair in self.clip.tokenize(text)["l"][0] if int(pair[0]) not in (49406, 49407)]
+
+    def __call__(self, text: str) -> list[int]:
+        if text not in self.cache:
+            tokens = [49406, *self._ids(text)][:76]
+            tokens += [49407] * (77 - len(tokens))
+            self.cache[text] = [self.rows[token] for token in tokens]
+        return self.cache[text]
+
+
+class Painter:
+    """UNet, text encoder and word table, with the noise schedule: what the frame stages train."""
+
+    def __init__(self, folder: Path) -> None:
+        host = host_from_environment()
+        enter_host(host.comfy)
+        sys.argv += ["--use-pytorch-cross-attention"]
+        sys.path.insert(0, str(host.base / "custom_nodes"))
+        build = __import__(f"{PACK}.nodes.host", fromlist=["host"]).small_sd15
+        model, clip, _ = build(tiny.UNET, tiny.HEADS, tiny.TEXT, tiny.PictureAutoencoder(), [])
+        self.unet = model.model.diffusion_model
+        self.encoder = clip.cond_stage_model.clip_l.transformer.text_model
+        self.sampling = model.model.model_sampling
+        for module in (self.unet, self.encoder):
+            start_weights(module)
+        _out_of_place(self.encoder)
+        self.words = Words(clip)
+        self.table = nn.Embedding(len(self.words.ids), tiny.TEXT_WIDTH)
+        nn.init.normal_(self.table.weight, 0, 0.3)
+        self.vae = tiny.PictureAutoencoder().eval().requires_grad_(False)
+        self.vae.load_state_dict(torch.load(folder / "vae.pt", weights_only=True))
+        betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
+        self.signal = torch.cumprod(1 - betas, 0).sqrt().float()
+        self.noise = (1 - self.signal.double() ** 2).sqrt().float()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        named = {f"unet.{k}": v for k, v in self.unet.named_parameters()}
+        named |= {f"text.{k}": v for k, v in self.encoder.named_parameters() if "token_embedding" not in k}
+        named |= {"table": self.table.weight}
+        return {key: value.requires_grad_(True) for key, value in named.items()}
+
+    def text(self, captions: list[str]) -> torch.Tensor:
+        rows = torch.tensor([self.words(caption) for caption in captions])
+        return self.encoder(None, embeds=self.table(rows), num_tokens=[77] * len(captions))[0]
+
+    def noised(
+        self, latents: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noised latents and the v that the UNet is to predict for them."""
+        a, b = (table[times].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
+        return a * latents + b * noise, a * noise - b * latents
+
+    @torch.no_grad()
+    def draw(self, captions: list[str], side: int, seed: int, steps: int = 20, cfg: float = 4.0) -> torch.Tensor:
+        """Pictures by DDIM with classifier-free guidance."""
+        context = torch.cat([self.text(captions), self.text([""]).expand(len(captions), -1, -1)])
+        x = torch.randn(len(captions), 4, side // 8, side // 8, generator=torch.Generator().manual_seed(seed))
+        times = torch.linspace(999, 0, steps + 1).round().long()
+        for now, then in itertools.pairwise(times):
+            v = self.unet(torch.cat([x, x]), now.expand(2 * len(x)).float(), context)
+            right, none = v.chunk(2)
+            v = none + cfg * (right - none)
+            clean = self.signal[now] * x - self.noise[now] * v
+            noise = self.noise[now] * x + self.signal[now] * v
+            x = clean if then == 0 else self.signal[then] * clean + self.noise[then] * noise
+        return torch.cat([self.vae.decode(part / tiny.SCALE) for part in x.split(8)])
+
+
+def start_weights(module: nn.Module) -> None:
+    """PyTorch's own initial weights (the host's layers leave theirs unset), residual branches starting at zero."""
+    kinds = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+    for part in module.modules():
+        for kind in kinds:
+            if isinstance(part, kind):
+                kind.reset_parameters(part)  # type: ignore[arg-type]
+                break
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            if name.endswith(("out_layers.3.weight", "out_layers.3.bias", "proj_out.weight", "proj_out.bias")):
+                value.zero_()
+            elif "position_embedding" in name:
+                value.normal_(0, 0.02)
+
+
+def _out_of_place(encoder: nn.Module) -> None:
+    """The host's CLIP layers add in place, which autograd refuses."""
+
+    def forward(self: Any, x: torch.Tensor, mask: Any = None, optimized_attention: Any = None) -> torch.Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
+        return x + self.mlp(self.layer_norm2(x))
+
+    for layer in encoder.modules():
+        if type(layer).__name__ == "CLIPLayer":
+            layer.forward = MethodType(forward, layer)
+
+
+class Album:
+    """Latents of rendered frames with the clips they come from, kept on disk between runs."""
+
+    def __init__(self, folder: Path, painter: Painter, count: int) -> None:
+        path = folder / f"album-{count}.pt"
+        if not path.is_file():
+            start = time.monotonic()
+            clips: list[world.Clip] = []
+            small: list[torch.Tensor] = []
+            large: list[torch.Tensor] = []
+            rng = random.Random(5)
+            while len(clips) < count:
+                part = [world.random_clip(rng) for _ in range(50)]
+                frames = [world.render(clip, rng.randrange(world.FRAMES)).image for clip in part]
+                half = [np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in frames]
+                with torch.no_grad():
+                    large.append((painter.vae.encode(to_tensor(frames)) * tiny.SCALE).half())
+                    small.append((painter.vae.encode(to_tensor(half)) * tiny.SCALE).half())
+                clips += part
+            torch.save({"large": torch.cat(large), "small": torch.cat(small), "clips": pickle.dumps(clips)}, path)
+            print(f"album of {count} in {time.monotonic() - start:.0f} s", flush=True)
+        stored = torch.load(path, weights_only=False)
+        self.latents = {128: stored["large"], 64: stored["small"]}
+        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
+
+
+SHEET = [
+    "a close-up of a pale man with short red hair, green shirt, standing on the beach",
+    "a close-up of a dark woman with long black hair, glasses, red shirt, standing in the forest",
+    "a close-up of a brown man with spiky blue hair, sunglasses, white shirt, waving at night",
+    "a close-up of a pale woman with long blond hair, yellow cap, blue shirt, walking in the snow",
+    "a photo of a dark man with no hair, yellow shirt, waving on the beach",
+    "a photo of a pale woman with long red hair, blue shirt, walking in the city",
+    "a photo of a brown man with short black hair, top hat, green shirt, jumping in the snow",
+    "a photo of a dark woman with spiky blond hair, white shirt, standing in the forest",
+]
+FAR = [
+    "a far away photo of a pale man with short black hair, red shirt, walking on the beach",
+    "a far away photo of a dark woman with long blue hair, yellow shirt, waving at night",
+]
+
+
+def train_frames(folder: Path, minutes: float, side: int, before: str | None) -> None:
+    torch.manual_seed(side)
+    painter = Painter(folder)
+    stage = Stage(f"frames{side}", folder, minutes, painter.parameters(), 1.5e-3 if before is None else 1e-3)
+    if before and stage.step == 0:
+        start = torch.load(folder / f"{before}.state", weights_only=True)["average"]
+        with torch.no_grad():
+            for key, value in stage.parameters.items():
+                value.copy_(start[key])
+        stage.average = {key: value.detach().clone() for key, value in stage.parameters.items()}
+    album = Album(folder, painter, int(os.environ.get("VCD_ALBUM", "24000")))
+    latents = album.latents[side]
+    rng = random.Random(stage.step + side)
+    held = 256
+    usable = [i for i, c in enumerate(album.clips[:-held]) if side == 128 or c.framing != "far away"]
+    batch = 48 if side == 64 else 32
+
+    def loss_of() -> tuple[torch.Tensor, int]:
+        chosen = rng.sample(usable, batch)
+        keep = 1.0 if side == 64 or stage.spent < 0.6 * stage.budget else rng.choice((1.0, 0.75))
+        captions = ["" if rng.random() < 0.1 else world.caption(album.clips[i], keep, rng) for i in chosen]
+        high = torch.rand(batch) < 0.7
+        times = torch.where(high, torch.randint(500, 1000, (batch,)), torch.randint(0, 500, (batch,)))
+        clean = latents[chosen].float()
+        x, target = painter.noised(clean, times, torch.randn_like(clean))
+        return F.mse_loss(painter.unet(x, times.float(), painter.text(captions)), target), batch
+
+    def report() -> str:
+        live = copy.deepcopy({key: value.detach() for key, value in stage.parameters.items()})
+        stage.load_average()
+        text = gaps(painter, latents[-held:].float(), album.clips[-held:], side)
+        captions = [c for c in SHEET for _ in range(2)] + ([c for c in FAR for _ in range(4)] if side == 128 else [])
+        sheet(painter.draw(captions, side, 1), 8, folder / f"frames{side}.png", 128 // side)
+        with torch.no_grad():
+            for key, value in stage.parameters.items():
+                value.copy_(live[key])
+        return text
+
+    stage.run(loss_of, report, every=300)
+
+
+@torch.no_grad()
+def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side: int) -> str:
+    """How much worse the noise at t = 700 is predicted when one attribute of the caption is wrong: what words do."""
+    chosen = [i for i, c in enumerate(clips) if side == 128 or c.framing != "far away"][:128]
+    rng = random.Random(5)
+    values: dict[str, tuple[str, ...]] = {
+        "shirt": tuple(world.SHIRTS), "hair_colour": tuple(world.HAIR_COLOURS), "skin": tuple(world.SKINS),
+        "hat": tuple(world.HATS), "glasses": world.GLASSES, "scene": world.SCENES,
+    }  # fmt: skip
+
+    def error(wrong: str | None) -> float:
+        captions = []
+        for i in chosen:
+            clip = clips[i]
+            if wrong == "scene":
+                clip = replace(clip, scene=rng.choice([s for s in world.SCENES if s != clip.scene]))
+            elif wrong:
+                person = clip.people[0]
+                other = rng.choice([v for v in values[wrong] if v != getattr(person, wrong)])
+                clip = replace(clip, people=(replace(person, **{wrong: other}),))
+            captions.append(world.caption(clip))
+        times = torch.full((len(chosen),), 700)
+        noise = torch.randn(latents[chosen].shape, generator=torch.Generator().manual_seed(1))
+        x, _ = painter.noised(latents[chosen], times, noise)
+        v = painter.unet(x, times.float(), painter.text(captions))
+        return float((painter.noise[700] * x + painter.signal[700] * v - noise).pow(2).mean())
+
+    right = error(None)
+    return f"eps error {right:.4f}, with a wrong " + ", ".join(f"{w} +{error(w) - right:.4f}" for w in values)
+
+
+# -------------------------------------------------------------------------------------------------------------- main
+
+
+def stages(folder: Path, budgets: dict[str, float]) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "vae", lambda: train_vae(folder, budgets["vae"])
+    yield "frames64", lambda: train_frames(folder, budgets["frames64"], 64, None)
+    yield "frames128", lambda: train_frames(folder, budgets["frames128"], 128, "frames64")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="*", help="which stages (all)")
+    parser.add_argument("--folder", type=Path, default=HOST / "tiny")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    for name, minutes in BUDGETS.items():
+        parser.add_argument(f"--{name}", type=float, default=minutes, metavar="MINUTES")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for name, run in stages(arguments.folder, {name: getattr(arguments, name) for name in BUDGETS}):
+        if not arguments.stage or name in arguments.stage:
+            run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

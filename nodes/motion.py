@@ -1,0 +1,155 @@
+"""AnimateDiff motion on a MODEL (maths: vcd_core.motion_module)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..vcd_core import motion_module
+from ..vcd_core.motion_module import MotionModel, MotionModule, Place
+from . import host
+from .types import CATEGORY
+
+KEY = "vcd_motion"
+FILES, LORAS = "animatediff_models", "animatediff_motion_lora"
+EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth"}
+SCHEDULES = {"linear (AnimateDiff)": "sqrt_linear", "the model's own": None}
+NO_LORA = "none"
+FEWEST = 8
+
+host.add_model_folder(FILES, "animatediff_models", EXTENSIONS)
+host.add_model_folder(LORAS, "animatediff_motion_lora", EXTENSIONS)
+
+
+def apply(model: host.Model, motion: MotionModel, strength: float, scales: dict[Place, float]) -> host.Model:
+    """``model`` with motion modules in its UNet; each adds its branch with ``strength`` times its place's scale.
+
+    Raises:
+        ValueError: a model whose UNet is not SD 1.5-shaped.
+    """
+    list(motion_module.slots(model.model.diffusion_model, motion))
+    longest, clip = motion.info.frames, {"frames": 1}
+    warned: set[int] = set()
+
+    def call(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
+        assert isinstance(module, MotionModule)
+        return module(x, frames, strength * scales[module.place])
+
+    def before(x: torch.Tensor, transformer_options: dict[str, Any]) -> None:
+        clip["frames"] = frames = host.clip_frames(x.shape[0], transformer_options)
+        motion_module.check_frames(x.shape[0], frames, longest)
+        if frames < FEWEST and frames not in warned:
+            warned.add(frames)
+            logging.warning("AnimateDiff moves %d frames; below %d it was not trained and looks poor.", frames, FEWEST)
+
+    model = host.with_blocks(model, KEY, motion, MotionModule, motion_module.slots, call)
+    if motion.info.version == "v1":  # the v1 modules were trained with norms over the whole clip
+        model = host.with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
+    else:
+        model.remove_injections(f"{KEY}_norms")
+    return host.with_unet_call(model, KEY, before)
+
+
+class MotionModuleNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def scale(place: str) -> io.Float.Input:
+            return io.Float.Input(
+                f"{place}_scale",
+                default=1.0,
+                min=0.0,
+                max=2.0,
+                step=0.05,
+                optional=True,
+                advanced=True,
+                tooltip=f"Multiplies the strength of the modules in the UNet's {place} part.",
+            )
+
+        return io.Schema(
+            node_id="VCD_MotionModule",
+            display_name="AnimateDiff Motion Module",
+            category=f"{CATEGORY}/motion",
+            description="Makes an SD 1.5 model draw the frames of a batch as one moving clip, with an AnimateDiff motion "
+            "module (v1, v2, v3). Longer clips go through 'Context Windows (Manual)' behind it.",
+            search_aliases=["animatediff", "motion module", "video", "magic me", "vcd", "motion lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="An SD 1.5 model."),
+                io.Combo.Input(
+                    "motion_module",
+                    options=host.model_files(FILES),
+                    tooltip="A motion module for SD 1.5 in models/animatediff_models (v1, v2 or v3).",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much the modules add. 1: as trained. 0: no motion, each frame on its own.",
+                ),
+                io.Combo.Input(
+                    "beta_schedule",
+                    options=list(SCHEDULES),
+                    tooltip="The noise schedule. AnimateDiff was trained with linear betas; the model's own is brighter "
+                    "and less steady.",
+                ),
+                io.Combo.Input(
+                    "motion_lora",
+                    options=[NO_LORA, *host.model_files(LORAS)],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A camera move (v2_lora_*) in models/animatediff_motion_lora.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How much of the motion LoRA is added. Negative values turn the move around.",
+                ),
+                scale("down"),
+                scale("mid"),
+                scale("up"),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: host.Model,
+        motion_module: str,
+        strength: float,
+        beta_schedule: str,
+        motion_lora: str = NO_LORA,
+        lora_strength: float = 1.0,
+        down_scale: float = 1.0,
+        mid_scale: float = 1.0,
+        up_scale: float = 1.0,
+    ) -> io.NodeOutput:
+        motion = load(model, motion_module, motion_lora, lora_strength)
+        model = apply(model, motion, strength, {"down": down_scale, "mid": mid_scale, "up": up_scale})
+        schedule = SCHEDULES[beta_schedule]
+        return io.NodeOutput(host.with_beta_schedule(model, schedule) if schedule else model)
+
+
+def load(model: host.Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:
+    """The motion modules of a chosen file, in the model's dtype, with a motion LoRA merged in."""
+    if not host.is_unet(model):
+        kind = type(model.model).__name__
+        raise ValueError(f"The model is {kind}; motion modules are for SD 1.5. Load an SD 1.5 checkpoint.")
+    state = motion_module.read(host.model_file(FILES, file))
+    motion_module.inspect(state, file)
+    if lora != NO_LORA:
+        tensors = motion_module.read(host.model_file(LORAS, lora))
+        state = motion_module.merge_lora(state, tensors, lora_strength, lora)
+    ops, dtype = host.operations(model)
+    return motion_module.build(state, file, ops, dtype)
+
+
+NODES: list[type[io.ComfyNode]] = [MotionModuleNode]

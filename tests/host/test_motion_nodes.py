@@ -1,0 +1,201 @@
+"""The motion node in graphs queued on the real server, and beside AnimateDiff-Evolved where that is installed."""
+
+import pytest
+import torch
+
+from dev.server import QueueError
+
+FRAMES, SIZE = 16, 64
+SAMPLER = {"sampler_name": "euler", "scheduler": "normal", "cfg": 4.0, "denoise": 1.0, "seed": 3}
+
+
+def motion(graph, model, file="test_tiny_v2.safetensors", **changes):
+    inputs = {"strength": 1.0, "beta_schedule": "linear (AnimateDiff)", **changes}
+    return graph.VCD_MotionModule(model=model, motion_module=file, **inputs)
+
+
+def sample(graph, model, positive, negative, frames=FRAMES, steps=2, **changes):
+    latent = graph.EmptyLatentImage(width=SIZE, height=SIZE, batch_size=frames)
+    inputs = {**SAMPLER, "steps": steps, **changes}
+    return graph.KSampler(model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
+
+
+def same(a, b, tolerance=1e-5):
+    return float((a - b).abs().max()) < tolerance * float(a.abs().max())
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_each_version_moves_the_clip_and_leaves_the_model_as_it_was(bench, tiny, version):
+    graph, model, _, positive, negative = tiny()
+    before = sample(graph, model, positive, negative)
+    moved = sample(graph, motion(graph, model, f"test_tiny_{version}.safetensors"), positive, negative)
+    after = sample(graph, model, positive, negative, seed=4)
+    again = sample(graph, model, positive, negative, seed=3, cfg=4.0 + 1e-9)
+    before, moved, after, again = bench.samples(graph, before, moved, after, again)
+    assert (moved - before).abs().mean() > 0.02 * before.abs().mean()
+    assert same(before, again)
+    assert not same(before, after)
+
+
+def test_strength_zero_is_the_model_without_motion(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    off = motion(graph, model, strength=0.0, beta_schedule="the model's own")
+    a, b = bench.samples(graph, sample(graph, off, positive, negative), sample(graph, model, positive, negative))
+    assert same(a, b)
+
+
+def test_places_have_their_own_scale(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    none = motion(graph, model, down_scale=0.0, mid_scale=0.0, up_scale=0.0)
+    off = motion(graph, model, strength=0.0)
+    up = motion(graph, model, down_scale=0.0, mid_scale=0.0)
+    none, off, up = bench.samples(graph, *(sample(graph, m, positive, negative) for m in (none, off, up)))
+    assert same(none, off)
+    assert not same(up, off, 1e-3)
+
+
+def test_a_second_module_replaces_the_first(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    twice = motion(graph, motion(graph, model, "test_tiny_v1.safetensors"), "test_tiny_v3.safetensors")
+    once = motion(graph, model, "test_tiny_v3.safetensors")
+    a, b = bench.samples(graph, *(sample(graph, m, positive, negative) for m in (twice, once)))
+    assert same(a, b)
+
+
+def test_two_clones_with_different_modules_do_not_mix(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    v2, v3 = (motion(graph, model, f"test_tiny_{v}.safetensors") for v in ("v2", "v3"))
+    first = sample(graph, v2, positive, negative)
+    other = sample(graph, v3, positive, negative)
+    again = sample(graph, v2, positive, negative, cfg=4.0 + 1e-9)
+    first, other, again = bench.samples(graph, first, other, again)
+    assert same(first, again)
+    assert not same(first, other, 1e-3)
+
+
+def test_motion_lora_and_its_strength(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    lora = {"motion_lora": "test_tiny_lora.safetensors"}
+    models = [motion(graph, model), motion(graph, model, **lora, lora_strength=0.0), motion(graph, model, **lora)]
+    plain, zero, full = bench.samples(graph, *(sample(graph, m, positive, negative) for m in models))
+    assert same(plain, zero)
+    assert not same(plain, full, 1e-3)
+
+
+def windows(graph, model, length=16, **changes):
+    inputs = {
+        "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False,
+        "fuse_method": "pyramid", "dim": 0, "freenoise": False, "cond_retain_index_list": "",
+        "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": True, **changes,
+    }  # fmt: skip
+    return graph.ContextWindowsManual(model=model, context_length=length, **inputs)
+
+
+def test_long_clips_need_context_windows_and_work_with_them(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    moved = motion(graph, model, "test_tiny_v1.safetensors")
+    long = sample(graph, windows(graph, moved), positive, negative, frames=40)
+    whole = sample(graph, windows(graph, moved, length=40), positive, negative, frames=16)
+    plain = sample(graph, moved, positive, negative, frames=16)
+    long, whole, plain = bench.samples(graph, long, whole, plain)
+    assert long.shape[0] == 40
+    assert long.isfinite().all()
+    assert same(whole, plain)
+    graph, model, _, positive, negative = tiny()
+    with pytest.raises(QueueError, match=r"40 frames at once.*at most 24.*Context Windows"):
+        bench.tensors(
+            graph, sample(graph, motion(graph, model, "test_tiny_v1.safetensors"), positive, negative, frames=40)
+        )
+
+
+def test_short_clips_are_warned_of(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    bench.tensors(graph, sample(graph, motion(graph, model), positive, negative, frames=5))
+    assert "moves 5 frames" in bench.server.log_tail(60)
+
+
+def test_noise_prior_works_with_motion(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    orders = [
+        motion(graph, graph.VCD_ApplyNoisePrior(model=model, gamma=0.4)),
+        graph.VCD_ApplyNoisePrior(model=motion(graph, model), gamma=0.4),
+    ]
+    a, b = bench.samples(graph, *(sample(graph, m, positive, negative) for m in orders))
+    assert same(a, b)
+
+
+def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):
+    results = []
+    for where in (bench, oldest_bench):
+        graph, model, _, positive, negative = tiny()
+        nodes = [motion(graph, model, f"test_tiny_{v}.safetensors") for v in ("v1", "v2")]
+        results.append(where.samples(graph, *(sample(graph, m, positive, negative) for m in nodes)))
+    for a, b in zip(*results, strict=True):
+        assert same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("test_sdxl.safetensors", "at 3 resolutions where SD 1.5 has 4"),
+        ("test_other.safetensors", "no temporal modules"),
+        ("test_broken.safetensors", "test_broken.safetensors cannot be read"),
+        ("../checkpoints/x.safetensors", "not in"),
+    ],
+)
+def test_other_files_are_refused_by_what_they_are(bench, tiny, file, message):
+    graph, model, _, positive, negative = tiny()
+    with pytest.raises(QueueError, match=message):
+        bench.tensors(graph, sample(graph, motion(graph, model, file), positive, negative))
+
+
+@pytest.mark.slow
+def test_a_full_size_module_is_refused_by_a_small_unet_and_runs_on_a_full_one(bench, tiny, full_size):
+    graph, model, _, positive, negative = tiny()
+    with pytest.raises(QueueError, match=r"UNet has blocks of \(32, 64, 128, 128\).*320, 640, 1280, 1280"):
+        bench.tensors(graph, sample(graph, motion(graph, model, full_size["motion"]), positive, negative))
+    graph, model, positive, negative = full(bench, full_size)
+    moved = sample(graph, motion(graph, model, full_size["motion"]), positive, negative, steps=1, frames=8)
+    assert bench.samples(graph, moved).isfinite().all()
+
+
+def full(bench, files):
+    graph = bench.graph()
+    loader = graph.CheckpointLoaderSimple(ckpt_name=files["sd15"])
+    positive = graph.CLIPTextEncode(clip=[loader[0], 1], text="a man on the beach")
+    negative = graph.CLIPTextEncode(clip=[loader[0], 1], text="")
+    return graph, loader, positive, negative
+
+
+def evolved(graph, model, file, generation):
+    if generation == 1:
+        return graph.ADE_AnimateDiffLoaderGen1(model=model, model_name=file, beta_schedule="autoselect")
+    loaded = graph.ADE_LoadAnimateDiffModel(model_name=file)
+    applied = graph.ADE_ApplyAnimateDiffModelSimple(motion_model=loaded)
+    return graph.ADE_UseEvolvedSampling(model=model, beta_schedule="autoselect", m_models=applied)
+
+
+@pytest.mark.slow
+def test_the_same_frames_as_animatediff_evolved(bench, ade, full_size):
+    graph, model, positive, negative = full(bench, full_size)
+    vae = [model[0], 2]
+    models = [motion(graph, model, full_size["motion"]), evolved(graph, model, full_size["motion"], 1)]
+    models += [evolved(graph, model, full_size["motion"], 2), model]
+    frames = [graph.VAEDecode(samples=sample(graph, m, positive, negative), vae=vae) for m in models]
+    ours, first, second, still = bench.tensors(graph, *frames, timeout=1800)
+    assert (ours - first).abs().mean() < 1 / 255
+    assert (ours - second).abs().mean() < 1 / 255
+    assert (ours - still).abs().mean() > 2 / 255
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", [1, 2])
+def test_the_noise_prior_under_animatediff_evolved(bench, ade, full_size, generation):
+    from test_noise_nodes import three_ways
+
+    graph, model, positive, negative = full(bench, full_size)
+    moved = evolved(graph, model, full_size["motion"], generation)
+    a, b, c = bench.samples(graph, *three_ways(graph, moved, positive, negative, 0.5))
+    assert same(a, b, 1e-3)
+    assert same(b, c, 1e-3)
+    assert torch.isfinite(a).all()

@@ -1,0 +1,102 @@
+"""What the tiny model is made of: its sizes, its picture autoencoder, its vocabulary, and its files.
+
+The UNet, the text encoder and the motion module are the host's and the pack's own classes at small sizes; they are put
+together in ``nodes/host.py``.  Here stands what does not need the host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CHANNELS = 32
+MULTIPLIERS = (1, 2, 3, 3)
+HEADS = 4
+TEXT_WIDTH = 96
+SCALE = 0.18215  # SD 1.5's latent scale; the autoencoder's latents are whitened to it
+WEIGHTS = Path(__file__).parent / "weights"
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": CHANNELS, "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": MULTIPLIERS, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1] * 9 + [0] * 3, "use_spatial_transformer": True, "context_dim": TEXT_WIDTH,
+    "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
+    "use_checkpoint": False, "legacy": False,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "projection_dim": TEXT_WIDTH,
+}
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(width, width, 3, padding=1)
+        self.b = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.b(F.relu(self.a(x))))
+
+
+class _Grow(nn.Module):
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(into, out, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+
+
+class PictureAutoencoder(nn.Module):
+    """Pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back, without normalisation layers.
+
+    It has no attention and no statistics over the picture, so any size works and tiles meet without a seam.
+    """
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 80)) -> None:
+        super().__init__()
+        a, b, c = widths
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(12, a, 3, padding=1), nn.ReLU(), _Residual(a),
+            nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), _Residual(b), _Residual(b),
+            nn.Conv2d(b, c, 3, stride=2, padding=1), nn.ReLU(), _Residual(c), _Residual(c),
+        )  # fmt: skip
+        self.to_latent = nn.Conv2d(c, 4, 1)
+        self.from_latent = nn.Conv2d(4, c, 1)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), _Residual(c), _Residual(c), _Residual(c),
+            _Grow(c, b), _Residual(b), _Residual(b),
+            _Grow(b, a), _Residual(a), _Residual(a),
+            nn.Conv2d(a, 12, 3, padding=1), nn.PixelShuffle(2),
+        )  # fmt: skip
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.to_latent(self.encoder(pictures))
+
+    def decode(self, latents: torch.Tensor, **_: object) -> torch.Tensor:
+        return self.decoder(self.from_latent(latents))
+
+    @torch.no_grad()
+    def whiten(self, pictures: torch.Tensor) -> None:
+        """Turn and scale the latent space so that ``SCALE * latents`` of ``pictures`` have unit covariance and no mean."""
+        latents = torch.cat([self.encode(part) for part in pictures.split(32)])
+        flat = latents.permute(1, 0, 2, 3).reshape(4, -1)
+        mean = flat.mean(1)
+        values, vectors = torch.linalg.eigh(torch.cov(flat))
+        forward = torch.diag(values.rsqrt()) @ vectors.T / SCALE
+        back = torch.linalg.inv(forward)
+        into, out = self.to_latent, self.from_latent
+        assert into.bias is not None
+        assert out.bias is not None
+        into.weight.copy_((forward @ into.weight.flatten(1))[:, :, None, None])
+        into.bias.copy_(forward @ (into.bias - mean))
+        weight = out.weight.flatten(1).clone()
+        out.bias.add_(weight @ mean)
+        out.weight.copy_((weight @ back)[:, :, None, None])
