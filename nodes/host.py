@@ -6,26 +6,38 @@ mended in one place.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+import comfy.conds
 import comfy.ldm.models.autoencoder
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 from comfy_api.latest import ComfyAPI, io
+from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from einops import rearrange
+
+from ..vcd_core import tiles
 
 Model = Any  # comfy.model_patcher.ModelPatcher
 Latent = dict[str, Any]
+
+CLIPS_IN_BATCH = "vcd_clips_in_batch"  # transformer option: how many clips each conditioning's batch holds
 
 _SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 
@@ -223,14 +235,282 @@ def with_unet_call(model: Model, key: str, before: Callable[[torch.Tensor, dict[
 
 def clip_frames(batch: int, transformer_options: dict[str, Any]) -> int:
     """The frames of one clip in a UNet batch: the host stacks whole clips, one for each conditioning."""
-    clips = len(transformer_options.get("cond_or_uncond", (0,)))
+    clips = len(transformer_options.get("cond_or_uncond", (0,))) * transformer_options.get(CLIPS_IN_BATCH, 1)
     if batch % clips:
-        raise ValueError(f"A batch of {batch} frames cannot be divided among {clips} conditionings.")
+        raise ValueError(f"A batch of {batch} frames cannot be divided into {clips} clips.")
     return batch // clips
 
 
 def _blocks(unet: torch.nn.Module) -> list[torch.nn.Sequential]:
     return [*unet.input_blocks, unet.middle_block, *unet.output_blocks]  # type: ignore[list-item,misc]
+
+
+def with_tiles(
+    model: Model,
+    key: str,
+    grid_of: Callable[[int, int, int], tiles.Grid],
+    on_tiles: Callable[[float], None] | None = None,
+) -> Model:
+    """A clone that predicts tile by tile and blends the predictions before the sampler's update.
+
+    It wraps the host's ``calc_cond_batch``: inside context windows in time, outside everything that happens for one
+    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.
+
+    Args:
+        grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
+        on_tiles: called after each model call with the part of this step's tiles that is done, 0..1.
+    """
+    wrapper_type = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
+
+    def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
+        grid = grid_of(x.shape[-2], x.shape[-1], _step(timestep, model_options))
+        if len(grid.tiles) == 1:
+            results = executor(base, conds, x, timestep, model_options)
+            if on_tiles:
+                on_tiles(1.0)
+            return results
+        out = [torch.zeros_like(x) for _ in conds]
+        size = _tiles_at_once(base, x, grid, conds)
+        waiting = list(range(len(grid.tiles)))
+        while waiting:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            group = waiting[:size]
+            try:
+                results = _predict(executor, base, conds, x, timestep, model_options, grid, group)
+            except Exception as error:
+                comfy.model_management.raise_non_oom(error)
+                if size == 1:
+                    raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
+                comfy.model_management.soft_empty_cache()
+                size = max(1, size // 2)
+                continue
+            for total, parts in zip(out, results, strict=True):
+                for number, part in zip(group, parts.chunk(len(group)), strict=True):
+                    grid.tiles[number].cut(total).add_(part * grid.weights[number].to(part))
+            waiting = waiting[size:]
+            if on_tiles:
+                on_tiles(1 - len(waiting) / len(grid.tiles))
+        return out
+
+    model = model.clone()
+    model.remove_wrappers_with_key(wrapper_type, key)
+    model.add_wrapper_with_key(wrapper_type, key, wrapper)
+    return model
+
+
+def _predict(executor, base, conds, x, timestep, model_options, grid, group):  # type: ignore[no-untyped-def]
+    """The model's predictions for a group of tiles, stacked along the batch."""
+    parts = torch.cat([grid.tiles[number].cut(x) for number in group])
+    cut = [_cut_conds(cond, grid.tiles[group[0]], x) for cond in conds]
+    if len(group) > 1:
+        options = dict(model_options.get("transformer_options", {}), **{CLIPS_IN_BATCH: len(group)})
+        model_options = {**model_options, "transformer_options": options}
+    return executor(base, cut, parts, torch.cat([timestep] * len(group)), model_options)
+
+
+def _tiles_at_once(base: Any, x: torch.Tensor, grid: tiles.Grid, conds: list[Any]) -> int:
+    """How many tiles fit into memory together; one on a CPU, which gains nothing, or where conditionings differ by place."""
+    placed = any(
+        key in entry for cond in conds for entry in cond or () for key in ("mask", "area", "control", "gligen")
+    )
+    per_place = any(
+        isinstance(value, comfy.conds.CONDNoiseShape)
+        for cond in conds
+        for entry in cond or ()
+        for value in entry["model_conds"].values()
+    )
+    if x.device.type == "cpu" or placed or per_place:
+        return 1
+    tile = grid.tiles[0]
+    shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
+    free = comfy.model_management.get_free_memory(x.device)
+    return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))
+
+
+def _cut_conds(entries: list[dict[str, Any]] | None, tile: tiles.Tile, x: torch.Tensor) -> list[dict[str, Any]] | None:
+    """A conditioning cut to one tile; an entry whose mask or area does not reach the tile is left out."""
+    if entries is None:
+        return None
+    kept = []
+    for entry in entries:
+        part = dict(entry)
+        if "mask" in part:
+            part["mask"] = tile.cut(part["mask"])
+            if not part["mask"].any():
+                continue
+        if part.get("area") is not None:
+            area = _cut_area(part["area"], tile)
+            if area is None:
+                continue
+            part["area"] = area
+        part["model_conds"] = {name: _cut_value(value, tile, x) for name, value in part["model_conds"].items()}
+        if part.get("control") is not None:
+            part["control"] = _cut_control(part["control"], tile, x)
+        kept.append(part)
+    return kept
+
+
+def _cut_value(value: Any, tile: tiles.Tile, x: torch.Tensor) -> Any:
+    if isinstance(value, comfy.conds.CONDNoiseShape) and value.cond.shape[-2:] == x.shape[-2:]:
+        return type(value)(tile.cut(value.cond))
+    return value
+
+
+def _cut_area(area: Any, tile: tiles.Tile) -> tuple[int, ...] | None:
+    """An area (height, width, top, left) within the tile's own coordinates."""
+    height, width, top, left = area[-4:] if len(area) == 4 else (*area[1:3], *area[4:6])
+    bottom, right = min(top + height, tile.top + tile.height), min(left + width, tile.left + tile.width)
+    top, left = max(top, tile.top), max(left, tile.left)
+    if bottom <= top or right <= left:
+        return None
+    inside = (bottom - top, right - left, top - tile.top, left - tile.left)
+    return inside if len(area) == 4 else (area[0], *inside[:2], area[3], *inside[2:])
+
+
+def _cut_control(control: Any, tile: tiles.Tile, x: torch.Tensor) -> Any:
+    """A ControlNet whose hint is cut to the tile; the net itself is shared."""
+    part = copy.copy(control)
+    hint = control.cond_hint_original
+    if hint is not None:
+        ratio = control.compression_ratio
+        full = (x.shape[-1] * ratio, x.shape[-2] * ratio)
+        if (hint.shape[-1], hint.shape[-2]) != full:
+            hint = comfy.utils.common_upscale(hint, *full, control.upscale_algorithm, "center")
+        part.cond_hint_original = tiles.Tile(*(v * ratio for v in tile)).cut(hint)
+    part.cond_hint = None
+    if control.previous_controlnet is not None:
+        part.previous_controlnet = _cut_control(control.previous_controlnet, tile, x)
+    return part
+
+
+def _step(timestep: torch.Tensor, model_options: dict[str, Any]) -> int:
+    sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
+    if sigmas is None:
+        return 0
+    return int((sigmas > timestep.reshape(-1)[0] + 1e-5).sum())
+
+
+SAMPLER_NAMES: list[str] = comfy.samplers.SAMPLER_NAMES
+SCHEDULER_NAMES: list[str] = comfy.samplers.SCHEDULER_NAMES
+
+
+class Progress:
+    """The node's progress bar over ``total`` units, with a preview of what is being sampled."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = max(1, total), 0.0
+        self.preview: Any = None
+        self.bar = comfy.utils.ProgressBar(self.total)
+
+    def advance(self, units: float = 1) -> None:
+        self.move_to(self.done + units)
+
+    def move_to(self, units: float) -> None:
+        """Show ``units`` of the total as done, and stop here if the user has interrupted."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.done = min(self.total, max(self.done, units))
+        self.bar.update_absolute(int(self.done), self.total, self.preview)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: what a KSampler's widgets say."""
+
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    denoise: float
+    seed: int
+
+
+def sample(
+    model: Model,
+    noise: torch.Tensor,
+    positive: Any,
+    negative: Any,
+    latent: torch.Tensor,
+    settings: Sampling,
+    on_step: Callable[[int, Any], None],
+) -> torch.Tensor:
+    """Sample from ``latent`` plus ``noise`` as a KSampler does; ``on_step(step, preview)`` is called after each step."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        on_step(step, previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None)
+
+    return comfy.sample.sample(
+        model, noise, settings.steps, settings.cfg, settings.sampler_name, settings.scheduler, positive, negative,
+        latent, denoise=settings.denoise, callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=settings.seed,
+    )  # fmt: skip
+
+
+def encode(vae: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
+    """IMAGE [F, H, W, 3] (sides multiples of 8) to latents, some frames at a time and, where they are large, in tiles."""
+    parts = []
+    for chunk in images.split(frames_at_once(images.shape[1:3])):
+        parts.append(vae.encode_tiled(chunk) if _large(chunk.shape[1:3]) else vae.encode(chunk))
+        progress.advance(len(chunk))
+    return torch.cat(parts)
+
+
+def decode(vae: Any, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
+    """Latents [F, C, h, w] to IMAGE in one preallocated result on the CPU, some frames at a time."""
+    size = (latents.shape[-2] * 8, latents.shape[-1] * 8)
+    out = torch.empty(latents.shape[0], *size, 3)
+    at = 0
+    for chunk in latents.split(frames_at_once(size)):
+        out[at : at + len(chunk)] = vae.decode_tiled(chunk) if _large(size) else vae.decode(chunk)
+        at += len(chunk)
+        progress.advance(len(chunk))
+    return out
+
+
+def frames_at_once(size: Sequence[int]) -> int:
+    """How many frames of this size to handle at a time: sixteen of 512x512."""
+    return max(1, 16 * 512 * 512 // (size[0] * size[1]))
+
+
+def _large(size: Sequence[int]) -> bool:
+    return size[0] * size[1] > 1024 * 1024
+
+
+def upscale(upscale_model: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
+    """IMAGE through an UPSCALE_MODEL, some frames at a time; the host makes its tiles smaller where memory runs out."""
+    parts = []
+    for chunk in images.split(max(1, frames_at_once(images.shape[1:3]) // 4)):
+        try:
+            parts.append(ImageUpscaleWithModel.execute(upscale_model, chunk).args[0].cpu())
+        except Exception as error:
+            comfy.model_management.raise_non_oom(error)
+            raise RuntimeError(
+                "The upscale model ran out of memory even on 128-pixel tiles. Use a smaller upscale model, or none: "
+                "the frames are then enlarged with Lanczos."
+            ) from error
+        progress.advance(len(chunk))
+    return torch.cat(parts)
+
+
+def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """IMAGE resampled with Lanczos, frame by frame on the CPU."""
+    if images.shape[1:3] == (height, width):
+        return images
+    out = torch.empty(len(images), height, width, images.shape[3])
+    for i in range(len(images)):
+        one = images[i : i + 1].movedim(-1, 1)
+        out[i] = comfy.utils.common_upscale(one, width, height, "lanczos", "disabled")[0].movedim(0, -1)
+    return out
+
+
+def check_conditioning(conditioning: Any, frames: int, name: str) -> None:
+    """Raise ``ValueError`` where a conditioning has rows for another number of frames than the clip."""
+    for tensor, options in conditioning:
+        for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):
+            if found not in (1, frames):
+                raise ValueError(
+                    f"{name} has {found} {what}, but the clip has {frames} frames; expected 1 or {frames}."
+                )
 
 
 def small_sd15(

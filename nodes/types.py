@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from . import host
+
 CATEGORY = "video custom diffusion"
 
 GAMMA_TOOLTIP = (
@@ -46,3 +48,23 @@ def seed_input(control: bool | io.ControlAfterGenerate = True) -> io.Int.Input:
         control_after_generate=control,
         tooltip="The seed of the noise: the same seed gives the same bits.",
     )
+
+
+def sampling_inputs(steps: int, cfg: float, denoise: float) -> list[io.Input]:
+    """A KSampler's widgets with a stage's defaults."""
+    return [
+        io.Int.Input("steps", default=steps, min=1, max=10000, tooltip="Denoising steps."),
+        io.Float.Input(
+            "cfg", default=cfg, min=0.0, max=100.0, step=0.1, tooltip="How strictly the prompt is followed."
+        ),
+        io.Combo.Input("sampler_name", options=host.SAMPLER_NAMES, default="euler", tooltip="The sampling method."),
+        io.Combo.Input("scheduler", options=host.SCHEDULER_NAMES, default="normal", tooltip="How noise is removed."),
+        io.Float.Input(
+            "denoise",
+            default=denoise,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How much is drawn anew: 0 keeps the frames, 1 ignores them.",
+        ),
+    ]

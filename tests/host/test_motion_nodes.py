@@ -2,26 +2,14 @@
 
 import pytest
 import torch
+from graphs import evolved, ksampler, motion, same, three_ways, windows
 
 from dev.server import QueueError
 
-FRAMES, SIZE = 16, 64
-SAMPLER = {"sampler_name": "euler", "scheduler": "normal", "cfg": 4.0, "denoise": 1.0, "seed": 3}
 
-
-def motion(graph, model, file="test_tiny_v2.safetensors", **changes):
-    inputs = {"strength": 1.0, "beta_schedule": "linear (AnimateDiff)", **changes}
-    return graph.VCD_MotionModule(model=model, motion_module=file, **inputs)
-
-
-def sample(graph, model, positive, negative, frames=FRAMES, steps=2, **changes):
-    latent = graph.EmptyLatentImage(width=SIZE, height=SIZE, batch_size=frames)
-    inputs = {**SAMPLER, "steps": steps, **changes}
-    return graph.KSampler(model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
-
-
-def same(a, b, tolerance=1e-5):
-    return float((a - b).abs().max()) < tolerance * float(a.abs().max())
+def sample(graph, model, positive, negative, frames=16, **changes):
+    latent = graph.EmptyLatentImage(width=64, height=64, batch_size=frames)
+    return ksampler(graph, model, positive, negative, latent, **{"steps": 2, "seed": 3, **changes})
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
@@ -80,15 +68,6 @@ def test_motion_lora_and_its_strength(bench, tiny):
     plain, zero, full = bench.samples(graph, *(sample(graph, m, positive, negative) for m in models))
     assert same(plain, zero)
     assert not same(plain, full, 1e-3)
-
-
-def windows(graph, model, length=16, **changes):
-    inputs = {
-        "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False,
-        "fuse_method": "pyramid", "dim": 0, "freenoise": False, "cond_retain_index_list": "",
-        "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": True, **changes,
-    }  # fmt: skip
-    return graph.ContextWindowsManual(model=model, context_length=length, **inputs)
 
 
 def test_long_clips_need_context_windows_and_work_with_them(bench, tiny):
@@ -167,14 +146,6 @@ def full(bench, files):
     return graph, loader, positive, negative
 
 
-def evolved(graph, model, file, generation):
-    if generation == 1:
-        return graph.ADE_AnimateDiffLoaderGen1(model=model, model_name=file, beta_schedule="autoselect")
-    loaded = graph.ADE_LoadAnimateDiffModel(model_name=file)
-    applied = graph.ADE_ApplyAnimateDiffModelSimple(motion_model=loaded)
-    return graph.ADE_UseEvolvedSampling(model=model, beta_schedule="autoselect", m_models=applied)
-
-
 @pytest.mark.slow
 def test_the_same_frames_as_animatediff_evolved(bench, ade, full_size):
     graph, model, positive, negative = full(bench, full_size)
@@ -191,8 +162,6 @@ def test_the_same_frames_as_animatediff_evolved(bench, ade, full_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", [1, 2])
 def test_the_noise_prior_under_animatediff_evolved(bench, ade, full_size, generation):
-    from test_noise_nodes import three_ways
-
     graph, model, positive, negative = full(bench, full_size)
     moved = evolved(graph, model, full_size["motion"], generation)
     a, b, c = bench.samples(graph, *three_ways(graph, moved, positive, negative, 0.5))

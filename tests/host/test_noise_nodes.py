@@ -5,49 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphs import FRAMES, SAMPLER, SEED, SIZE, STEPS, custom, empty, ksampler, same, three_ways
 
 from dev.server import QueueError
 from vcd_core import noise_prior
-
-FRAMES, SIZE, STEPS, SEED = 16, 64, 3, 77
-SAMPLER = {"sampler_name": "euler", "scheduler": "normal"}
-
-
-def same(a, b, tolerance=1e-5):
-    """Equal up to ``tolerance`` of their own size: latents of random weights run to a hundred."""
-    return float((a - b).abs().max()) < tolerance * float(a.abs().max())
-
-
-def empty(graph, frames=FRAMES):
-    return graph.EmptyLatentImage(width=SIZE, height=SIZE, batch_size=frames)
-
-
-def custom(graph, model, positive, negative, noise, latent, denoise=1.0):
-    """SamplerCustomAdvanced with the same steps as ``ksampler``."""
-    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=denoise)
-    guider = graph.CFGGuider(model=model, positive=positive, negative=negative, cfg=4.0)
-    sampler = graph.KSamplerSelect(sampler_name="euler")
-    return graph.SamplerCustomAdvanced(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)
-
-
-def ksampler(graph, model, positive, negative, latent, **changes):
-    inputs = {"seed": SEED, "steps": STEPS, "cfg": 4.0, "denoise": 1.0, **SAMPLER, **changes}
-    return graph.KSampler(model=model, positive=positive, negative=negative, latent_image=latent, **inputs)
-
-
-def three_ways(graph, model, positive, negative, gamma, **more):
-    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
-    size = {"width": SIZE, "height": SIZE, "frames": FRAMES, "layout": "comfy"}
-    scaled = graph.VCD_NoisePriorLatent(model=model, sigmas=sigmas, gamma=gamma, seed=SEED, **size, **more)
-    as_latent = graph.KSamplerAdvanced(
-        model=model, positive=positive, negative=negative, latent_image=scaled, add_noise="disable", noise_seed=1,
-        steps=STEPS, cfg=4.0, start_at_step=0, end_at_step=1000, return_with_leftover_noise="disable", **SAMPLER,
-    )  # fmt: skip
-    noise = graph.VCD_NoisePrior(gamma=gamma, seed=SEED, layout="comfy", **more)
-    as_noise = custom(graph, model, positive, negative, noise, empty(graph))
-    patched = graph.VCD_ApplyNoisePrior(model=model, gamma=gamma, **more)
-    as_model = ksampler(graph, patched, positive, negative, empty(graph))
-    return as_latent, as_noise, as_model
 
 
 @pytest.mark.parametrize("more", [{}, {"gamma_schedule": "0: 0.0, 8: 0.9"}, {"closed_loop": True}])

@@ -1,8 +1,11 @@
 """Nodes that only the tests use: a tiny random SD 1.5, and saving a latent or pictures exactly."""
 
 import importlib.util
+import logging
+import sys
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -64,9 +67,52 @@ class BatchIndex(io.ComfyNode):
         return io.NodeOutput({**samples, "batch_index": [int(i) for i in index.split(",")]})
 
 
+class ManyTiles(io.ComfyNode):
+    """Makes the pack batch all tiles of a step, and lets a prediction fail as if memory ran out above ``most`` frames."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_ManyTiles",
+            category="tests",
+            inputs=[io.Model.Input("model"), io.Int.Input("most")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, most):
+        host = next(m for name, m in sys.modules.items() if name.endswith("video_custom_diffusion.nodes.host"))
+        host._tiles_at_once = lambda base, x, grid, conds: len(grid.tiles)
+
+        def call(apply, arguments):
+            if len(arguments["input"]) > most:
+                logging.warning("refused a batch of %d", len(arguments["input"]))
+                raise comfy.model_management.OOM_EXCEPTION("the test's")
+            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(call)
+        return io.NodeOutput(model)
+
+
+class Rows(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Rows",
+            category="tests",
+            inputs=[io.Conditioning.Input("conditioning"), io.Int.Input("rows")],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, rows):
+        return io.NodeOutput([[tensor.expand(rows, -1, -1), options] for tensor, options in conditioning])
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [TinySD, SaveTensor, BatchIndex]
+        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,209 @@
+"""Tiled VCD: denoising a large clip tile by tile, all frames of a tile together (grids: vcd_core.tiles)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..vcd_core import noise_prior, tiles
+from . import host
+from .types import CATEGORY, gamma_input, sampling_inputs, seed_input
+
+KEY = "vcd_tiles"
+TILED_CATEGORY = f"{CATEGORY}/tiled"
+ALIASES = ["ultimate upscale", "tiled upscale", "tile", "magic me", "vcd", "video upscale", "multidiffusion"]
+REPEATS_ABOVE = 0.4
+
+
+def apply(
+    model: host.Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
+) -> host.Model:
+    """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
+    tiles.check(tile_size, overlap)
+    if tile_size % 8 or overlap % 8:
+        raise ValueError(f"tile_size is {tile_size} and overlap {overlap}; both must be multiples of 8 pixels.")
+    said: set[tuple[int, int]] = set()
+
+    def grid_of(height: int, width: int, step: int) -> tiles.Grid:
+        grid = tiles.grid(height, width, tile_size // 8, overlap // 8, tiles.shifts(step) if shift else (0.0, 0.0))
+        if (height, width) not in said:
+            said.add((height, width))
+            size = f"{width * 8}x{height * 8}"
+            if len(grid.tiles) == 1:
+                logging.info("Tiled VCD: one tile of %d pixels covers the whole %s.", tile_size, size)
+            else:
+                logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(grid.tiles), size, grid.cost)
+        return grid
+
+    return host.with_tiles(model, KEY, grid_of, on_tiles)
+
+
+def tile_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "tile_size",
+            default=512,
+            min=64,
+            max=4096,
+            step=8,
+            tooltip="Side of a tile in pixels: the size that the model draws best, 512 for SD 1.5.",
+        ),
+        io.Int.Input(
+            "overlap", default=64, min=0, max=1024, step=8, tooltip="Least overlap of neighbouring tiles in pixels."
+        ),
+    ]
+
+
+def shift_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "shift_grid",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Move the grid at every step, so that no place is at a tile's border throughout. Costs a row and a "
+        "column of tiles.",
+    )
+
+
+class TiledPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_TiledPatch",
+            display_name="Tiled VCD Patch",
+            category=TILED_CATEGORY,
+            description="Makes any sampler denoise in tiles: at every step the model sees tiles of all frames, and their "
+            "predictions are blended before the sampler's update. No seams, no flicker, one noise for the whole clip.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with, motion and noise prior included."),
+                *tile_inputs(),
+                shift_input(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: host.Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
+        return io.NodeOutput(apply(model, tile_size, overlap, shift_grid))
+
+
+class TiledDenoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_TiledDenoise",
+            display_name="Tiled VCD Denoise",
+            category=TILED_CATEGORY,
+            description="The third stage: enlarge the clip (with an upscale model, or Lanczos), then denoise the last part "
+            "tile by tile with the same model, motion and identity, from correlated noise.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the clip."),
+                io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt with the identity. Masks in it hold tile by tile."
+                ),
+                io.Conditioning.Input("negative", tooltip="What to keep away from."),
+                io.UpscaleModel.Input(
+                    "upscale_model", optional=True, tooltip="ESRGAN or the like; without it Lanczos enlarges."
+                ),
+                io.Float.Input(
+                    "scale", default=2.0, min=1.0, max=8.0, step=0.25, tooltip="The result's size over the clip's."
+                ),
+                *tile_inputs(),
+                *sampling_inputs(steps=20, cfg=8.0, denoise=0.2),
+                gamma_input(),
+                seed_input(),
+                shift_input(),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        model: host.Model,
+        vae: Any,
+        positive: Any,
+        negative: Any,
+        scale: float,
+        tile_size: int,
+        overlap: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        gamma: float,
+        seed: int,
+        upscale_model: Any = None,
+        shift_grid: bool = False,
+    ) -> io.NodeOutput:
+        noise_prior.check_gamma(gamma)
+        if scale < 1:
+            raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
+        frames = len(images)
+        host.check_conditioning(positive, frames, "positive")
+        host.check_conditioning(negative, frames, "negative")
+        if denoise > REPEATS_ABOVE:
+            logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
+        height, width = round(images.shape[1] * scale), round(images.shape[2] * scale)
+        apply(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
+        progress = host.Progress(frames * (2 + (upscale_model is not None) + steps))
+        large = images[..., :3].cpu()
+        if upscale_model is not None:
+            large = host.upscale(upscale_model, large, progress)
+        large = host.resize(large, height, width)
+        settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
+
+        def patch(model: host.Model, on_tiles: Callable[[float], None]) -> host.Model:
+            return apply(model, tile_size, overlap, shift_grid, on_tiles)
+
+        return io.NodeOutput(refine(large, model, vae, positive, negative, settings, gamma, progress, patch))
+
+
+def refine(
+    images: torch.Tensor,
+    model: host.Model,
+    vae: Any,
+    positive: Any,
+    negative: Any,
+    settings: host.Sampling,
+    gamma: float,
+    progress: host.Progress,
+    patch: Callable[[host.Model, Callable[[float], None]], host.Model],
+) -> torch.Tensor:
+    """Draw the last part of ``images`` [F, H, W, 3] anew from correlated noise; sides need not be multiples of 8.
+
+    ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the part of a step that is done.
+    """
+    if settings.denoise == 0:
+        return images
+    frames, height, width = images.shape[:3]
+    sides = (0, -width % 8, 0, -height % 8)
+    padded = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
+    latent = host.encode(vae, padded, progress)
+    noise = noise_prior.sample(latent.shape, gamma, settings.seed)
+    start, steps_done = progress.done, [0]
+
+    def on_call(part: float) -> None:
+        progress.move_to(start + frames * (steps_done[0] + part))
+
+    def on_step(step: int, preview: Any) -> None:
+        steps_done[0], progress.preview = step + 1, preview
+        on_call(0.0)
+
+    latent = host.sample(patch(model, on_call), noise, positive, negative, latent, settings, on_step)
+    if not torch.isfinite(latent).all():
+        raise ValueError("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
+    return host.decode(vae, latent, progress)[:, :height, :width]
+
+
+NODES: list[type[io.ComfyNode]] = [TiledPatch, TiledDenoise]

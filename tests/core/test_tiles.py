@@ -1,0 +1,80 @@
+"""Tile grids: cover, sizes, partition of unity, no trace of the grid in what is blended."""
+
+import doctest
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcd_core import tiles
+from vcd_core.tiles import blend, grid, shifts, starts
+
+sizes = st.tuples(st.integers(1, 150), st.integers(1, 150))
+
+
+def total(g, height, width):
+    out = torch.zeros(height, width, dtype=torch.float64)
+    for tile, weight in zip(g.tiles, g.weights, strict=True):
+        tile.cut(out).add_(weight.double())
+    return out
+
+
+@given(size=sizes, tile=st.integers(2, 80), part=st.floats(0, 0.99), step=st.integers(0, 30))
+@settings(max_examples=150, deadline=None)
+def test_grids_cover_with_weights_that_sum_to_one(size, tile, part, step):
+    overlap = int(part * tile)
+    g = grid(*size, tile, overlap, shifts(step))
+    assert (total(g, *size) - 1).abs().max() < 1e-6
+    assert {(t.height, t.width) for t in g.tiles} == {(min(tile, size[0]), min(tile, size[1]))}
+    assert all(w.min() >= 0 for w in g.weights)
+    for length in size:
+        places = starts(length, tile, overlap)
+        assert all(a + tile - b >= overlap for a, b in itertools.pairwise(places))
+        assert places[0] == 0
+        assert places[-1] + tile >= length
+
+
+def test_no_more_tiles_than_needed():
+    assert starts(128, 64, 8) == [0, 32, 64]
+    assert starts(120, 64, 8) == [0, 56]
+    assert starts(64, 64, 8) == starts(10, 64, 8) == [0]
+
+
+def test_blending_cut_tiles_gives_the_picture_back():
+    x = torch.randn(3, 4, 70, 90, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        g = grid(70, 90, 32, 8, shifts(step))
+        assert torch.allclose(blend(x, g, (t.cut(x) for t in g.tiles)), x, atol=1e-5)
+    constant = torch.full((1, 70, 90), 3.7)
+    assert torch.allclose(blend(constant, g, (t.cut(constant) for t in g.tiles)), constant, atol=1e-5)
+
+
+def test_one_tile_is_the_picture():
+    g = grid(20, 30, 64, 16)
+    assert len(g.tiles) == 1
+    assert g.cost == 1
+    assert torch.equal(g.weights[0], torch.ones(20, 30))
+
+
+def test_weights_have_no_step():
+    g = grid(128, 128, 64, 16)
+    for weight in g.weights:
+        assert weight.diff(dim=0).abs().max() < 0.12
+        assert weight.diff(dim=1).abs().max() < 0.12
+
+
+def test_shifted_grids_move_their_borders():
+    borders = {tuple(starts(128, 48, 8, shifts(step)[0])) for step in range(8)}
+    assert len(borders) >= 6
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (64, 64), (64, 80), (64, -1)])
+def test_bad_tiles_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match="tile"):
+        grid(128, 128, tile, overlap)
+
+
+def test_docstring_examples():
+    assert doctest.testmod(tiles).failed == 0
