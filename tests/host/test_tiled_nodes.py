@@ -106,6 +106,9 @@ def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(bench, tiny)
         graph, patch(graph, graph.VCDTest_ManyTiles(model=moved, most=10), 64, 16), positive, negative, source
     )
     one, many, short = bench.samples(graph, one, many, short)
+    graph, model, _, positive, negative = tiny()
+    usual = graph.VCDTest_ManyTiles(model=model, most=0)  # the server goes on with one tile at a time
+    bench.tensors(graph, ksampler(graph, usual, positive, negative, latent(graph, 64, 64, 1), steps=1))
     assert same(one, many)
     assert same(one, short)
     assert "refused a batch of 72" in bench.server.log_tail(400)

@@ -67,8 +67,14 @@ class BatchIndex(io.ComfyNode):
         return io.NodeOutput({**samples, "batch_index": [int(i) for i in index.split(",")]})
 
 
+_originals = {}
+
+
 class ManyTiles(io.ComfyNode):
-    """Makes the pack batch all tiles of a step, and lets a prediction fail as if memory ran out above ``most`` frames."""
+    """Makes the pack batch all tiles of a step, and lets a prediction fail as if memory ran out above ``most`` frames.
+
+    With ``most`` 0 all is as before.
+    """
 
     @classmethod
     def define_schema(cls):
@@ -82,10 +88,11 @@ class ManyTiles(io.ComfyNode):
     @classmethod
     def execute(cls, model, most):
         host = next(m for name, m in sys.modules.items() if name.endswith("video_custom_diffusion.nodes.host"))
-        host._tiles_at_once = lambda base, x, grid, conds: len(grid.tiles)
+        at_once = _originals.setdefault("at_once", host._tiles_at_once)
+        host._tiles_at_once = (lambda base, x, grid, conds: len(grid.tiles)) if most else at_once
 
         def call(apply, arguments):
-            if len(arguments["input"]) > most:
+            if most and len(arguments["input"]) > most:
                 logging.warning("refused a batch of %d", len(arguments["input"]))
                 raise comfy.model_management.OOM_EXCEPTION("the test's")
             return apply(arguments["input"], arguments["timestep"], **arguments["c"])
