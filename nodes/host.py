@@ -503,6 +503,29 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return out
 
 
+def conditioning_of(conditioning: Any, frames: range, clip: int) -> Any:
+    """A conditioning's rows and masks for some frames of a clip; what holds for all frames stays as it is."""
+    part = []
+    for tensor, options in conditioning:
+        rows = tensor[frames.start : frames.stop] if tensor.shape[0] == clip and clip > 1 else tensor
+        masks = options.get("mask")
+        if masks is not None and len(masks) == clip and clip > 1:
+            options = {**options, "mask": masks[frames.start : frames.stop]}
+        part.append([rows, options])
+    return part
+
+
+def likeness(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:
+    """The mean cosine between a reference picture's and each set of crops' CLIP vision embeddings."""
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        found = clip_vision.encode_image(images[..., :3])["image_embeds"].float()
+        return torch.nn.functional.normalize(found, dim=-1)
+
+    wanted = embed(reference).mean(0)
+    return [float((embed(images) @ wanted).mean()) for images in crops]
+
+
 def check_conditioning(conditioning: Any, frames: int, name: str) -> None:
     """Raise ``ValueError`` where a conditioning has rows for another number of frames than the clip."""
     for tensor, options in conditioning:

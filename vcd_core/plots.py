@@ -98,3 +98,30 @@ def _scale_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, hei
     page.paste(heat_map(ramp, height).crop((0, 0, 8, height)), (x, y))
     draw.text((x, y - 18), "1", GREY, font(13))
     draw.text((x, y + height + 2), "0", GREY, font(13))
+
+
+def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]]]) -> torch.Tensor:
+    """IMAGE [F, H, W, 3] with each frame's boxes (ComfyUI's BOUNDING_BOX) drawn and labelled, a colour for each label."""
+    out = torch.empty(*images.shape[:3], 3)
+    line = max(1, round(min(images.shape[1:3]) / 200))
+    for i, frame in enumerate(boxes):
+        picture = to_pil(images[i, ..., :3])
+        draw = ImageDraw.Draw(picture)
+        for box in frame:
+            x, y, w, h = (float(box[key]) for key in ("x", "y", "width", "height"))
+            colour = LABELS[sum(map(ord, str(box["label"]))) % len(LABELS)]
+            draw.rectangle([x, y, x + w, y + h], outline=colour, width=line)
+            draw.text((x + 2, max(0.0, y - 14 * line)), str(box["label"]), colour, font(10 + 4 * (line - 1)))
+        out[i] = to_tensor(picture)[0]
+    return out
+
+
+LABELS = (
+    (255, 92, 92),
+    (92, 200, 120),
+    (90, 160, 255),
+    (250, 200, 70),
+    (220, 120, 240),
+    (90, 220, 220),
+    (250, 150, 80),
+)

@@ -2,18 +2,30 @@
 
 import importlib.util
 import logging
+import random
 import sys
 from pathlib import Path
 
 import comfy.model_management
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import ComfyExtension, io
 
-_source = Path(__file__).resolve().parents[3] / "dev" / "random_models.py"
-_spec = importlib.util.spec_from_file_location("vcd_random_models", _source)
-random_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(random_models)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _load(name, file):
+    """A module of the repository, whatever the server's own path."""
+    name = f"vcd_test_{name}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / file)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+random_models = _load("random_models", "dev/random_models.py")
 
 
 class TinySD(io.ComfyNode):
@@ -117,9 +129,56 @@ class Rows(io.ComfyNode):
         return io.NodeOutput([[tensor.expand(rows, -1, -1), options] for tensor, options in conditioning])
 
 
+class World(io.ComfyNode):
+    """A clip of the drawn world."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_World",
+            category="tests",
+            inputs=[
+                io.String.Input("framing"),
+                io.String.Input("action"),
+                io.Int.Input("people"),
+                io.Int.Input("seed"),
+                io.Int.Input("frames"),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, framing, action, people, seed, frames):
+        world = _load("world", "vcd_core/tiny/world.py")
+        rng = random.Random(seed)
+        crowd = tuple(world.random_person(rng) for _ in range(people))
+        clip = world.Clip(crowd, "snow", action, framing, seed, frames)
+        pictures = [frame.image for frame in world.render_clip(clip)]
+        return io.NodeOutput(torch.from_numpy(np.stack(pictures)).float() / 255)
+
+
+class Broken(io.ComfyNode):
+    """A model that predicts NaN, or whose clip comes back black."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Broken",
+            category="tests",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(lambda apply, arguments: arguments["input"] * float("nan"))
+        return io.NodeOutput(model)
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows]
+        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,436 @@
+"""Face VCD: follow faces, cut a face video out, refine it, put it back (vcd_core: yunet, face_tracks, crop_paste)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..vcd_core import crop_paste, face_tracks, noise_prior, plots, yunet
+from ..vcd_core.face_tracks import Choice, Faces, Track
+from . import host
+from .refine import refine
+from .types import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
+
+FACE_CATEGORY = f"{CATEGORY}/face"
+ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
+PASS, STOP = "pass the clip through", "stop with an error"
+MORE_IDENTITIES = 4
+
+
+@dataclass
+class Crop:
+    """What Face VCD Crop cut out (the socket VCD_CROP)."""
+
+    windows: crop_paste.Windows
+    faces: Faces
+
+
+def track_faces(
+    images: torch.Tensor,
+    threshold: float = 0.6,
+    max_gap: int = 8,
+    min_length: int = 3,
+    small_faces: bool = False,
+    bboxes: Any = None,
+    progress: host.Progress | None = None,
+) -> Faces:
+    """The faces of a clip, detected here or given as boxes, as tracks."""
+    frames, height, width = images.shape[:3]
+    if bboxes is not None:
+        detections = face_tracks.from_boxes(bboxes, frames)
+    else:
+        detections = []
+        for chunk in images.split(16):
+            detections += yunet.detect(chunk, threshold, small_faces)
+            if progress:
+                progress.advance(len(chunk))
+    looks = [
+        [face_tracks.look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)
+    ]
+    tracks = face_tracks.link(detections, looks, face_tracks.scene_cuts(images), max_gap, min_length)
+    return Faces(frames, height, width, tracks)
+
+
+def none_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "if_none",
+        options=[PASS, STOP],
+        default=PASS,
+        optional=True,
+        advanced=True,
+        tooltip="What to do where no face is found in the whole clip.",
+    )
+
+
+def no_faces(if_none: str) -> None:
+    message = "No face was found in the clip. Lower the threshold, switch small_faces on, or connect other boxes."
+    if if_none == STOP:
+        raise ValueError(message)
+    logging.warning("Face VCD: %s The clip is passed through.", message)
+
+
+def which_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "which",
+            options=list(face_tracks.CHOICES),
+            default="all",
+            tooltip="Which faces: all, the largest, all from left to right, one by its index, or the one most like a "
+            "reference picture.",
+        ),
+        io.Int.Input("index", default=0, min=0, max=99, tooltip="For 'by index': counted from 0 from left to right."),
+    ]
+
+
+class FaceTrack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_FaceTrack",
+            display_name="Face VCD Track",
+            category=FACE_CATEGORY,
+            description="Finds the faces of a clip and follows each: gaps are bridged, paths are smoothed, people "
+            "who cross keep their numbers. The detector is built in; boxes of any other detector can be connected.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the clip."),
+                *which_inputs(),
+                io.Float.Input(
+                    "threshold", default=0.6, min=0.05, max=0.99, step=0.01, tooltip="The least score of a detection."
+                ),
+                io.Int.Input(
+                    "max_gap", default=8, min=0, max=256, tooltip="Frames for which a face may be lost and is bridged."
+                ),
+                io.Int.Input(
+                    "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
+                ),
+                io.Boolean.Input(
+                    "small_faces", default=False, tooltip="Also search at twice the size, for faces under 10 pixels."
+                ),
+                BoxesType.Input(
+                    "bboxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Boxes of another detector (MediaPipe, RT-DETR, SAM 3), one list for each frame. Used in place "
+                    "of the built-in one.",
+                ),
+                io.Image.Input("reference", optional=True, tooltip="For 'like the reference': a picture of the face."),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip="For 'like the reference': compares faces with it."
+                ),
+                none_input(),
+            ],
+            outputs=[
+                FacesType.Output(display_name="faces"),
+                io.Image.Output(display_name="preview", tooltip="The clip with numbered boxes."),
+                BoxesType.Output(display_name="bboxes", tooltip="The smoothed tracks as boxes of each frame."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        which: Choice,
+        index: int,
+        threshold: float,
+        max_gap: int,
+        min_length: int,
+        small_faces: bool,
+        bboxes: Any = None,
+        reference: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        if_none: str = PASS,
+    ) -> io.NodeOutput:
+        progress = host.Progress(len(images))
+        faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, progress)
+        if not faces.tracks:
+            no_faces(if_none)
+        faces.tracks = pick(images, faces, which, index, reference, clip_vision)
+        boxes = face_tracks.boxes_of(faces)
+        preview = plots.numbered_boxes(images, boxes)
+        return io.NodeOutput(faces, preview, boxes, ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls))
+
+
+def pick(
+    images: torch.Tensor,
+    faces: Faces,
+    which: Choice,
+    index: int,
+    reference: torch.Tensor | None = None,
+    clip_vision: Any = None,
+) -> list[Track]:
+    """The chosen tracks."""
+    likeness = None
+    if which == "like the reference" and faces.tracks:
+        if reference is None or clip_vision is None:
+            raise ValueError("'like the reference' needs a reference picture and a CLIP vision model; connect both.")
+        views = []
+        for track in faces.tracks:
+            place = crop_paste.windows(track, faces.height, faces.width, 1.5)
+            views.append(crop_paste.crop(images[..., :3], place, (224, 224))[:: max(1, len(place.centres) // 8)])
+        likeness = host.likeness(clip_vision, reference, views)
+    return face_tracks.choose(faces.tracks, which, index, likeness)
+
+
+def window_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "refine_size",
+            default=512,
+            min=64,
+            max=2048,
+            step=8,
+            tooltip="Side of the face video in pixels: the size that the model draws best, 512 for SD 1.5.",
+        ),
+        io.Float.Input(
+            "crop_factor",
+            default=3.0,
+            min=1.0,
+            max=10.0,
+            step=0.1,
+            tooltip="The window's side over the face's. 3 as in the release; it is never larger than the picture.",
+        ),
+    ]
+
+
+def paste_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "feather",
+            default=5.0,
+            min=0.0,
+            max=200.0,
+            step=0.5,
+            tooltip="Width in pixels of the pasted region's soft edge.",
+        ),
+        io.Float.Input(
+            "paste_factor",
+            default=1.6,
+            min=1.0,
+            max=10.0,
+            step=0.1,
+            tooltip="The pasted region's side over the face's. The rest of the window is context and stays as it was.",
+        ),
+        io.Boolean.Input(
+            "match_colour",
+            default=False,
+            tooltip="Give the new faces the brightness and contrast that the picture has around them.",
+        ),
+    ]
+
+
+class FaceCrop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_FaceCrop",
+            display_name="Face VCD Crop",
+            category=FACE_CATEGORY,
+            description="Cuts one face out as a video of its own: a window of one size that follows the face smoothly. Use "
+            "any sampler on it, then Face VCD Paste.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames that Face VCD Track saw."),
+                FacesType.Input("faces", tooltip="The tracks of Face VCD Track."),
+                io.Int.Input("index", default=0, min=0, max=99, tooltip="Which of the tracks, counted from 0."),
+                *window_inputs(),
+            ],
+            outputs=[io.Image.Output(display_name="crops"), CropType.Output(display_name="crop")],
+        )
+
+    @classmethod
+    def execute(
+        cls, images: torch.Tensor, faces: Faces, index: int, refine_size: int, crop_factor: float
+    ) -> io.NodeOutput:
+        faces.check(images)
+        if index >= len(faces.tracks):
+            raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
+        place = crop_paste.windows(faces.tracks[index], faces.height, faces.width, crop_factor)
+        crops = crop_paste.crop(images, place, (refine_size, refine_size))
+        return io.NodeOutput(crops, Crop(place, faces))
+
+
+class FacePaste(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_FacePaste",
+            display_name="Face VCD Paste",
+            category=FACE_CATEGORY,
+            description="Puts refined face frames back where Face VCD Crop cut them out. Outside the feathered region "
+            "nothing changes.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames to paste into: those that were cropped."),
+                CropType.Input("crop", tooltip="From Face VCD Crop."),
+                io.Image.Input("refined", tooltip="The refined crops, as many as were cut."),
+                *paste_inputs(),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        crop: Crop,
+        refined: torch.Tensor,
+        feather: float,
+        paste_factor: float,
+        match_colour: bool,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        crop.faces.check(images)
+        masks = frame_masks(mask, images)
+        return io.NodeOutput(
+            crop_paste.paste(images, refined[..., :3], crop.windows, feather, paste_factor, masks, match_colour)
+        )
+
+
+def frame_masks(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
+    """A MASK for each frame, of the frames' size."""
+    if mask is None:
+        return None
+    if mask.shape[0] not in (1, len(images)) or mask.shape[1:] != images.shape[1:3]:
+        raise ValueError(f"The mask is {list(mask.shape)}; expected {list(images.shape[:3])}, or one for all frames.")
+    return mask.expand(len(images), -1, -1)
+
+
+class FaceRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = [
+            io.Conditioning.Input(
+                f"positive_{i}", optional=True, tooltip=f"The prompt of face {i}, counted from left to right."
+            )
+            for i in range(2, MORE_IDENTITIES + 1)
+        ]
+        return io.Schema(
+            node_id="VCD_FaceRefine",
+            display_name="Face VCD Crop-Refine-Paste",
+            category=FACE_CATEGORY,
+            description="The second stage: each face is cut out as a video, drawn anew at full size with the same model, "
+            "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the clip."),
+                io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Conditioning.Input("positive", tooltip="The prompt with the identity; for the first face, or all."),
+                io.Conditioning.Input("negative", tooltip="What to keep away from."),
+                FacesType.Input(
+                    "faces", optional=True, tooltip="From Face VCD Track; without it faces are found here."
+                ),
+                *sampling_inputs(steps=20, cfg=8.0, denoise=0.8),
+                gamma_input(),
+                seed_input(),
+                *window_inputs(),
+                *paste_inputs(),
+                *which_inputs(),
+                *more,
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
+                ),
+                none_input(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Image.Output(display_name="before and after", tooltip="Each face's frames before and after."),
+                io.Int.Output(display_name="frames without a face"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        model: host.Model,
+        vae: Any,
+        positive: Any,
+        negative: Any,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        gamma: float,
+        seed: int,
+        refine_size: int,
+        crop_factor: float,
+        feather: float,
+        paste_factor: float,
+        match_colour: bool,
+        which: Choice,
+        index: int,
+        faces: Faces | None = None,
+        mask: torch.Tensor | None = None,
+        if_none: str = PASS,
+        **more: Any,
+    ) -> io.NodeOutput:
+        noise_prior.check_gamma(gamma)
+        if refine_size % 8:
+            raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
+        images = images[..., :3]
+        masks = frame_masks(mask, images)
+        if faces is None:
+            faces = track_faces(images)
+        faces.check(images)
+        tracks = face_tracks.choose(faces.tracks, which, index) if faces.tracks else []
+        shown = Faces(faces.frames, faces.height, faces.width, tracks)
+        if not tracks:
+            no_faces(if_none)
+            return io.NodeOutput(images, images, len(images), ui={"text": ("No face was found.",)})
+        prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
+        if any(prompts[1:]):
+            tracks = face_tracks.choose(tracks, "left to right")
+        settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
+        progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
+        out, pairs = images.clone(), []
+        for number, track in enumerate(tracks):
+            place = crop_paste.windows(track, faces.height, faces.width, crop_factor)
+            crops = crop_paste.crop(images, place, (refine_size, refine_size))
+            prompt = prompts[number] if number < len(prompts) and prompts[number] is not None else positive
+            prompt, against = (host.conditioning_of(c, track.frames, len(images)) for c in (prompt, negative))
+            refined = redraw(crops, model, vae, prompt, against, settings, gamma, progress, number)
+            pairs.append(torch.cat([crops, refined], 2))
+            if refined is not crops:
+                crop_paste.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
+        missed = shown.without_face()
+        text = f"{len(tracks)} faces refined; {missed} of {len(images)} frames have none and passed through."
+        return io.NodeOutput(out, torch.cat(pairs), missed, ui={"text": (text,)})
+
+
+def redraw(
+    crops: torch.Tensor,
+    model: host.Model,
+    vae: Any,
+    positive: Any,
+    negative: Any,
+    settings: host.Sampling,
+    gamma: float,
+    progress: host.Progress,
+    number: int,
+) -> torch.Tensor:
+    """The crops drawn anew; the crops themselves where the sampler gave nothing usable."""
+    try:
+        refined = refine(crops, model, vae, positive, negative, settings, gamma, progress, lambda model, on_call: model)
+    except ValueError as error:
+        if "NaN" not in str(error):
+            raise
+        logging.warning("Face VCD: face %d was left as it is. %s", number, error)
+        return crops
+    if not torch.isfinite(refined).all() or refined.amax() < 0.02 < crops.amax():
+        logging.warning("Face VCD: face %d came back black or broken from the sampler and was left as it is.", number)
+        return crops
+    return refined
+
+
+NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

