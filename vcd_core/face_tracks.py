@@ -19,6 +19,7 @@ from .yunet import Face, iou
 Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
 CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")
 _FAR = 1e6
+_SURE = 0.75
 
 
 @dataclass
@@ -78,7 +79,8 @@ def link(
         looks: a vector for each detection (see :func:`look`), to tell people apart where their ways cross.
         cuts: frames that begin a new scene; no track goes across.
         max_gap: a face may be missing for this many frames and still be the same track.
-        min_length: tracks detected in fewer frames are dropped (never more than the clip has).
+        min_length: tracks detected in fewer frames are dropped (never more than the clip has); where no detection was
+            sure (a score of 0.75), twice as many as ``max_gap`` are asked for: a hand looks like a face for a moment.
 
     Example:
         >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
@@ -109,10 +111,12 @@ def link(
                 path.add(frame, face, views[i])
                 open_tracks.append(path)
     paths = done + open_tracks
-    least = min(min_length, len(detections))
-    return sorted(
-        (path.track() for path in paths if len(path.at) >= least), key=lambda t: (-int(t.seen.sum()), t.start)
-    )
+
+    def lasts(path: _Path) -> bool:
+        least = min_length if max(path.scores) >= _SURE else max(min_length, 2 * max_gap)
+        return len(path.at) >= min(least, len(detections))
+
+    return sorted((path.track() for path in paths if lasts(path)), key=lambda t: (-int(t.seen.sum()), t.start))
 
 
 class _Path:

@@ -107,10 +107,15 @@ def test_gaps_are_bridged_up_to_a_length():
 
 def test_short_tracks_and_stray_detections_are_dropped():
     faces = [[face] for face in walk()]
-    faces[10].append(Face((200.0, 200.0, 30.0, 30.0), 0.7))
+    faces[10].append(Face((200.0, 200.0, 30.0, 30.0), 0.9))
     assert len(link(faces, min_length=3)) == 1
     assert len(link(faces, min_length=1)) == 2
     assert len(link([[walk()[0]]], min_length=5)) == 1  # a clip of one frame
+    for i in (4, 5, 6, 9, 12):  # a hand that looks like a face now and then
+        faces[i].append(Face((200.0, 300.0, 30.0, 30.0), 0.7))
+    assert len(link(faces)) == 1
+    unsure = [[face._replace(score=0.65)] for face in walk()]
+    assert len(link(unsure)) == 1  # but a dim face that stays is one
 
 
 def test_people_who_cross_keep_their_names():
