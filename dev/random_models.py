@@ -106,6 +106,22 @@ def tiny_sd15(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, 
     return model, clip, vae
 
 
+def tiny_controlnet(seed: int = 5) -> Any:
+    """A ControlNet for the tiny SD 1.5, in the host's class."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    config = unet_config(TINY_CHANNELS, TINY_MULTIPLIERS, TINY_TEXT, heads=4)
+    config.pop("out_channels")
+    config.pop("transformer_depth_output")
+    config["num_res_blocks"] = [2] * 4
+    net = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init
+    )
+    return comfy.controlnet.ControlNet(fill(net, seed))
+
+
 def sd15_state_dict(seed: int = 0) -> dict[str, torch.Tensor]:
     """A full-size SD 1.5 checkpoint (1131 tensors, fp16) under the names that CheckpointLoaderSimple recognises.
 

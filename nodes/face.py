@@ -36,12 +36,15 @@ def track_faces(
     min_length: int = 3,
     small_faces: bool = False,
     bboxes: Any = None,
+    masks: torch.Tensor | None = None,
     progress: host.Progress | None = None,
 ) -> Faces:
-    """The faces of a clip, detected here or given as boxes, as tracks."""
+    """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
     if bboxes is not None:
         detections = face_tracks.from_boxes(bboxes, frames)
+    elif masks is not None:
+        detections = face_tracks.from_masks(masks)
     else:
         detections = []
         for chunk in images.split(16):
@@ -118,6 +121,9 @@ class FaceTrack(io.ComfyNode):
                     tooltip="Boxes of another detector (MediaPipe, RT-DETR, SAM 3), one list for each frame. Used in place "
                     "of the built-in one.",
                 ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="A mask for each frame; its box is taken in place of a detection."
+                ),
                 io.Image.Input("reference", optional=True, tooltip="For 'like the reference': a picture of the face."),
                 io.ClipVision.Input(
                     "clip_vision", optional=True, tooltip="For 'like the reference': compares faces with it."
@@ -142,12 +148,14 @@ class FaceTrack(io.ComfyNode):
         min_length: int,
         small_faces: bool,
         bboxes: Any = None,
+        mask: torch.Tensor | None = None,
         reference: torch.Tensor | None = None,
         clip_vision: Any = None,
         if_none: str = PASS,
     ) -> io.NodeOutput:
         progress = host.Progress(len(images))
-        faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, progress)
+        masks = frame_masks(mask, images)
+        faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
         if not faces.tracks:
             no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)

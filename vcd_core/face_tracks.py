@@ -289,6 +289,21 @@ def from_boxes(boxes: object, frames: int) -> list[list[Face]]:
     return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
 
 
+def from_masks(masks: torch.Tensor) -> list[list[Face]]:
+    """The box of each frame's mask [F, H, W] (values above 0.5) as its one detection; none where a mask is empty."""
+    found: list[list[Face]] = []
+    for mask in masks:
+        rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
+        if not len(rows):
+            found.append([])
+            continue
+        (top, bottom), (left, right) = (
+            (float(axis[0]), float(axis[-1]) + 1) for axis in (rows.flatten(), columns.flatten())
+        )
+        found.append([Face((left, top, right - left, bottom - top), 1.0)])
+    return found
+
+
 def _centre(box: np.ndarray) -> np.ndarray:
     return box[:2] + box[2:] / 2
 

@@ -9,7 +9,7 @@ import torch
 
 from vcd_core import crop_paste, face_tracks, yunet
 from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import Faces, Track, choose, from_boxes, link, look, scene_cuts, smooth
+from vcd_core.face_tracks import Faces, Track, choose, from_boxes, from_masks, link, look, scene_cuts, smooth
 from vcd_core.tiny import world
 from vcd_core.yunet import Face, detect, iou
 
@@ -296,6 +296,12 @@ def test_other_clips_are_refused():
         from_boxes([[box], []], 5)
     with pytest.raises(ValueError, match="needs x, y, width and height"):
         from_boxes([[{"x": 1}]], 1)
+
+
+def test_masks_become_their_boxes():
+    masks = torch.zeros(2, 40, 60)
+    masks[1, 10:20, 30:45] = 1
+    assert from_masks(masks) == [[], [Face((30.0, 10.0, 15.0, 10.0), 1.0)]]
 
 
 def test_twenty_faces_and_a_face_larger_than_the_picture():

@@ -57,10 +57,14 @@ def motion(graph, model, file="test_tiny_v2.safetensors", **changes):
     return graph.VCD_MotionModule(model=model, motion_module=file, **inputs)
 
 
-def evolved(graph, model, file, generation):
-    """AnimateDiff-Evolved's loaders, first and second generation, with their defaults."""
+def evolved(graph, model, file, generation, context=None):
+    """AnimateDiff-Evolved's loaders, first and second generation, with their defaults; ``context``: its own windows."""
+    more = {}
+    if context:
+        options = graph.ADE_StandardStaticContextOptions(context_length=context, context_overlap=4)
+        more["context_options"] = options
     if generation == 1:
-        return graph.ADE_AnimateDiffLoaderGen1(model=model, model_name=file, beta_schedule="autoselect")
+        return graph.ADE_AnimateDiffLoaderGen1(model=model, model_name=file, beta_schedule="autoselect", **more)
     loaded = graph.ADE_LoadAnimateDiffModel(model_name=file)
     applied = graph.ADE_ApplyAnimateDiffModelSimple(motion_model=loaded)
-    return graph.ADE_UseEvolvedSampling(model=model, beta_schedule="autoselect", m_models=applied)
+    return graph.ADE_UseEvolvedSampling(model=model, beta_schedule="autoselect", m_models=applied, **more)

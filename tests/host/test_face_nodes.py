@@ -158,3 +158,33 @@ def test_another_clip_and_a_changed_frame_count_are_refused(bench):
     graph = bench.graph()
     with pytest.raises(QueueError, match="needs a reference picture"):
         bench.tensors(graph, out(track(graph, world(graph), which="like the reference"), 1))
+
+
+def test_the_face_most_like_a_reference_is_chosen(bench):
+    graph = bench.graph()
+    images = world(graph, "medium", "standing", people=2, seed=5)
+    both = track(graph, images, which="left to right")
+    crops = [graph.VCD_FaceCrop(images=images, faces=both, index=i, refine_size=64, crop_factor=1.5) for i in (0, 1)]
+    vision = graph.VCDTest_Looks()
+    chosen = [
+        graph.VCD_FaceCrop(
+            images=images, faces=track(graph, images, which="like the reference", reference=c, clip_vision=vision),
+            index=0, refine_size=64, crop_factor=1.5,
+        )
+        for c in crops
+    ]  # fmt: skip
+    left, right, first, second = bench.tensors(graph, *crops, *chosen)
+    assert torch.equal(first, left)
+    assert torch.equal(second, right)
+
+
+def test_masks_give_the_boxes(bench):
+    graph = bench.graph()
+    images = graph.EmptyImage(width=96, height=64, batch_size=4, color=0x808080)
+    none = graph.SolidMask(value=0.0, width=96, height=64)
+    part = graph.SolidMask(value=1.0, width=20, height=20)
+    mask = graph.MaskComposite(destination=none, source=part, x=40, y=10, operation="add")
+    crops = graph.VCD_FaceCrop(
+        images=images, faces=track(graph, images, mask=mask), index=0, refine_size=64, crop_factor=1.5
+    )
+    assert bench.tensors(graph, crops).shape == (4, 64, 64, 3)

@@ -168,3 +168,26 @@ def test_the_noise_prior_under_animatediff_evolved(bench, ade, full_size, genera
     assert same(a, b, 1e-3)
     assert same(b, c, 1e-3)
     assert torch.isfinite(a).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", [1, 2])
+def test_face_and_tiled_under_animatediff_evolved_and_its_windows(bench, ade, full_size, generation):
+    graph, model, positive, negative = full(bench, full_size)
+    vae = [model[0], 2]
+    moved = evolved(graph, model, full_size["motion"], generation, context=8)
+    images = graph.VCDTest_World(framing="close-up", action="standing", people=1, seed=2, frames=12)
+    sampling = {"cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "gamma": 0.1, "seed": 1, "steps": 1}
+    face = graph.VCD_FaceRefine(
+        images=images, model=moved, vae=vae, positive=positive, negative=negative, **sampling, denoise=0.8,
+        refine_size=64, crop_factor=2.0, feather=4.0, paste_factor=1.6, match_colour=False, which="all", index=0,
+    )  # fmt: skip
+    tiled = graph.VCD_TiledDenoise(
+        images=images, model=moved, vae=vae, positive=positive, negative=negative, **sampling, denoise=0.3, scale=1.0,
+        tile_size=80, overlap=16,
+    )  # fmt: skip
+    images, face, tiled = bench.tensors(graph, images, face, tiled, timeout=1800)
+    for result in (face, tiled):
+        assert result.shape == images.shape
+        assert result.isfinite().all()
+        assert (result - images).abs().mean() > 0.005

@@ -173,3 +173,40 @@ def test_a_high_denoise_is_warned_of(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     bench.tensors(graph, denoise(graph, pictures(graph, vae), model, vae, positive, negative, denoise=0.6, steps=1))
     assert "begin to repeat content" in bench.server.log_tail(60)
+
+
+def test_an_upscale_model_enlarges_and_makes_its_tiles_smaller_when_memory_runs_out(bench, tiny):
+    for most in (9999, 130):
+        graph, model, vae, positive, negative = tiny()
+        images = pictures(graph, vae, 160, 96, 4)
+        up = graph.VCDTest_Upscaler(most=most)
+        kept = denoise(graph, images, model, vae, positive, negative, denoise=0.0, upscale_model=up)
+        source, large = bench.tensors(graph, images, kept)
+        assert torch.allclose(large, source.repeat_interleave(2, 1).repeat_interleave(2, 2), atol=1e-5)
+    graph, model, vae, positive, negative = tiny()
+    images = pictures(graph, vae, 160, 96, 4)
+    none = graph.VCDTest_Upscaler(most=8)
+    with pytest.raises(QueueError, match="ran out of memory even on 128-pixel tiles"):
+        bench.tensors(graph, denoise(graph, images, model, vae, positive, negative, denoise=0.0, upscale_model=none))
+
+
+def test_a_control_net_is_cut_to_each_tile(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    net = graph.VCDTest_ControlNet()
+    source = latent(graph, 192, 64, 2)
+
+    def run(colour, tile_size):
+        base = graph.EmptyImage(width=192, height=64, batch_size=1, color=0x808080)
+        right = graph.EmptyImage(width=64, height=64, batch_size=1, color=colour)
+        hint = graph.ImageCompositeMasked(destination=base, source=right, x=128, y=0, resize_source=False)
+        applied = graph.ControlNetApplyAdvanced(
+            positive=positive, negative=negative, control_net=net, image=hint, strength=1.0, start_percent=0.0,
+            end_percent=1.0,
+        )  # fmt: skip
+        both = (applied, [applied[0], 1])
+        return ksampler(graph, patch(graph, model, tile_size, 0), *both, source, steps=1)
+
+    white, black, whole = bench.samples(graph, run(0xFFFFFF, 64), run(0x000000, 64), run(0xFFFFFF, 192))
+    assert torch.equal(white[..., :16], black[..., :16])
+    assert (white[..., 16:] - black[..., 16:]).abs().mean() > 1e-4 * white.abs().mean()
+    assert whole.shape == white.shape

@@ -4,9 +4,11 @@ import importlib.util
 import logging
 import random
 import sys
+import types
 from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import folder_paths
 import numpy as np
 import torch
@@ -176,9 +178,62 @@ class Broken(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class Looks(io.ComfyNode):
+    """Stands for a CLIP vision model: its embedding of a picture is the picture's mean colour, without its brightness."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="VCDTest_Looks", category="tests", inputs=[], outputs=[io.ClipVision.Output()])
+
+    @classmethod
+    def execute(cls):
+        def encode_image(images):
+            colour = images.mean((1, 2))
+            return {"image_embeds": colour - colour.mean(1, keepdim=True)}
+
+        return io.NodeOutput(types.SimpleNamespace(encode_image=encode_image))
+
+
+class Upscaler(io.ComfyNode):
+    """Stands for an upscale model: every pixel twice; it fails as if memory ran out on tiles above ``most`` pixels."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Upscaler",
+            category="tests",
+            inputs=[io.Int.Input("most")],
+            outputs=[io.UpscaleModel.Output()],
+        )
+
+    @classmethod
+    def execute(cls, most):
+        class Twice(torch.nn.Module):
+            scale = 2
+
+            def forward(self, x):
+                if x.shape[-1] > most:
+                    raise comfy.model_management.OOM_EXCEPTION("the test's")
+                return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+
+        model, cpu = Twice(), torch.device("cpu")
+        model.patcher = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
+        return io.NodeOutput(model)
+
+
+class TinyControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="VCDTest_ControlNet", category="tests", inputs=[], outputs=[io.ControlNet.Output()])
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput(random_models.tiny_controlnet())
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken]
+        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken, Looks, Upscaler, TinyControlNet]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,238 @@
+"""Tiled VCD on the tiny random model: cost, seams, flicker, memory, and a widely used tiled upscaler beside it.
+
+Targets: model evaluations in pixels equal the grid's overlap factor; under 5 % of the time outside the model; gradients across tile
+borders and temporal differences in overlaps within 5 % of those elsewhere; memory that does not grow with the picture but for
+the frames themselves; faster than ComfyUI_UltimateSDUpscale at the same tiles, when its folder is given in VCD_USDU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from dev import random_models
+from dev.host import PACK, ROOT, link
+from dev.server import Server, host_from_environment
+from vcd_core import tiles
+
+from .measure import table
+
+SETTINGS = {
+    "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.2, "gamma": 0.1, "seed": 1,
+}  # fmt: skip
+
+
+def enter() -> SimpleNamespace:
+    """The host and the pack in this process, with a tiny model and an empty and a written prompt."""
+    folder = host_from_environment()
+    random_models.enter_host(folder.comfy)
+    sys.path.insert(0, str(folder.base / "custom_nodes"))
+    pack = __import__(f"{PACK}.nodes.tiled", fromlist=["tiled"])
+    model, clip, vae = random_models.tiny_sd15(0)
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+    return SimpleNamespace(node=pack, model=model, vae=vae, positive=encode("a man"), negative=encode(""))
+
+
+def counted(model: Any) -> tuple[Any, dict[str, float]]:
+    """The model with a count of the seconds and latent pixels that its calls take."""
+    spent = {"seconds": 0.0, "pixels": 0.0}
+
+    def call(apply: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        start = time.perf_counter()
+        out = apply(arguments["input"], arguments["timestep"], **arguments["c"])
+        spent["seconds"] += time.perf_counter() - start
+        spent["pixels"] += arguments["input"].numel() / 4
+        return out
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(call)
+    return model, spent
+
+
+def sample(
+    host: SimpleNamespace, latent: torch.Tensor, tile: int, overlap: int, steps: int, model: Any
+) -> torch.Tensor:
+    """Sample a latent in tiles with the patch, as a KSampler would."""
+    import comfy.sample
+
+    patched = host.node.apply(model, tile, overlap, False)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            patched, noise, steps, 8.0, "euler", "normal", host.positive, host.negative, latent, denoise=0.2,
+            disable_pbar=True, seed=1,
+        )  # fmt: skip
+
+
+def cost(host: SimpleNamespace) -> bool:
+    rows, passed = [], True
+    for side, tile, overlap in ((256, 128, 16), (256, 128, 64), (512, 256, 64)):
+        latent = torch.randn(16, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+        model, spent = counted(host.model)
+        sample(host, latent, tile, overlap, 1, model)
+        spent.update(seconds=0.0, pixels=0.0)
+        start = time.perf_counter()
+        sample(host, latent, tile, overlap, 3, model)
+        total = time.perf_counter() - start
+        factor = tiles.grid(side // 8, side // 8, tile // 8, overlap // 8).cost
+        drawn = spent["pixels"] / (3 * 2 * 16 * (side // 8) ** 2)
+        outside = 1 - spent["seconds"] / total
+        passed &= abs(drawn / factor - 1) < 1e-6 and outside < 0.05
+        rows.append([f"{side}, {tile}, {overlap}", f"{factor:.3f}", f"{drawn:.3f}", f"{outside:.1%}"])
+    table(
+        ["picture, tile, overlap", "grid's pixels / picture", "model's pixels / picture", "time outside the model"],
+        rows,
+    )
+    return passed
+
+
+def seams(host: SimpleNamespace) -> bool:
+    """Gradients across tile borders and temporal differences in overlaps, over those elsewhere, on noise."""
+    side, tile, overlap = 64, 24, 4
+    latent = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(3))
+    out = sample(host, latent, tile * 8, overlap * 8, 3, host.model)
+    places = tiles.starts(side, tile, overlap)
+    edges = [p for p in places if p] + [p + tile for p in places if p + tile < side]
+    across = out.diff(dim=-1).abs().mean((0, 1, 2))
+    chosen = torch.zeros(side - 1, dtype=torch.bool)
+    chosen[[e - 1 for e in edges]] = True
+    gradient = float(across[chosen].mean() / across[~chosen].mean())
+    shared = torch.zeros(side, dtype=torch.bool)
+    for a, b in itertools.pairwise(places):
+        shared[b : a + tile] = True
+    moving = out.diff(dim=0).abs().mean((0, 1, 2))
+    flicker = float(moving[shared].mean() / moving[~shared].mean())
+    print(
+        f"\nGradient across tile borders over elsewhere {gradient:.3f}; temporal difference in overlaps over elsewhere {flicker:.3f}"
+    )
+    print("target: both within 0.95 and 1.05")
+    return 0.95 <= gradient <= 1.05 and 0.95 <= flicker <= 1.05
+
+
+def one_tile(host: SimpleNamespace) -> bool:
+    latent = torch.randn(4, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    whole, one = (sample(host, latent, tile, 16, 2, host.model) for tile in (4096, 192))
+    error = float((whole - one).abs().max() / whole.abs().max())
+    print(f"\nOne tile against the untiled sampler: largest difference {error:.1e} of the size; target: below 1e-5")
+    return error < 1e-5
+
+
+def peak(side: int) -> float:
+    """The peak memory in MiB of a fresh process that refines two frames of side x side, less the frames themselves."""
+    command = [sys.executable, "-m", "benchmarks.tiled", "--peak", str(side)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(done.stdout.split()[-1])
+
+
+def measure_peak(side: int) -> None:
+    import resource
+
+    host = enter()
+    frames = 2
+    images = torch.rand(frames, side, side, 3)
+    before = 0.0
+    with torch.inference_mode():
+        for size in (512, side):
+            host.node.TiledDenoise.execute(
+                images[:, :size, :size], host.model, host.vae, host.positive, host.negative, scale=1.0, tile_size=256,
+                overlap=64, steps=1, **SETTINGS,
+            )  # fmt: skip
+            before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(after - before, images.numel() * 4 / 2**20, after)
+
+
+def memory() -> bool:
+    small, large = peak(512), peak(2048)
+    copies = (large - small) / (2 * 2048 * 2048 * 3 * 4 / 2**20 - 2 * 512 * 512 * 3 * 4 / 2**20)
+    print(
+        f"\nPeak memory of two frames: {small:.0f} MiB at 512, {large:.0f} MiB at 2048 pixels a side; what is added is "
+        f"{copies:.1f} copies of the frames; target: at most 6 (input, enlarged, padded, result, latents and one chunk)"
+    )
+    return copies <= 6
+
+
+def beside(ultimate: str) -> bool:
+    """The same tiles of 160 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding on each side."""
+    host = host_from_environment()
+    link(Path(ultimate).resolve(), host.base / "custom_nodes" / "ComfyUI_UltimateSDUpscale")
+    link(ROOT / "tests" / "host" / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")
+    shared = {k: v for k, v in SETTINGS.items() if k != "gamma"} | {"steps": 4}
+    theirs = {
+        "mode_type": "Linear", "tile_width": 128, "tile_height": 128, "mask_blur": 8, "tile_padding": 16,
+        "seam_fix_mode": "None", "seam_fix_denoise": 1.0, "seam_fix_width": 64, "seam_fix_mask_blur": 8,
+        "seam_fix_padding": 16, "force_uniform_tiles": True, "tiled_decode": False, "batch_size": 1,
+    }  # fmt: skip
+    ours = {"scale": 1.0, "overlap": 32, "gamma": 0.1}
+    kinds = {
+        "untiled": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 4096}),
+        "ours": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 160}),
+        "ultimate": ("UltimateSDUpscaleNoUpscale", "upscaled_image", theirs),
+    }
+
+    def seconds(server: Server, kind: str, seed: int) -> float:
+        name, images, inputs = kinds[kind]
+        prompt: dict[str, Any] = {
+            "1": ("VCDTest_TinySD", {"weights": 0}),
+            "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a man"}),
+            "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
+            "4": ("VCDTest_World", {"framing": "medium", "action": "walking", "people": 1, "seed": 1, "frames": 16}),
+            "5": ("ImageScale", {"image": ["4", 0], "upscale_method": "bilinear", "width": 256, "height": 256, "crop": "disabled"}),
+            "6": (
+                name,
+                {images: ["5", 0], "model": ["1", 0], "vae": ["1", 2], "positive": ["2", 0], "negative": ["3", 0],
+                 **inputs, **shared, "seed": seed},
+            ),
+            "7": ("PreviewImage", {"images": ["6", 0]}),
+        }  # fmt: skip
+        server.run({k: {"class_type": c, "inputs": i} for k, (c, i) in prompt.items()}, timeout=1800)
+        lines = [line for line in server.log.read_text(errors="replace").splitlines() if "Prompt executed in" in line]
+        return float(lines[-1].split("executed in")[1].split()[0])
+
+    with Server(host, arguments=("--disable-api-nodes",)) as server:
+        if "UltimateSDUpscaleNoUpscale" not in server.get("/object_info"):
+            print("\nComfyUI_UltimateSDUpscale did not load; it is not compared.")
+            return True
+        seconds(server, "ours", 0)
+        times = {kind: min(seconds(server, kind, turn) for turn in (1, 2)) for kind in kinds}
+    print(
+        f"\n16 frames of 256x256, 4 steps: untiled {times['untiled']:.1f} s, ours {times['ours']:.1f} s, "
+        f"ComfyUI_UltimateSDUpscale {times['ultimate']:.1f} s: {times['ours'] / times['ultimate']:.2f} of its time; "
+        "target: below 1"
+    )
+    return times["ours"] < times["ultimate"]
+
+
+def main() -> int:
+    if "--peak" in sys.argv:
+        measure_peak(int(sys.argv[-1]))
+        return 0
+    in_process = subprocess.run([sys.executable, "-m", "benchmarks.tiled", "--in-process"], cwd=ROOT).returncode == 0
+    passed = in_process & memory()
+    ultimate = os.environ.get("VCD_USDU")
+    if ultimate:
+        passed &= beside(ultimate)
+    else:
+        print("\nComfyUI_UltimateSDUpscale was not given (VCD_USDU=folder), so there is nothing to compare with.")
+    print("\nall targets met" if passed else "\na target was missed")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    if "--in-process" in sys.argv:
+        machine = enter()
+        results = [cost(machine), seams(machine), one_tile(machine)]
+        print(json.dumps(results))
+        sys.exit(0 if all(results) else 1)
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The pack as a whole: it loads without its optional libraries, imports nothing heavy, and its graphs run on every host."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dev.graph import to_api
+from dev.host import PACK, ROOT
+
+HEAVY = ("cv2", "transformers", "scipy", "matplotlib", "segment_anything", "groundingdino")
+NO_MODEL = ["00_noise_prior"]
+
+
+def load_pack(host, before):
+    """Import the pack in a fresh process of the host's, after running ``before``; prints its nodes and new imports."""
+    script = f"""
+import sys, asyncio
+sys.path.insert(0, {str(host.comfy)!r}); sys.argv = ["x", "--cpu"]
+import comfy.options; comfy.options.enable_args_parsing()
+import nodes, comfy_api.latest, latent_preview, comfy_extras.nodes_upscale_model
+known = set(sys.modules)
+{before}
+sys.path.insert(0, {str(host.base / "custom_nodes")!r})
+pack = __import__({PACK!r})
+extension = asyncio.run(pack.comfy_entrypoint())
+names = [node.GET_SCHEMA().node_id for node in asyncio.run(extension.get_node_list())]
+print("\\nNODES", len(names)); print("NEW", *(set(sys.modules) - known))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=host.comfy)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    return int(lines[-2].split()[1]), set(lines[-1].split()[1:])
+
+
+def test_the_pack_imports_nothing_heavy(bench):
+    count, new = load_pack(bench.server.host, "")
+    assert count >= 10
+    assert not {name.split(".")[0] for name in new} & set(HEAVY)
+
+
+def test_the_pack_loads_without_its_optional_libraries(bench):
+    """Each is missing, or fails on import as cv2 does for want of a system library."""
+    before = f"""
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ImportError("libGL.so.1: cannot open shared object file")
+for name in [n for n in sys.modules if n.split(".")[0] in {HEAVY!r}]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refuse())
+"""
+    count, _ = load_pack(bench.server.host, before)
+    assert count >= 10
+
+
+@pytest.mark.parametrize("name", NO_MODEL)
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+def test_bundled_graphs_without_models_run(request, name, which):
+    server = request.getfixturevalue(which).server
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    files = server.outputs(server.run(to_api(workflow, server.get("/object_info"))))
+    assert any(path.suffix == ".mp4" and path.stat().st_size > 1000 for path in files)
+    assert any(path.suffix == ".png" for path in files)
+
+
+def test_every_node_is_described(bench):
+    info = {name: node for name, node in bench.server.get("/object_info").items() if name.startswith("VCD_")}
+    for name, node in info.items():
+        assert (ROOT / "web" / "docs" / f"{name}.md").is_file(), f"{name} has no help page"
+        assert node["description"], name
+        assert node["search_aliases"], name
+        for group in ("required", "optional"):
+            for key, spec in node["input"].get(group, {}).items():
+                assert spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
+
+
+def test_requirements_stand_once():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == (ROOT / "requirements.txt").read_text().split()
+    assert not any(line.startswith("torch") for line in project["dependencies"])
