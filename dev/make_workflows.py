@@ -29,8 +29,99 @@ def noise_prior(graph: Graph) -> None:
     graph.add("SaveVideo", video=video, filename_prefix="vcd/noise_prior", height=420)
 
 
+SD15 = (
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+    "checkpoints",
+)
+MOTION = (
+    "mm_sd_v15_v2.ckpt",
+    "https://huggingface.co/guoyww/animatediff/resolve/main/mm_sd_v15_v2.ckpt",
+    "animatediff_models",
+)
+NEGATIVE = "blurry, deformed, watermark, text"
+
+
+def model_column(graph: Graph, prompt: str, gamma: bool = True) -> tuple[Out, Out, Out, Out]:
+    """Checkpoint, motion and prompts: model, VAE, positive and negative."""
+    graph.column("1. Model and prompt", 340)
+    graph.note(
+        "SD 1.5 or a finetune of it in `models/checkpoints`, an AnimateDiff motion module in "
+        "`models/animatediff_models`. Whatever identity is in the prompt is kept through all stages."
+    )
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
+    graph.models(checkpoint, SD15)
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], height=250)
+    graph.models(model, MOTION)
+    if gamma:
+        model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    clip = Out(checkpoint.node, 1)
+    positive = graph.add("CLIPTextEncode", clip=clip, text=prompt, title="Prompt")
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt")
+    return model, Out(checkpoint.node, 2), positive, negative
+
+
+def save_column(graph: Graph, images: Out, name: str, fps: float = 8.0) -> None:
+    graph.column("Save", 380)
+    video = graph.add("CreateVideo", images=images, fps=fps)
+    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", height=420)
+
+
+def load_column(graph: Graph) -> Out:
+    graph.column("0. The clip", 320)
+    graph.note(
+        "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows (Manual)."
+    )
+    video = graph.add("LoadVideo", height=300)
+    return graph.add("GetVideoComponents", video=video)
+
+
+def t2v_builtin_motion(graph: Graph) -> None:
+    model, vae, positive, negative = model_column(graph, "photo of a man walking on the beach, smiling")
+    graph.column("2. Sixteen frames", 340)
+    graph.note("The paper's settings: 16 frames of 512x512, dpmpp_2m / karras, 20 steps, cfg 8, gamma 0.1.")
+    latent = graph.add("EmptyLatentImage", width=512, height=512, batch_size=16)
+    frames = graph.add(
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=1, steps=20, cfg=8.0,
+        sampler_name="dpmpp_2m", scheduler="karras", height=270,
+    )  # fmt: skip
+    images = graph.add("VAEDecode", samples=frames, vae=vae)
+    save_column(graph, images, "t2v")
+
+
+def face_refine(graph: Graph) -> None:
+    images = load_column(graph)
+    model, vae, positive, negative = model_column(graph, "photo of a man, face, detailed", gamma=False)
+    graph.column("2. Faces", 360)
+    graph.note("Check the numbered boxes before refining. Each face is drawn anew at 512x512 and put back.")
+    faces = graph.add("VCD_FaceTrack", images=images, height=420)
+    graph.column("3. Refine", 360)
+    refined = graph.add(
+        "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
+    )
+    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", height=300)
+    save_column(graph, refined, "face")
+
+
+def tiled_upscale(graph: Graph) -> None:
+    images = load_column(graph)
+    model, vae, positive, negative = model_column(graph, "photo of a man walking on the beach, detailed", gamma=False)
+    graph.column("2. Enlarge and refine", 360)
+    graph.note(
+        "Enlarged twice with Lanczos; connect an ESRGAN model to `upscale_model` for sharper edges. Then the last 20 % is "
+        "denoised tile by tile."
+    )
+    large = graph.add(
+        "VCD_TiledDenoise", images=images, model=model, vae=vae, positive=positive, negative=negative, seed=1
+    )
+    save_column(graph, large, "tiled")
+
+
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     "00_noise_prior": noise_prior,
+    "02_t2v_builtin_motion": t2v_builtin_motion,
+    "05_face_refine": face_refine,
+    "06_tiled_upscale": tiled_upscale,
 }
 
 
