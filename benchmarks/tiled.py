@@ -175,7 +175,7 @@ def beside(ultimate: str) -> bool:
         "seam_fix_padding": 16, "force_uniform_tiles": True, "tiled_decode": False, "batch_size": 1,
     }  # fmt: skip
     ours = {"scale": 1.0, "overlap": 32, "gamma": 0.1}
-    kinds = {
+    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
         "untiled": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 4096}),
         "ours": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 160}),
         "ultimate": ("UltimateSDUpscaleNoUpscale", "upscaled_image", theirs),

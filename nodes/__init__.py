@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import face, host, motion, noise, tiled
+from . import face, host, motion, noise, segmentation, tiled
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
     *motion.NODES,
+    *segmentation.NODES,
     *face.NODES,
     *tiled.NODES,
 ]

@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -124,6 +125,37 @@ def model_file(name: str, file: str) -> str:
         places = "\n".join(folder_paths.get_folder_paths(name))
         raise ValueError(f"{file} is not there. It was looked for in:\n{places}")
     return path
+
+
+def model_folders(name: str) -> list[str]:
+    """The folders with a ``config.json`` (models of the transformers library) directly under a model folder's places."""
+    found = {
+        entry.name
+        for place in folder_paths.get_folder_paths(name)
+        if os.path.isdir(place)
+        for entry in os.scandir(place)
+        if os.path.isfile(os.path.join(entry.path, "config.json"))
+    }
+    return sorted(found)
+
+
+def models_path(name: str) -> Path:
+    """The first place of a model folder."""
+    return Path(folder_paths.get_folder_paths(name)[0])
+
+
+def model_path(name: str, choice: str) -> Path:
+    """The path of a chosen file or folder; a name that leaves its place, or one that is gone, raises."""
+    for place in folder_paths.get_folder_paths(name):
+        path = Path(place, choice)
+        if path.resolve().is_relative_to(Path(place).resolve()) and path.exists():
+            return path
+    raise ValueError(f"{choice} is not in {' or '.join(folder_paths.get_folder_paths(name))}.")
+
+
+def torch_device() -> torch.device:
+    """The device that ComfyUI computes on."""
+    return comfy.model_management.get_torch_device()
 
 
 def operations(model: Model) -> tuple[Any, torch.dtype]:
