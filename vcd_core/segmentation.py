@@ -12,9 +12,11 @@ a folder with ``config.json`` (transformers)  Grounding DINO, SAM; from local fi
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -237,7 +239,7 @@ def _transformers_detector(folder: Path, device: torch.device | str) -> Detector
         size = [(picture.height, picture.width)]
         options: dict[str, Any] = {box_name: threshold, "text_threshold": text_threshold, "target_sizes": size}
         result = finish(outputs, inputs["input_ids"], **options)[0]
-        labels = [str(label) for label in result.get("text_labels", result["labels"])]
+        labels = [str(label) for label in result["text_labels" if "text_labels" in result else "labels"]]
         return Found(_inside(result["boxes"].cpu().float(), picture), result["scores"].cpu().float(), labels)
 
     return detect
@@ -320,7 +322,8 @@ def _original_detector(path: Path, device: torch.device | str, bert: Path | None
         state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as error:
         raise BackEndMissing(f"{path.name} is no Grounding DINO checkpoint: {str(error)[:100]}") from error
-    model = build_model(settings)
+    with _bert_without_weights():
+        model = build_model(settings)
     model.load_state_dict(clean_state_dict(state), strict=False)
     model.eval()
     prepare = steps.Compose(
@@ -342,16 +345,29 @@ def _original_detector(path: Path, device: torch.device | str, bert: Path | None
     return detect
 
 
+@contextmanager
+def _bert_without_weights() -> Iterator[None]:
+    """Let groundingdino-py make its BERT from the configuration alone: the checkpoint holds BERT's weights already."""
+    from groundingdino.util import get_tokenlizer
+    from transformers import BertConfig, BertModel
+
+    original = get_tokenlizer.get_pretrained_language_model
+    get_tokenlizer.get_pretrained_language_model = lambda folder: BertModel(BertConfig.from_pretrained(folder))
+    try:
+        yield
+    finally:
+        get_tokenlizer.get_pretrained_language_model = original
+
+
 def check_groundingdino() -> None:
     """Raise ``BackEndMissing`` unless groundingdino-py can run here, saying what to install or to use instead."""
     other = "Or use a transformers folder of Grounding DINO, which works with every version."
     if importlib.util.find_spec("groundingdino") is None:
         raise BackEndMissing(f"groundingdino-py is not installed: pip install -r requirements-grounded.txt. {other}")
-    import transformers
-
-    if int(transformers.__version__.split(".")[0]) >= 5:
+    version = importlib.metadata.version("transformers")
+    if int(version.split(".")[0]) >= 5:
         raise BackEndMissing(
-            f"groundingdino-py works with transformers below 5; {transformers.__version__} is installed. "
+            f"groundingdino-py works with transformers below 5; {version} is installed. "
             f'Install "transformers<5". {other}'
         )
 
