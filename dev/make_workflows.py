@@ -89,6 +89,41 @@ def t2v_builtin_motion(graph: Graph) -> None:
     save_column(graph, images, "t2v")
 
 
+HUB = "https://huggingface.co"
+
+
+def prompt_to_segmentation(graph: Graph) -> None:
+    graph.column("0. Pictures", 320)
+    graph.note("The pictures of one subject, or a clip. Each is looked at on its own.")
+    images = graph.add("LoadImage", height=330)
+    graph.column("1. Grounding DINO and SAM", 380)
+    graph.note(
+        "Put the folders `grounding-dino-tiny` into `models/grounding-dino/` and `sam-vit-base` into `models/sams/` "
+        "(transformers format), or an original `sam_vit_b_01ec64.pth` into `models/sams/`."
+    )
+    found = graph.add(
+        "VCD_PromptToSegmentation", images=images, prompt="a man", detector="grounding-dino-tiny",
+        segmenter="sam-vit-base", height=420,
+    )  # fmt: skip
+    graph.models(
+        found,
+        ("model.safetensors", f"{HUB}/IDEA-Research/grounding-dino-tiny/resolve/main/model.safetensors",
+         "grounding-dino/grounding-dino-tiny"),
+        ("model.safetensors", f"{HUB}/facebook/sam-vit-base/resolve/main/model.safetensors", "sams/sam-vit-base"),
+        ("sam_vit_b_01ec64.pth", "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth", "sams"),
+    )  # fmt: skip
+    graph.add("MaskPreview", mask=found, height=260)
+    graph.add("PreviewImage", images=Out(found.node, 2), title="Overlay", height=260)
+    graph.column("2. Or ComfyUI's own SAM 3", 380)
+    graph.note("SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it.")
+    sam = graph.add("CheckpointLoaderSimple", ckpt_name="sam3.1_multiplex_fp16.safetensors")
+    name = "sam3.1_multiplex_fp16.safetensors"
+    graph.models(sam, (name, f"{HUB}/Comfy-Org/sam3.1/resolve/main/checkpoints/{name}", "checkpoints"))
+    words = graph.add("CLIPTextEncode", clip=Out(sam.node, 1), text="a man")
+    cut = graph.add("SAM3_Detect", model=sam, image=images, conditioning=words, height=260)
+    graph.add("MaskPreview", mask=cut, height=260)
+
+
 def face_refine(graph: Graph) -> None:
     images = load_column(graph)
     model, vae, positive, negative = model_column(graph, "photo of a man, face, detailed", gamma=False)
@@ -120,6 +155,7 @@ def tiled_upscale(graph: Graph) -> None:
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     "00_noise_prior": noise_prior,
     "02_t2v_builtin_motion": t2v_builtin_motion,
+    "04_prompt_to_segmentation": prompt_to_segmentation,
     "05_face_refine": face_refine,
     "06_tiled_upscale": tiled_upscale,
 }
