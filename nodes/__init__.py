@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import face, host, motion, noise, segmentation, tiled
+from . import face, host, identity, motion, noise, segmentation, tiled
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
     *motion.NODES,
+    *identity.NODES,
     *segmentation.NODES,
     *face.NODES,
     *tiled.NODES,

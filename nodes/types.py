@@ -14,6 +14,7 @@ GAMMA_TOOLTIP = (
 )
 
 
+IdType = io.Custom("VCD_ID")
 FacesType = io.Custom("VCD_FACES")
 CropType = io.Custom("VCD_CROP")
 BoxesType = io.Custom("BOUNDING_BOX")

@@ -1,0 +1,183 @@
+"""Identities: load them, write prompts with them, save them (vcd_core.id_tokens)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..vcd_core import id_tokens
+from ..vcd_core.id_tokens import IdTokens
+from . import host
+from .types import CATEGORY, IdType
+
+IDENTITY_CATEGORY = f"{CATEGORY}/identity"
+ALIASES = ["magic me", "vcd", "textual inversion", "embedding", "identity", "face id", "consistent character"]
+EMBEDDINGS = "embeddings"
+NONE_THERE = "no embedding files found"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What goes through the socket VCD_ID."""
+
+    tokens: IdTokens
+    class_word: str
+    strength: float = 1.0
+
+
+class IdLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_IdLoader",
+            display_name="VCD ID Loader",
+            category=IDENTITY_CATEGORY,
+            description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of the kind "
+            "they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=id_tokens.names_of(host.model_files(EMBEDDINGS)) or [NONE_THERE],
+                    tooltip="A file in models/embeddings, subfolders included.",
+                ),
+                io.String.Input(
+                    "class_word",
+                    default="man",
+                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ...",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The tokens' weight in the prompt."
+                ),
+            ],
+            outputs=[
+                IdType.Output(display_name="id"),
+                io.String.Output(display_name="prompt", tooltip="The identity as ComfyUI's own prompt nodes write it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file: str, class_word: str, strength: float) -> io.NodeOutput:
+        tokens = id_tokens.load(host.model_file(EMBEDDINGS, file))
+        name = f"embedding:{Path(file).with_suffix('').as_posix()}"
+        written = name if strength == 1 else f"({name}:{strength:g})"
+        text = f"{written} {class_word}".strip()
+        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui={"text": (tokens.describe(),)})
+
+
+class IdTextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        ids = io.Autogrow.TemplatePrefix(
+            IdType.Input("id", tooltip="An identity; V* is the first, <name> is the one of that file name."),
+            prefix="id",
+            min=0,
+            max=32,
+        )
+        return io.Schema(
+            node_id="VCD_IdTextEncode",
+            display_name="VCD ID Text Encode",
+            category=IDENTITY_CATEGORY,
+            description="A prompt with identities: V* (or <name> where several are connected) stands for the tokens. Can give "
+            "every frame its own prompt: '0: V* smiling | 8: V* angry'. Without an identity it is CLIP Text Encode.",
+            search_aliases=[*ALIASES, "prompt schedule", "batch prompt schedule", "prompt travel"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder that the identity was made for."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="photo of V*",
+                    tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: "
+                    "'0: ... | 8: ...'.",
+                ),
+                io.Int.Input(
+                    "frames", default=16, min=1, max=4096, tooltip="For a schedule: the number of frames of the clip."
+                ),
+                io.Int.Input(
+                    "blend",
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="For a schedule: over how many frames one prompt goes over into the next. 1 switches at once.",
+                ),
+                io.Autogrow.Input("ids", template=ids, optional=True),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip: Any, prompt: str, frames: int, blend: int, ids: dict[str, Identity] | None = None
+    ) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError("CLIP is missing: the checkpoint holds no text encoder. Load one with a CLIP loader.")
+        found = by_name([identity for identity in (ids or {}).values() if identity is not None])
+        for identity in found.values():
+            id_tokens.check_width(identity.tokens, host.text_widths(clip))
+        keys = id_tokens.parse_schedule(prompt)
+        if keys is None:
+            return io.NodeOutput(encode(clip, prompt, found))
+        rows = [encode(clip, text, found)[0] for _, text in keys]
+        weights = id_tokens.schedule_weights([start for start, _ in keys], frames, blend)
+        return io.NodeOutput(host.blend_conditioning(rows, weights, encode(clip, "", {})[0]))
+
+
+def by_name(identities: list[Identity]) -> dict[str, Identity]:
+    """Identities under the names that prompts use; a second one of the same file name gets a number."""
+    named: dict[str, Identity] = {}
+    for identity in identities:
+        name, number = identity.tokens.name, 2
+        while name in named:
+            name, number = f"{identity.tokens.name}_{number}", number + 1
+        named[name] = identity
+    return named
+
+
+def encode(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
+    """The conditioning of a prompt with identities in it."""
+    marks = {name: f"embedding:vcd_id_{i}" for i, name in enumerate(identities)}
+    written = {
+        name: mark if identities[name].strength == 1 else f"({mark}:{identities[name].strength:g})"
+        for name, mark in marks.items()
+    }
+    text = id_tokens.place(prompt, written, {name: identity.class_word for name, identity in identities.items()})
+    vectors = {marks[name].removeprefix("embedding:"): i.tokens.by_encoder() for name, i in identities.items()}
+    return host.encode_text(clip, text, vectors)
+
+
+class IdSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_IdSave",
+            display_name="VCD ID Save",
+            category=IDENTITY_CATEGORY,
+            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' reads too, "
+            "with where it comes from in its header.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            inputs=[
+                IdType.Input("id", tooltip="The identity to save."),
+                io.String.Input("name", default="vcd/my_id", tooltip="The file's name, with subfolders if wanted."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name; otherwise a number is appended."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name under which the loader lists it.")],
+        )
+
+    @classmethod
+    def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
+        folder = host.models_path(EMBEDDINGS)
+        tokens = IdTokens(id.tokens.name, id.tokens.vectors, {"class_word": id.class_word, **id.tokens.provenance})
+        path = id_tokens.save(tokens, folder, name, overwrite)
+        host.forget_file_lists()
+        file = path.relative_to(folder.resolve()).as_posix()
+        return io.NodeOutput(file, ui={"text": (f"Saved as {file}: {tokens.describe()}",)})
+
+
+NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -1,0 +1,184 @@
+"""ID files: every format in, safetensors out, refusals; placing identities and schedules in prompts."""
+
+import doctest
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vcd_core import id_tokens
+from vcd_core.id_tokens import IdTokens, check_width, load, parse_schedule, place, save, schedule_weights
+
+RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
+VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
+
+
+def write(path, content):
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("a1111.pt", {"string_to_token": {"*": 265}, "string_to_param": {"*": VECTORS}, "name": "x", "step": None}),
+        ("magic.pt", {"string_to_param": {"*": torch.nn.Parameter(VECTORS)}}),
+        ("diffusers.bin", {"<tok>": VECTORS}),
+        ("diffusers.safetensors", {"<tok>": VECTORS}),
+        ("kohya.safetensors", {"bundle_emb.me.string_to_param.*": VECTORS, "lora_unet.alpha": torch.ones(1)}),
+        ("comfy.safetensors", {"clip_l": VECTORS}),
+        ("emb.safetensors", {"emb_params": VECTORS, "extra": torch.ones(2)}),
+        ("list.pt", [{"emb_params": VECTORS}]),
+        ("half.safetensors", {"emb_params": VECTORS.half()}),
+    ],
+)
+def test_every_format_is_read(tmp_path, file, content):
+    tokens = load(write(tmp_path / file, content))
+    assert tokens.name == Path(file).stem
+    assert torch.allclose(tokens.vectors, VECTORS, atol=1e-3)
+    assert tokens.vectors.dtype == torch.float32
+    assert tokens.count == 4
+
+
+def test_single_vectors_and_pairs(tmp_path):
+    assert load(write(tmp_path / "one.bin", {"<tok>": VECTORS[0]})).vectors.shape == (1, 768)
+    both = load(write(tmp_path / "xl.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(4, 1280)}))
+    assert {key: v.shape for key, v in both.vectors.items()} == {"clip_l": (4, 768), "clip_g": (4, 1280)}
+    with pytest.raises(ValueError, match="4 tokens for CLIP-L and 3 for CLIP-G"):
+        load(write(tmp_path / "bad.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(3, 1280)}))
+
+
+@pytest.mark.parametrize(
+    ("file", "count"), [("mona.pt", 4), ("ironman.pt", 4), ("emotion-angry.pt", 12), ("emotion-happy.pt", 10)]
+)
+def test_files_of_the_release_are_read(file, count):
+    if not RELEASE.is_dir():
+        pytest.skip("the release's embeddings are not beside this checkout")
+    tokens = load(RELEASE / file)
+    assert tokens.vectors.shape == (count, 768)
+    assert f"{count} tokens; clip_l width 768" in tokens.describe()
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"string_to_param": {"*": VECTORS}, "x": Hostile()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"bad\.pt cannot be read"):
+        load(tmp_path / "bad.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_what_is_no_embedding_is_named(tmp_path):
+    path = write(tmp_path / "cut.safetensors", {"emb_params": VECTORS})
+    path.write_bytes(path.read_bytes()[:-100])
+    cases = {
+        "cut.safetensors cannot be read": path,
+        "nothing.pt is not there": tmp_path / "nothing.pt",
+        "holds 2 tensors": write(tmp_path / "two.safetensors", {"a": VECTORS, "b": VECTORS.clone()}),
+        r"holds a tensor \[3, 4, 5\]": write(tmp_path / "cube.bin", {"x": torch.ones(3, 4, 5)}),
+        "with 1 to 75 tokens": write(tmp_path / "many.bin", {"x": torch.ones(80, 768)}),
+        "NaN": write(tmp_path / "nan.bin", {"x": torch.full((2, 768), float("nan"))}),
+        "holds a Tensor": write(tmp_path / "bare.pt", VECTORS),
+    }
+    for message, file in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load(file)
+
+
+def test_saved_files_come_back_with_their_provenance(tmp_path):
+    tokens = IdTokens("me", VECTORS, {"class_word": "man", "steps": "200"})
+    path = save(tokens, tmp_path, "people/me")
+    assert path == tmp_path / "people" / "me.safetensors"
+    assert set(load_file(path)) == {"emb_params"}
+    again = load(path)
+    assert torch.equal(again.vectors, VECTORS)
+    assert again.provenance["class_word"] == "man"
+    assert "steps 200" in again.describe()
+    both = IdTokens("xl", {"clip_l": VECTORS, "clip_g": torch.randn(4, 1280)})
+    assert set(load_file(save(both, tmp_path, "xl"))) == {"clip_l", "clip_g"}
+
+
+def test_saving_never_overwrites_unless_told(tmp_path):
+    tokens = IdTokens("me", VECTORS)
+    first, second = save(tokens, tmp_path, "me"), save(tokens, tmp_path, "me.safetensors")
+    assert (first.name, second.name) == ("me.safetensors", "me_001.safetensors")
+    assert save(tokens, tmp_path, "me", overwrite=True) == first
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["", "  ", "../me", "a/../../me", "/tmp/me", "folder/"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="not a file name inside"):
+        save(IdTokens("me", VECTORS), tmp_path / "embeddings", name)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(state, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(IdTokens("me", VECTORS), tmp_path, "me")
+    assert not list(tmp_path.iterdir())
+
+
+def test_widths_are_checked():
+    check_width(IdTokens("me", VECTORS), {"clip_l": 768})
+    with pytest.raises(ValueError, match="'me' is 768 wide and this model's clip_l text encoder is 96 wide"):
+        check_width(IdTokens("me", VECTORS), {"clip_l": 96})
+    with pytest.raises(ValueError, match="no vectors for clip_g"):
+        check_width(IdTokens("me", VECTORS), {"clip_l": 768, "clip_g": 1280})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("V* smiling", "E man smiling"),
+        ("V* man smiling", "E man smiling"),
+        ("(V*:1.2) man", "(E:1.2) man"),
+        ("(V* man:1.2)", "(E man:1.2)"),
+        ("(V*:1.2) smiling", "(E:1.2) smiling"),
+        ("<me> and <dog>", "E man and D dog"),
+        ("a <lora:x> V*", "unknown"),
+        ("no mark", "no mark"),
+    ],
+)
+def test_marks_become_tokens_and_class_words(prompt, expected):
+    names, words = {"me": "E", "dog": "D"}, {"me": "man", "dog": "dog"}
+    if expected == "unknown":
+        with pytest.raises(ValueError, match="names <lora:x>, which is not connected; connected are <me>, <dog>"):
+            place(prompt, names, words)
+    else:
+        assert place(prompt, names, words) == expected
+
+
+def test_marks_without_identities():
+    assert place("a <tag> here", {}, {}) == "a <tag> here"
+    with pytest.raises(ValueError, match="no identity is connected"):
+        place("photo of V*", {}, {})
+
+
+def test_schedules():
+    assert parse_schedule("a man | a dog") is None
+    assert parse_schedule("0: a\n| 8 : b") == [(0, "a"), (8, "b")]
+    with pytest.raises(ValueError, match="begins with its frame"):
+        parse_schedule("0: a | b")
+    for text in ("2: a", "0: a | 0: b", "0: a | 9: b | 8: c"):
+        with pytest.raises(ValueError, match="begin at 0 and rise"):
+            parse_schedule(text)
+    weights = schedule_weights([0, 8], 16, 4)
+    assert torch.allclose(weights.sum(1), torch.ones(16))
+    assert weights[:, 1].tolist() == [0] * 5 + [0.25, 0.5, 0.75] + [1] * 8
+    assert schedule_weights([0, 8], 16, 1)[:, 1].tolist() == [0] * 8 + [1] * 8
+
+
+def test_docstring_examples():
+    assert doctest.testmod(id_tokens).failed == 0
