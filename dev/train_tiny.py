@@ -33,6 +33,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from vcd_core.motion_module import MotionInfo, MotionModel, MotionModule, slots
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
@@ -60,6 +61,8 @@ class Stage:
         self.path = folder / f"{name}.state"
         if self.path.is_file():
             self._resume(torch.load(self.path, weights_only=True))
+        elif name == "frames128" and tiny.MODEL_FILE.is_file():
+            self._continue_from_shipped()
 
     def _resume(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -69,6 +72,15 @@ class Stage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.spent, self.pictures = state["step"], state["spent"], state["pictures"]
         self.log(f"resumed at step {self.step}, {self.spent / 60:.1f} of {self.budget / 60:.0f} minutes")
+
+    def _continue_from_shipped(self) -> None:
+        """Without a state of its own the stage goes on from the weights that the pack ships."""
+        shipped = tiny.load_weights()
+        with torch.no_grad():
+            for key, value in self.parameters.items():
+                value.copy_(shipped[key])
+        self.average = {key: value.detach().clone() for key, value in self.parameters.items()}
+        self.log("starts from the shipped weights")
 
     def log(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {self.name} {text}"
@@ -252,6 +264,14 @@ class Painter:
         betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
         self.signal = torch.cumprod(1 - betas, 0).sqrt().float()
         self.noise = (1 - self.signal.double() ** 2).sqrt().float()
+        self.options: dict[str, Any] = {}
+
+    def load_frames(self, folder: Path) -> None:
+        """The averaged weights of the frame stages."""
+        average = torch.load(folder / "frames128.state", weights_only=True)["average"]
+        with torch.no_grad():
+            for key, value in self.parameters().items():
+                value.copy_(average[key])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         named = {f"unet.{k}": v for k, v in self.unet.named_parameters()}
@@ -275,9 +295,9 @@ class Painter:
         """Pictures by DDIM with classifier-free guidance."""
         context = torch.cat([self.text(captions), self.text([""]).expand(len(captions), -1, -1)])
         x = torch.randn(len(captions), 4, side // 8, side // 8, generator=torch.Generator().manual_seed(seed))
-        times = torch.linspace(999, 0, steps + 1).round().long()
-        for now, then in itertools.pairwise(times):
-            v = self.unet(torch.cat([x, x]), now.expand(2 * len(x)).float(), context)
+        for now, then in itertools.pairwise(torch.linspace(999, 0, steps + 1).round().long()):
+            times = now.expand(2 * len(x)).float()
+            v = self.unet(torch.cat([x, x]), times, context, transformer_options=self.options)
             right, none = v.chunk(2)
             v = none + cfg * (right - none)
             clean = self.signal[now] * x - self.noise[now] * v
@@ -360,7 +380,7 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
     torch.manual_seed(side)
     painter = Painter(folder)
     stage = Stage(f"frames{side}", folder, minutes, painter.parameters(), 1.5e-3 if before is None else 1e-3)
-    if before and stage.step == 0:
+    if before and stage.step == 0 and (folder / f"{before}.state").is_file():
         start = torch.load(folder / f"{before}.state", weights_only=True)["average"]
         with torch.no_grad():
             for key, value in stage.parameters.items():
@@ -428,6 +448,99 @@ def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side:
     return f"eps error {right:.4f}, with a wrong " + ", ".join(f"{w} +{error(w) - right:.4f}" for w in values)
 
 
+# ------------------------------------------------------------------------------------------------------------ motion
+
+
+class ClipAlbum:
+    """Latents of whole clips [clips, frames, 4, 16, 16] with their captions' clips, kept on disk between runs."""
+
+    def __init__(self, folder: Path, painter: Painter, count: int) -> None:
+        path = folder / f"clips-{count}.pt"
+        if not path.is_file():
+            rng, latents = random.Random(8), []
+            clips = [world.random_clip(rng) for _ in range(count)]
+            for clip in clips:
+                frames = to_tensor([frame.image for frame in world.render_clip(clip)])
+                with torch.no_grad():
+                    latents.append((painter.vae.encode(frames) * tiny.SCALE).half())
+            torch.save({"latents": torch.stack(latents), "clips": pickle.dumps(clips)}, path)
+        stored = torch.load(path, weights_only=False)
+        self.latents: torch.Tensor = stored["latents"]
+        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
+
+
+def train_motion(folder: Path, minutes: float) -> None:
+    torch.manual_seed(16)
+    painter = Painter(folder)
+    painter.load_frames(folder)
+    widths = tuple(tiny.CHANNELS * m for m in tiny.MULTIPLIERS)
+    motion = MotionModel(MotionInfo("v2", widths, 32))
+    motion.start(seed=16)
+    for module in (painter.unet, painter.encoder, painter.table):
+        module.requires_grad_(False)
+    for block, at, module in list(slots(painter.unet, motion)):
+        block.insert(at, module)
+    named = dict(motion.named_parameters())
+    stage = Stage("motion", folder, minutes, named, 1e-3)
+    album = ClipAlbum(folder, painter, int(os.environ.get("VCD_CLIPS", "1200")))
+    rng = random.Random(stage.step)
+    batch, frames, held = 2, world.FRAMES, 16
+    handler = lambda module, x, *_: module(x, frames)  # noqa: E731
+    painter.options = {"patches": {"forward_timestep_embed_patch": [(MotionModule, handler)]}}
+
+    def error(chosen: list[int], times: torch.Tensor, keep: float) -> torch.Tensor:
+        captions = [world.caption(album.clips[i], keep, rng) if rng.random() > 0.1 else "" for i in chosen]
+        clean = album.latents[chosen].float().flatten(0, 1)
+        with torch.no_grad():
+            context = painter.text(captions).repeat_interleave(frames, 0)
+        times = times.repeat_interleave(frames)
+        x, target = painter.noised(clean, times, torch.randn_like(clean))
+        return F.mse_loss(painter.unet(x, times.float(), context, transformer_options=painter.options), target)
+
+    def loss_of() -> tuple[torch.Tensor, int]:
+        chosen = [rng.randrange(len(album.clips) - held) for _ in range(batch)]
+        return error(chosen, torch.randint(0, 1000, (batch,)), rng.choice((1.0, 0.75))), batch * frames
+
+    def report() -> str:
+        live = {key: value.detach().clone() for key, value in named.items()}
+        stage.load_average()
+        rows = [painter.draw([caption] * frames, 128, 3)[::2] for caption in (SHEET[0], SHEET[2], SHEET[4], SHEET[5])]
+        sheet(torch.cat(rows), frames // 2, folder / "motion.png")
+        with torch.no_grad():
+            times = torch.full((4,), 500)
+            now = float(error(list(range(len(album.clips) - 4, len(album.clips))), times, 1.0))
+            for key, value in named.items():
+                value.copy_(live[key])
+        return f"held-out error at t = 500 {now:.4f}"
+
+    stage.run(loss_of, report, every=300)
+
+
+# ------------------------------------------------------------------------------------------------------------ export
+
+
+def export(folder: Path) -> None:
+    """Write the averaged weights of the stages that are there, in half precision, with the log as a card."""
+    from safetensors.torch import save_file
+
+    frames = next(name for name in ("frames128", "frames64") if (folder / f"{name}.state").is_file())
+    state = torch.load(folder / f"{frames}.state", weights_only=True)
+    weights = {key: value.half().contiguous() for key, value in state["average"].items()}
+    weights |= {f"vae.{k}": v.half() for k, v in torch.load(folder / "vae.pt", weights_only=True).items()}
+    painter = Painter(folder)
+    weights["words"] = torch.tensor(painter.words.ids)
+    tiny.WEIGHTS.mkdir(exist_ok=True)
+    about = {"stage": frames, "pictures": str(state["pictures"]), "minutes": f"{state['spent'] / 60:.0f}"}
+    save_file(weights, tiny.MODEL_FILE, metadata=about)
+    if (folder / "motion.state").is_file():
+        motion = MotionModel(MotionInfo("v2", tuple(tiny.CHANNELS * m for m in tiny.MULTIPLIERS), 32))
+        whole = motion.state_dict() | torch.load(folder / "motion.state", weights_only=True)["average"]
+        tiny.MOTION_FILE.parent.mkdir(exist_ok=True)
+        save_file({key: value.half().contiguous() for key, value in whole.items()}, tiny.MOTION_FILE)
+    for path in tiny.WEIGHTS.rglob("*.safetensors"):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
 # -------------------------------------------------------------------------------------------------------------- main
 
 
@@ -435,11 +548,12 @@ def stages(folder: Path, budgets: dict[str, float]) -> Iterator[tuple[str, Calla
     yield "vae", lambda: train_vae(folder, budgets["vae"])
     yield "frames64", lambda: train_frames(folder, budgets["frames64"], 64, None)
     yield "frames128", lambda: train_frames(folder, budgets["frames128"], 128, "frames64")
+    yield "motion", lambda: train_motion(folder, budgets["motion"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="*", help="which stages (all)")
+    parser.add_argument("stage", nargs="*", help="which stages (all); or export")
     parser.add_argument("--folder", type=Path, default=HOST / "tiny")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     for name, minutes in BUDGETS.items():
@@ -447,6 +561,9 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == ["export"]:
+        export(arguments.folder)
+        return 0
     for name, run in stages(arguments.folder, {name: getattr(arguments, name) for name in BUDGETS}):
         if not arguments.stage or name in arguments.stage:
             run()

@@ -159,6 +159,11 @@ def torch_device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def embedding_folders() -> list[str]:
+    """Where prompts look for ``embedding:name``."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
 def forget_file_lists() -> None:
     """Let lists of model files be read anew: a file was written."""
     folder_paths.filename_list_cache.clear()
@@ -582,8 +587,8 @@ def decode(vae: Any, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
 
 
 def frames_at_once(size: Sequence[int]) -> int:
-    """How many frames of this size to handle at a time: sixteen of 512x512."""
-    return max(1, 16 * 512 * 512 // (size[0] * size[1]))
+    """How many frames of this size to handle at a time: four of 512x512, one of 1024x1024."""
+    return max(1, 4 * 512 * 512 // (size[0] * size[1]))
 
 
 def _large(size: Sequence[int]) -> bool:

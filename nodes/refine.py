@@ -30,8 +30,9 @@ def refine(
         return images
     frames, height, width = images.shape[:3]
     sides = (0, -width % 8, 0, -height % 8)
-    padded = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
-    latent = host.encode(vae, padded, progress)
+    if any(sides):
+        images = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
+    latent = host.encode(vae, images, progress)
     noise = noise_prior.sample(latent.shape, gamma, settings.seed)
     start, steps_done = progress.done, [0]
 

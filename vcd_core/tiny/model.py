@@ -18,6 +18,8 @@ HEADS = 4
 TEXT_WIDTH = 96
 SCALE = 0.18215  # SD 1.5's latent scale; the autoencoder's latents are whitened to it
 WEIGHTS = Path(__file__).parent / "weights"
+MODEL_FILE = WEIGHTS / "vcd_tiny.safetensors"
+MOTION_FILE = WEIGHTS / "motion" / "vcd_tiny_motion.safetensors"
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": CHANNELS, "num_res_blocks": [2, 2, 2, 2],
@@ -33,6 +35,26 @@ TEXT = {
     "num_attention_heads": HEADS,
     "projection_dim": TEXT_WIDTH,
 }
+
+
+def load_weights() -> dict[str, torch.Tensor]:
+    """The shipped weights in float32: ``unet.*``, ``text.*``, ``vae.*``, and the ``table`` of the vectors of ``words``.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+    """
+    from safetensors.torch import load_file
+
+    if not MODEL_FILE.is_file():
+        raise FileNotFoundError(
+            f"{MODEL_FILE} is not there. Reinstall the pack, or train the model with 'python run.py train-tiny'."
+        )
+    return {key: value if key == "words" else value.float() for key, value in load_file(MODEL_FILE).items()}
+
+
+def part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The weights under ``name.``."""
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
 
 
 class _Residual(nn.Module):
