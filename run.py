@@ -16,11 +16,16 @@ import os
 import subprocess
 import sys
 
-from dev import host
+ROOT = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, ROOT)  # a portable ComfyUI's Python does not look beside the script
+
+from dev import host  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["demo", "test", "serve", "bench", "train-tiny"])
     parser.add_argument("what", nargs="*", help="bench: which benchmark; test: arguments for pytest")
     parser.add_argument("--comfy", metavar="DIR", help="use the ComfyUI in this folder")
@@ -46,7 +51,9 @@ def main() -> int:
         "VCD_ADE": str(arguments.ade or ""),
         "VCD_PORT": str(arguments.port),
     }
-    command = [str(prepared.python), "-m", f"dev.{arguments.command.replace('-', '_')}", *arguments.what, *rest]
+    module = f"dev.{arguments.command.replace('-', '_')}"
+    start = f"import sys, runpy; sys.path.insert(0, {ROOT!r}); runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    command = [str(prepared.python), "-c", start, *arguments.what, *rest]
     try:
         return subprocess.run(command, cwd=host.ROOT, env=environment).returncode
     except KeyboardInterrupt:

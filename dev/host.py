@@ -141,6 +141,7 @@ def _environment() -> Path:
     python = venv / ("Scripts/python.exe" if platform.system() == "Windows" else "bin/python")
     if not python.is_file():
         step("Making a Python environment in .host/venv", "10 s")
+        shutil.rmtree(HOST / "installed", ignore_errors=True)  # what was installed went with the environment
         _run([sys.executable, "-m", "venv", str(venv)])
     newest = _unpack(PINS[NEWEST])
     wanted = [line.strip() for line in (newest / "requirements.txt").read_text().splitlines()]
@@ -213,7 +214,11 @@ def _pip(python: Path, arguments: list[str], what: str, usually: str) -> None:
 def _run(command: list[str | Path], check: bool = True) -> int:
     start = time.monotonic()
     done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"}
+        [str(c) for c in command],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONUTF8": "1"},
     )
     if check and done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])

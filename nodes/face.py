@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,13 +49,15 @@ def track_faces(
     else:
         detections = []
         for chunk in images.split(16):
-            detections += yunet.detect(chunk, threshold, small_faces)
+            detections += yunet.detect(chunk, threshold, small_faces, device=host.torch_device())
             if progress:
                 progress.advance(len(chunk))
     looks = [
         [face_tracks.look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)
     ]
-    tracks = face_tracks.link(detections, looks, face_tracks.scene_cuts(images), max_gap, min_length)
+    given = bboxes is not None or masks is not None
+    cuts = face_tracks.scene_cuts(images)
+    tracks = face_tracks.link(detections, looks, cuts, max_gap, min_length, **({"sure": 0.0} if given else {}))
     return Faces(frames, height, width, tracks)
 
 
@@ -76,14 +79,14 @@ def no_faces(if_none: str) -> None:
     logging.warning("Face VCD: %s The clip is passed through.", message)
 
 
-def which_inputs() -> list[io.Input]:
+def which_inputs(choices: tuple[Choice, ...] = face_tracks.CHOICES) -> list[io.Input]:
     return [
         io.Combo.Input(
             "which",
-            options=list(face_tracks.CHOICES),
+            options=list(choices),
             default="all",
-            tooltip="Which faces: all, the largest, all from left to right, one by its index, or the one most like a "
-            "reference picture.",
+            tooltip="Which faces: all, the largest, all from left to right, one by its index, or (in Face VCD Track) the one "
+            "most like a reference picture.",
         ),
         io.Int.Input("index", default=0, min=0, max=99, tooltip="For 'by index': counted from 0 from left to right."),
     ]
@@ -154,6 +157,7 @@ class FaceTrack(io.ComfyNode):
         if_none: str = PASS,
     ) -> io.NodeOutput:
         progress = host.Progress(len(images))
+        images = images.cpu()
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
         if not faces.tracks:
@@ -259,7 +263,7 @@ class FaceCrop(io.ComfyNode):
         if index >= len(faces.tracks):
             raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
         place = crop_paste.windows(faces.tracks[index], faces.height, faces.width, crop_factor)
-        crops = crop_paste.crop(images, place, (refine_size, refine_size))
+        crops = crop_paste.crop(images[..., :3].cpu(), place, (refine_size, refine_size))
         return io.NodeOutput(crops, Crop(place, faces))
 
 
@@ -297,10 +301,10 @@ class FacePaste(io.ComfyNode):
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         crop.faces.check(images)
+        images, refined = images.cpu(), refined[..., :3].cpu()
         masks = frame_masks(mask, images)
-        return io.NodeOutput(
-            crop_paste.paste(images, refined[..., :3], crop.windows, feather, paste_factor, masks, match_colour)
-        )
+        done = crop_paste.paste(images[..., :3], refined, crop.windows, feather, paste_factor, masks, match_colour)
+        return io.NodeOutput(torch.cat([done, images[..., 3:]], -1))
 
 
 def frame_masks(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
@@ -309,7 +313,7 @@ def frame_masks(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor
         return None
     if mask.shape[0] not in (1, len(images)) or mask.shape[1:] != images.shape[1:3]:
         raise ValueError(f"The mask is {list(mask.shape)}; expected {list(images.shape[:3])}, or one for all frames.")
-    return mask.expand(len(images), -1, -1)
+    return mask.cpu().expand(len(images), -1, -1)
 
 
 class FaceRefine(io.ComfyNode):
@@ -342,7 +346,7 @@ class FaceRefine(io.ComfyNode):
                 seed_input(),
                 *window_inputs(),
                 *paste_inputs(),
-                *which_inputs(),
+                *which_inputs(face_tracks.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
@@ -386,8 +390,11 @@ class FaceRefine(io.ComfyNode):
         noise_prior.check_gamma(gamma)
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
-        images = images[..., :3]
+        images = images[..., :3].cpu()
         masks = frame_masks(mask, images)
+        for name, conditioning in (("positive", positive), ("negative", negative), *more.items()):
+            if conditioning is not None:
+                host.check_conditioning(conditioning, len(images), name)
         if faces is None:
             faces = track_faces(images)
         faces.check(images)
@@ -406,7 +413,8 @@ class FaceRefine(io.ComfyNode):
             place = crop_paste.windows(track, faces.height, faces.width, crop_factor)
             crops = crop_paste.crop(images, place, (refine_size, refine_size))
             prompt = prompts[number] if number < len(prompts) and prompts[number] is not None else positive
-            prompt, against = (host.conditioning_of(c, track.frames, len(images)) for c in (prompt, negative))
+            cut = partial(cut_like, place=place, size=(refine_size, refine_size), picture=(faces.height, faces.width))
+            prompt, against = (host.conditioning_of(c, track.frames, len(images), cut) for c in (prompt, negative))
             refined = redraw(crops, model, vae, prompt, against, settings, gamma, progress, number)
             pairs.append(torch.cat([crops, refined], 2))
             if refined is not crops:
@@ -414,6 +422,14 @@ class FaceRefine(io.ComfyNode):
         missed = shown.without_face()
         text = f"{len(tracks)} faces refined; {missed} of {len(images)} frames have none and passed through."
         return io.NodeOutput(out, torch.cat(pairs), missed, ui={"text": (text,)})
+
+
+def cut_like(
+    images: torch.Tensor, place: crop_paste.Windows, size: tuple[int, int], picture: tuple[int, int]
+) -> torch.Tensor:
+    """Masks or hints of a clip cut as its pictures were, whatever their own size."""
+    same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
+    return crop_paste.crop(same.movedim(1, -1), place, size)
 
 
 def redraw(
@@ -434,9 +450,6 @@ def redraw(
         if "NaN" not in str(error):
             raise
         logging.warning("Face VCD: face %d was left as it is. %s", number, error)
-        return crops
-    if not torch.isfinite(refined).all() or refined.amax() < 0.02 < crops.amax():
-        logging.warning("Face VCD: face %d came back black or broken from the sampler and was left as it is.", number)
         return crops
     return refined
 

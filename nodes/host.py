@@ -7,6 +7,8 @@ mended in one place.
 from __future__ import annotations
 
 import copy
+import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -82,11 +84,9 @@ def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tenso
     if sigmas.numel() < 2:
         raise ValueError("SIGMAS is empty (denoise 0?); expected the schedule that the sampler will use.")
     sampling = model.get_model_object("model_sampling")
-    sigma = sigmas[:1].to(torch.float32)
-    from_start = bool(
-        torch.isclose(sigma, torch.as_tensor(sampling.sigma_max, dtype=torch.float32), rtol=1e-5, atol=0)
-        or sigma > sampling.sigma_max
-    )
+    sigma = sigmas[:1].to("cpu", torch.float32)
+    largest = float(sampling.sigma_max)  # on the model's device once it is loaded
+    from_start = math.isclose(float(sigma), largest, rel_tol=1e-5) or float(sigma) > largest
     zeros = torch.zeros_like(noise)
     start = sampling.noise_scaling(sigma, noise, zeros, from_start)
     weight = float(sampling.noise_scaling(sigma, torch.zeros(1), torch.ones(1), from_start))
@@ -148,10 +148,15 @@ def models_path(name: str) -> Path:
 def model_path(name: str, choice: str) -> Path:
     """The path of a chosen file or folder; a name that leaves its place, or one that is gone, raises."""
     for place in folder_paths.get_folder_paths(name):
-        path = Path(place, choice)
-        if path.resolve().is_relative_to(Path(place).resolve()) and path.exists():
-            return path
+        path = os.path.abspath(os.path.join(place, choice))
+        if os.path.commonpath((os.path.abspath(place), path)) == os.path.abspath(place) and os.path.exists(path):
+            return Path(path)
     raise ValueError(f"{choice} is not in {' or '.join(folder_paths.get_folder_paths(name))}.")
+
+
+def make_room(gib: float) -> None:
+    """Unload models until this much memory of the device is free, for models that the host does not manage."""
+    comfy.model_management.free_memory(gib * 2**30, torch_device())
 
 
 def torch_device() -> torch.device:
@@ -253,9 +258,11 @@ def operations(model: Model) -> tuple[Any, torch.dtype]:
     return comfy.ops.pick_operations(dtype, model.model.manual_cast_dtype), dtype
 
 
-def is_unet(model: Model) -> bool:
-    """Whether the model is one of the host's plain UNets (SD 1.5, SD 2, SDXL)."""
-    return hasattr(model.model.diffusion_model, "input_blocks")
+def kind_of(model: Model) -> str:
+    """What kind of model this is, in the host's words; "SD15" for SD 1.5."""
+    if not hasattr(model.model.diffusion_model, "input_blocks"):
+        return type(model.model).__name__
+    return "SD20" if model.model.model_config.unet_config.get("context_dim") == 1024 else "SD15"
 
 
 def with_beta_schedule(model: Model, schedule: str) -> Model:
@@ -308,6 +315,12 @@ def with_blocks(
         return call(layer, x, clip_frames(x.shape[0], transformer_options))
 
     model.set_injections(key, [comfy.patcher_extension.PatcherInjection(inject, eject)])
+    # the modules are in the UNet while it samples and no longer: they shift the names of the layers behind them, by which
+    # other branches of the graph find what to patch
+    callbacks = comfy.patcher_extension.CallbacksMP
+    for kind_of_call, act in ((callbacks.ON_PRE_RUN, "inject_model"), (callbacks.ON_CLEANUP, "eject_model")):
+        model.remove_callbacks_with_key(kind_of_call, key)
+        model.add_callback_with_key(kind_of_call, key, operator.methodcaller(act))
     patches = model.model_options["transformer_options"].setdefault("patches", {})
     others = [entry for entry in patches.get("forward_timestep_embed_patch", []) if entry[0] is not kind]
     patches["forward_timestep_embed_patch"] = [*others, (kind, patch)]
@@ -389,17 +402,21 @@ def with_tiles(
                 on_tiles(1.0)
             return results
         out = [torch.zeros_like(x) for _ in conds]
-        size = _tiles_at_once(base, x, grid, conds)
+        # windows of another pack that run inside ours know the clip's frames alone, not a stack of tiles
+        others_inside = executor.idx < len(executor.wrappers) - 1
+        size = 1 if others_inside else _tiles_at_once(base, x, grid, conds)
         waiting = list(range(len(grid.tiles)))
         while waiting:
             comfy.model_management.throw_exception_if_processing_interrupted()
             group = waiting[:size]
+            results = None
             try:
                 results = _predict(executor, base, conds, x, timestep, model_options, grid, group)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
                 if size == 1:
                     raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
+            if results is None:  # out of memory; what it held is freed only now that the error is gone
                 comfy.model_management.soft_empty_cache()
                 size = max(1, size // 2)
                 continue
@@ -420,7 +437,8 @@ def with_tiles(
 def _predict(executor, base, conds, x, timestep, model_options, grid, group):  # type: ignore[no-untyped-def]
     """The model's predictions for a group of tiles, stacked along the batch."""
     parts = torch.cat([grid.tiles[number].cut(x) for number in group])
-    cut = [_cut_conds(cond, grid.tiles[group[0]], x) for cond in conds]
+    controls: dict[int, Any] = {}
+    cut = [_cut_conds(cond, grid.tiles[group[0]], x, controls) for cond in conds]
     if len(group) > 1:
         options = dict(model_options.get("transformer_options", {}), **{CLIPS_IN_BATCH: len(group)})
         model_options = {**model_options, "transformer_options": options}
@@ -446,8 +464,13 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: tiles.Grid, conds: list[Any
     return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))
 
 
-def _cut_conds(entries: list[dict[str, Any]] | None, tile: tiles.Tile, x: torch.Tensor) -> list[dict[str, Any]] | None:
-    """A conditioning cut to one tile; an entry whose mask or area does not reach the tile is left out."""
+def _cut_conds(
+    entries: list[dict[str, Any]] | None, tile: tiles.Tile, x: torch.Tensor, controls: dict[int, Any]
+) -> list[dict[str, Any]] | None:
+    """A conditioning cut to one tile; an entry whose mask or area does not reach the tile is left out.
+
+    ``controls`` remembers the ControlNets cut to this tile, so that conditionings that share one still do.
+    """
     if entries is None:
         return None
     kept = []
@@ -464,7 +487,10 @@ def _cut_conds(entries: list[dict[str, Any]] | None, tile: tiles.Tile, x: torch.
             part["area"] = area
         part["model_conds"] = {name: _cut_value(value, tile, x) for name, value in part["model_conds"].items()}
         if part.get("control") is not None:
-            part["control"] = _cut_control(part["control"], tile, x)
+            key = id(part["control"])
+            if key not in controls:
+                controls[key] = _cut_control(part["control"], tile, x)
+            part["control"] = controls[key]
         kept.append(part)
     return kept
 
@@ -488,17 +514,32 @@ def _cut_area(area: Any, tile: tiles.Tile) -> tuple[int, ...] | None:
 
 def _cut_control(control: Any, tile: tiles.Tile, x: torch.Tensor) -> Any:
     """A ControlNet whose hint is cut to the tile; the net itself is shared."""
-    part = copy.copy(control)
-    hint = control.cond_hint_original
-    if hint is not None:
-        ratio = control.compression_ratio
+    ratio = control.compression_ratio
+    if getattr(control, "vae", None) is not None:
+        ratio *= control.vae.spacial_compression_encode()
+    place = tiles.Tile(*(v * ratio for v in tile))
+
+    def cut(hint: torch.Tensor) -> torch.Tensor:
         full = (x.shape[-1] * ratio, x.shape[-2] * ratio)
         if (hint.shape[-1], hint.shape[-2]) != full:
             hint = comfy.utils.common_upscale(hint, *full, control.upscale_algorithm, "center")
-        part.cond_hint_original = tiles.Tile(*(v * ratio for v in tile)).cut(hint)
-    part.cond_hint = None
+        return place.cut(hint)
+
+    return _with_hint(control, cut)
+
+
+def _with_hint(control: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a ControlNet, and of those chained before it, that sees ``cut(hint)``."""
+    part = copy.copy(control)
+    for name, value in vars(control).items():  # some packs bind methods to the instance
+        if isinstance(value, MethodType) and value.__self__ is control:
+            setattr(part, name, MethodType(value.__func__, part))
+    if control.cond_hint_original is not None:
+        part.cond_hint_original = cut(control.cond_hint_original)
+    part.extra_concat_orig = [e if e.shape[-1] == 1 else cut(e) for e in getattr(control, "extra_concat_orig", [])]
+    part.cond_hint = part.extra_concat = None
     if control.previous_controlnet is not None:
-        part.previous_controlnet = _cut_control(control.previous_controlnet, tile, x)
+        part.previous_controlnet = _with_hint(control.previous_controlnet, cut)
     return part
 
 
@@ -595,20 +636,26 @@ def _large(size: Sequence[int]) -> bool:
     return size[0] * size[1] > 1024 * 1024
 
 
-def upscale(upscale_model: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """IMAGE through an UPSCALE_MODEL, some frames at a time; the host makes its tiles smaller where memory runs out."""
-    parts = []
-    for chunk in images.split(max(1, frames_at_once(images.shape[1:3]) // 4)):
+def upscale(upscale_model: Any, images: torch.Tensor, height: int, width: int, progress: Progress) -> torch.Tensor:
+    """IMAGE through an UPSCALE_MODEL and to this size, some frames at a time into one result on the CPU.
+
+    The host makes its tiles smaller where memory runs out.
+    """
+    out = torch.empty(len(images), height, width, images.shape[3])
+    at = 0
+    for chunk in images.split(max(1, frames_at_once(images.shape[1:3]) // 2)):
         try:
-            parts.append(ImageUpscaleWithModel.execute(upscale_model, chunk).args[0].cpu())
+            large = ImageUpscaleWithModel.execute(upscale_model, chunk).args[0].cpu()
         except Exception as error:
             comfy.model_management.raise_non_oom(error)
             raise RuntimeError(
                 "The upscale model ran out of memory even on 128-pixel tiles. Use a smaller upscale model, or none: "
                 "the frames are then enlarged with Lanczos."
             ) from error
+        out[at : at + len(chunk)] = resize(large, height, width)
+        at += len(chunk)
         progress.advance(len(chunk))
-    return torch.cat(parts)
+    return out
 
 
 def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -622,15 +669,29 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return out
 
 
-def conditioning_of(conditioning: Any, frames: range, clip: int) -> Any:
-    """A conditioning's rows and masks for some frames of a clip; what holds for all frames stays as it is."""
+def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A conditioning for a video that was cut out of some frames of a clip.
+
+    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas, which are places in the
+    whole picture, are left out.
+
+    Args:
+        cut: ``cut(images [clip, H, W, C])`` gives the video's frames.
+    """
     part = []
     for tensor, options in conditioning:
-        rows = tensor[frames.start : frames.stop] if tensor.shape[0] == clip and clip > 1 else tensor
-        masks = options.get("mask")
-        if masks is not None and len(masks) == clip and clip > 1:
-            options = {**options, "mask": masks[frames.start : frames.stop]}
-        part.append([rows, options])
+        options = {key: value for key, value in options.items() if key not in ("area", "set_area_to_bounds")}
+        whole = tensor.shape[0] == clip and clip > 1
+        if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
+            options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
+        if "mask" in options:
+            options["mask"] = cut(options["mask"].expand(clip, -1, -1)[..., None])[..., 0]
+        if options.get("control") is not None:
+            options["control"] = _with_hint(
+                options["control"],
+                lambda hint: cut(hint.expand(clip, -1, -1, -1).movedim(1, -1)).movedim(-1, 1),
+            )
+        part.append([tensor[frames.start : frames.stop] if whole else tensor, options])
     return part
 
 

@@ -60,6 +60,10 @@ class IdLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, class_word: str, strength: float) -> float:
+        return Path(host.model_file(EMBEDDINGS, file)).stat().st_mtime
+
+    @classmethod
     def execute(cls, file: str, class_word: str, strength: float) -> io.NodeOutput:
         tokens = id_tokens.load(host.model_file(EMBEDDINGS, file))
         name = f"embedding:{Path(file).with_suffix('').as_posix()}"

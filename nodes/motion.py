@@ -140,8 +140,8 @@ class MotionModuleNode(io.ComfyNode):
 
 def load(model: host.Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:
     """The motion modules of a chosen file, in the model's dtype, with a motion LoRA merged in."""
-    if not host.is_unet(model):
-        kind = type(model.model).__name__
+    kind = host.kind_of(model)
+    if kind != "SD15":
         raise ValueError(f"The model is {kind}; motion modules are for SD 1.5. Load an SD 1.5 checkpoint.")
     state = motion_module.read(host.model_file(FILES, file))
     motion_module.inspect(state, file)

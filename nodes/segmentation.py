@@ -127,11 +127,12 @@ class PromptToSegmentation(io.ComfyNode):
         boxes_from = path_of(DETECTORS, detector, "Grounding DINO")
         masks_from = path_of(SEGMENTERS, segmenter, "SAM")
         device = host.torch_device()
+        host.make_room(4)
         find = segmentation.load_detector(boxes_from, device, host.models_path(DETECTORS) / BERT)
         cut = segmentation.load_segmenter(masks_from, device)
         progress = host.Progress(len(images))
         found = segmentation.segment(
-            images, prompt, find, cut, threshold, text_threshold, which, index, on_picture=progress.advance
+            images, prompt, find, cut, threshold, text_threshold, which, index, on_picture=progress.advance, united=True
         )
         size = (images.shape[1], images.shape[2])
         masks = segmentation.masks_of(found, size, if_none, dilate, fill_holes)

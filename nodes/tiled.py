@@ -159,9 +159,10 @@ class TiledDenoise(io.ComfyNode):
         apply(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
         progress = host.Progress(frames * (2 + (upscale_model is not None) + steps))
         large = images[..., :3].cpu()
-        if upscale_model is not None:
-            large = host.upscale(upscale_model, large, progress)
-        large = host.resize(large, height, width)
+        if upscale_model is None:
+            large = host.resize(large, height, width)
+        else:
+            large = host.upscale(upscale_model, large, height, width, progress)
         settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
 
         def patch(model: host.Model, on_tiles: Callable[[float], None]) -> host.Model:

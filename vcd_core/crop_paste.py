@@ -6,6 +6,7 @@ what was not changed comes back exactly, and outside the feathered region nothin
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def paste(
     match_colour: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The clip with refined windows put back.
+    """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was.
 
     Args:
         images: the clip that was cropped, IMAGE [F, H, W, C].
@@ -87,7 +88,7 @@ def paste(
         place: the windows they were cut by.
         feather: width in pixels of the picture over which the new content fades in.
         paste_factor: the pasted region's side over the face's (a rounded box), at most the window.
-        masks: [F, H, W] the region to paste instead of the rounded box, within the window.
+        masks: [F, H, W] the region to paste instead of the rounded box, as far as it lies near the face.
         match_colour: give the refined clip the mean and spread that the original has around the pasted region.
         out: where to write, e.g. the result of an earlier paste; a copy of ``images`` by default.
 
@@ -108,6 +109,9 @@ def paste(
         if not mask.any():
             continue
         before = _view(images[frame], place, i, size).clamp(0, 1)
+        if not usable(refined[i], before):
+            logging.warning("Face VCD: frame %d came back NaN or black and was left as it is.", frame)
+            continue
         new = refined[i].to(before) * gain + offset
         # what the crop could hold of the original comes back exactly; where the crop is smaller than its window
         # it could not hold the detail, and the new content stands alone
@@ -119,6 +123,11 @@ def paste(
         mask = mask[..., None].to(target)
         target.copy_(torch.where(mask > 0, target * (1 - mask) + value.to(target) * mask, target))
     return out
+
+
+def usable(refined: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether a refined frame can be pasted: it is finite, and not black where the original was not."""
+    return bool(torch.isfinite(refined).all()) and not (refined.amax() < 0.02 < before.amax() - 0.1)
 
 
 def refined_pixels(place: Windows) -> float:
@@ -203,12 +212,12 @@ def _mask(
     edge = _rounded_box(x - cx, y - cy, wide, tall, 0.0)
     feather = max(feather, 1e-3)
     weight = (-edge / feather).clamp(0, 1)
-    if mask is None:
-        side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
-        distance = _rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
-        weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
-    else:
+    if mask is not None:
         weight = torch.minimum(weight, _soften(mask, feather)[rows[0] : rows[1], columns[0] : columns[1]])
+        paste_factor *= 1.5  # the mask decides; the box keeps it off a neighbour's face
+    side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
+    distance = _rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
+    weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
     return weight * weight * (3 - 2 * weight)
 
 
@@ -231,15 +240,19 @@ def _colour_match(
     size = (refined.shape[1], refined.shape[2])
     y = (torch.arange(size[0]) + 0.5) / size[0] * place.size[1] - place.size[1] / 2
     x = (torch.arange(size[1]) + 0.5) / size[1] * place.size[0] - place.size[0] / 2
-    old, new = [], []
+    count, sums = 0, torch.zeros(4, refined.shape[-1], dtype=torch.float64)
     for i, frame in enumerate(place.frames):
         half_x, half_y = paste_factor * place.face[i, 2] / 2, paste_factor * place.face[i, 3] / 2
         ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
-        if ring.any():
-            old.append(_view(images[frame], place, i, size)[ring])
-            new.append(refined[i].float()[ring])
-    if not old:
+        if ring.any() and torch.isfinite(refined[i]).all():
+            old, new = _view(images[frame], place, i, size)[ring].double(), refined[i][ring].double()
+            count += len(old)
+            sums += torch.stack([old.sum(0), (old * old).sum(0), new.sum(0), (new * new).sum(0)])
+    if not count:
         return torch.ones(1), torch.zeros(1)
-    before, after = torch.cat(old), torch.cat(new)
-    gain = (before.std(0) / after.std(0).clamp(min=1e-3)).clamp(0.5, 2.0)
-    return gain, before.mean(0) - gain * after.mean(0)
+    before, before_square, after, after_square = sums / count
+    spread, new_spread = (
+        (square - mean * mean).clamp(min=0).sqrt() for mean, square in ((before, before_square), (after, after_square))
+    )
+    gain = (spread / new_spread.clamp(min=1e-3)).clamp(0.5, 2.0)
+    return gain.float(), (before - gain * after).float()

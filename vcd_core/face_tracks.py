@@ -19,7 +19,6 @@ from .yunet import Face, iou
 Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
 CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")
 _FAR = 1e6
-_SURE = 0.75
 
 
 @dataclass
@@ -71,6 +70,7 @@ def link(
     cuts: Sequence[int] = (),
     max_gap: int = 8,
     min_length: int = 3,
+    sure: float = 0.75,
 ) -> list[Track]:
     """Link the detections of a clip into tracks, the longest-seen first.
 
@@ -79,8 +79,9 @@ def link(
         looks: a vector for each detection (see :func:`look`), to tell people apart where their ways cross.
         cuts: frames that begin a new scene; no track goes across.
         max_gap: a face may be missing for this many frames and still be the same track.
-        min_length: tracks detected in fewer frames are dropped (never more than the clip has); where no detection was
-            sure (a score of 0.75), twice as many as ``max_gap`` are asked for: a hand looks like a face for a moment.
+        min_length: tracks detected in fewer frames are dropped (never more than the clip has).
+        sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in most
+            of its own: a hand looks like a face for a moment. 0 takes every detection at its word.
 
     Example:
         >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
@@ -113,8 +114,10 @@ def link(
     paths = done + open_tracks
 
     def lasts(path: _Path) -> bool:
-        least = min_length if max(path.scores) >= _SURE else max(min_length, 2 * max_gap)
-        return len(path.at) >= min(least, len(detections))
+        if len(path.at) < min(min_length, len(detections)):
+            return False
+        steady = 2 * len(path.at) >= path.at[-1] - path.at[0] + 1
+        return max(path.scores) >= sure or (steady and len(path.at) >= min(8, (len(detections) + 1) // 2))
 
     return sorted((path.track() for path in paths if lasts(path)), key=lambda t: (-int(t.seen.sum()), t.start))
 
@@ -202,9 +205,13 @@ def scene_cuts(images: torch.Tensor, threshold: float = 0.12) -> list[int]:
     small = torch.cat(
         [torch.nn.functional.adaptive_avg_pool2d(part[..., :3].movedim(-1, 1).float(), 32) for part in images.split(16)]
     )
-    change = (small[1:] - small[:-1]).abs().mean((1, 2, 3))
-    usual = change.median()
-    return [i + 1 for i, c in enumerate(change.tolist()) if c > threshold and c > 4 * float(usual)]
+    change = (small[1:] - small[:-1]).abs().mean((1, 2, 3)).tolist()
+    cuts = []
+    for i, jump in enumerate(change):
+        others = change[:i] + change[i + 1 :]
+        if jump > threshold and jump > 4 * float(np.median(others or [0.0])):
+            cuts.append(i + 1)
+    return cuts
 
 
 def smooth(path: np.ndarray, strength: float = 0.85) -> np.ndarray:

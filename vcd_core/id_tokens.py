@@ -178,7 +178,11 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         after = prompt[match.end() :]
         written = re.match(rf"(:[\d.]+)?[)\]]*\s*{re.escape(word)}\b", after) if word else True
         inside = re.match(r":[\d.]+\)", after)  # a weight of the mark alone
-        return identities[name] + ("" if written or inside else f" {word}")
+        # the text encoder looks for tokens at the beginning of a word
+        before, behind = prompt[: match.start()], prompt[match.end() :]
+        start = " " if before and not re.search(r"[\s(\[]$", before) else ""
+        end = " " if re.match(r"\w", behind) else ""
+        return start + identities[name] + ("" if written or inside else f" {word}") + end
 
     return _MARK.sub(put, prompt)
 
@@ -194,7 +198,7 @@ def parse_schedule(text: str) -> list[tuple[int, str]] | None:
         [(0, 'V* man'), (8, 'V* man, laughing')]
     """
     parts = [part.strip() for part in text.split("|")]
-    matches = [re.fullmatch(r"(\d+)\s*:\s*(.*)", part, re.DOTALL) for part in parts]
+    matches = [re.fullmatch(r"(\d+)\s*:(?!\d)\s*(.*)", part, re.DOTALL) for part in parts]  # 16:9 is no frame
     if not matches[0]:
         return None
     if any(match is None for match in matches):

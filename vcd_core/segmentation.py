@@ -64,6 +64,7 @@ def segment(
     which: Choice = "all",
     index: int = 0,
     on_picture: Callable[[], None] = lambda: None,
+    united: bool = False,
 ) -> list[Found]:
     """Boxes, scores, labels and masks of what the prompt names, in each picture.
 
@@ -73,6 +74,7 @@ def segment(
         threshold: the least score of a box. text_threshold: the least score of a word for a label.
         which: all detections, the one with the best score, the largest, or one by its index (0 is the best).
         on_picture: called after each picture.
+        united: keep one mask for each picture, the union, in place of one for each detection (for long clips).
 
     Raises:
         ValueError: an empty prompt.
@@ -89,7 +91,8 @@ def segment(
         picture = to_picture(image)
         here = choose(detector(picture, prompt, threshold, text_threshold), which, index)
         if len(here.boxes):
-            here.masks = segmenter(picture, here.boxes)
+            masks = segmenter(picture, here.boxes)
+            here.masks = masks.any(0, keepdim=True) if united else masks
         else:
             here.masks = torch.zeros(0, picture.height, picture.width, dtype=torch.bool)
         found.append(here)
@@ -171,9 +174,11 @@ def _adjust(mask: torch.Tensor, dilate: int, fill_holes: bool) -> torch.Tensor:
         mask = torch.from_numpy(binary_fill_holes(mask.cpu().numpy()))
     values = mask.float()[None, None]
     if dilate:
-        side = 2 * abs(dilate) + 1
-        grow = lambda x: torch.nn.functional.max_pool2d(x, side, 1, abs(dilate))  # noqa: E731
-        values = grow(values) if dilate > 0 else 1 - grow(1 - values)
+        side, edge = 2 * abs(dilate) + 1, abs(dilate)
+        values = values if dilate > 0 else 1 - values
+        values = torch.nn.functional.max_pool2d(values, (side, 1), 1, (edge, 0))  # a square is two lines
+        values = torch.nn.functional.max_pool2d(values, (1, side), 1, (0, edge))
+        values = values if dilate > 0 else 1 - values
     return values[0, 0]
 
 
@@ -254,10 +259,10 @@ def _transformers_segmenter(folder: Path, device: torch.device | str) -> Segment
     model = SamModel.from_pretrained(folder, local_files_only=True).eval().to(device)
 
     def cut(picture: Image.Image, boxes: torch.Tensor) -> torch.Tensor:
-        inputs = processor(images=picture, input_boxes=[boxes.tolist()], return_tensors="pt").to(device)
+        inputs = processor(images=picture, input_boxes=[boxes.tolist()], return_tensors="pt")
         sizes = inputs.pop("original_sizes"), inputs.pop("reshaped_input_sizes")
-        if inputs["input_boxes"].dtype == torch.float64:
-            inputs["input_boxes"] = inputs["input_boxes"].float()
+        inputs["input_boxes"] = inputs["input_boxes"].float()  # not every device has doubles
+        inputs = inputs.to(device)
         with torch.inference_mode():
             outputs = model(**inputs, multimask_output=False)
         masks = processor.image_processor.post_process_masks(outputs.pred_masks.cpu(), *(s.cpu() for s in sizes))
@@ -324,7 +329,11 @@ def _original_detector(path: Path, device: torch.device | str, bert: Path | None
         raise BackEndMissing(f"{path.name} is no Grounding DINO checkpoint: {str(error)[:100]}") from error
     with _bert_without_weights():
         model = build_model(settings)
-    model.load_state_dict(clean_state_dict(state), strict=False)
+    missing = model.load_state_dict(clean_state_dict(state), strict=False).missing_keys
+    if len(missing) > 8:  # some files leave out a position table or a pooling layer
+        raise BackEndMissing(
+            f"{path.name} is no Grounding DINO checkpoint: {len(missing)} tensors are missing, first {missing[0]}."
+        )
     model.eval()
     prepare = steps.Compose(
         [
@@ -373,8 +382,11 @@ def check_groundingdino() -> None:
 
 
 def _need(library: str, version: str, what: str) -> None:
-    if importlib.util.find_spec(library) is None:
-        raise BackEndMissing(f"{what} needs {library} {version} or newer: pip install {library}")
+    found = importlib.metadata.version(library) if importlib.util.find_spec(library) else "0"
+    number = [int(part) for part in found.split(".")[:2] if part.isdigit()]
+    if number < [int(part) for part in version.split(".")]:
+        state = "it is not installed" if found == "0" else f"{found} is installed"
+        raise BackEndMissing(f'{what} needs {library} {version} or newer ({state}): pip install "{library}>={version}"')
 
 
 def _inside(boxes: torch.Tensor, picture: Image.Image) -> torch.Tensor:

@@ -115,7 +115,10 @@ def test_short_tracks_and_stray_detections_are_dropped():
         faces[i].append(Face((200.0, 300.0, 30.0, 30.0), 0.7))
     assert len(link(faces)) == 1
     unsure = [[face._replace(score=0.65)] for face in walk()]
+    unsure[7] = []
     assert len(link(unsure)) == 1  # but a dim face that stays is one
+    assert len(link(unsure[:6])) == 1
+    assert len(link([[face] for face in walk(2)] + [[]] * 9, min_length=1, sure=0.0)) == 1
 
 
 def test_people_who_cross_keep_their_names():
@@ -269,6 +272,25 @@ def test_refined_content_lands_in_place_with_a_soft_edge():
     masked = paste(images, torch.ones(1, 240, 240, 3), place, feather=2, masks=mask)[0, :, :, 0]
     assert masked[50, 62] > 0.9
     assert masked[50, 75] == 0
+
+
+def test_broken_frames_are_left_as_they_were():
+    images = pictures(4)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)] * 4), 120, 160)
+    refined = torch.rand(4, 128, 128, 3)
+    refined[1], refined[2] = float("nan"), 0.0
+    out = paste(images, refined, place, match_colour=True)
+    assert torch.equal(out[1:3], images[1:3])
+    assert out.isfinite().all()
+    assert not torch.equal(out[0], images[0])
+
+
+def test_a_mask_does_not_reach_a_neighbours_face():
+    images = torch.zeros(1, 120, 160, 3)
+    place = windows(track_of([Face((40.0, 40.0, 20.0, 20.0), 1.0)]), 120, 160, crop_factor=6)
+    out = paste(images, torch.ones(1, 240, 240, 3), place, masks=torch.ones(1, 120, 160))[0, :, :, 0]
+    assert out[50, 50] == 1
+    assert out[50, 90] == 0
 
 
 def test_colour_match_takes_the_rings_mean_and_spread():

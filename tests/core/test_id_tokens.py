@@ -149,6 +149,8 @@ def test_widths_are_checked():
         ("<me> and <dog>", "E man and D dog"),
         ("a <lora:x> V*", "unknown"),
         ("no mark", "no mark"),
+        ("portrait,V* smiling", "portrait, E man smiling"),
+        ("[V*]", "[E man]"),
     ],
 )
 def test_marks_become_tokens_and_class_words(prompt, expected):
@@ -168,6 +170,7 @@ def test_marks_without_identities():
 
 def test_schedules():
     assert parse_schedule("a man | a dog") is None
+    assert parse_schedule("16:9 photo of V*") is None
     assert parse_schedule("0: a\n| 8 : b") == [(0, "a"), (8, "b")]
     with pytest.raises(ValueError, match="begins with its frame"):
         parse_schedule("0: a | b")
