@@ -168,7 +168,8 @@ def memory() -> bool:
 
 
 def beside(ultimate: str) -> bool:
-    """The same tiles of 160 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding on each side."""
+    """The same tiles of 144 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding, which the two tiles of a
+    256 pixel side have on their inner side alone."""
     host = host_from_environment()
     link(Path(ultimate).resolve(), host.base / "custom_nodes" / "ComfyUI_UltimateSDUpscale")
     link(ROOT / "tests" / "host" / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")
@@ -181,7 +182,7 @@ def beside(ultimate: str) -> bool:
     ours = {"scale": 1.0, "overlap": 32, "gamma": 0.1}
     kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
         "untiled": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 4096}),
-        "ours": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 160}),
+        "ours": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 144}),
         "ultimate": ("UltimateSDUpscaleNoUpscale", "upscaled_image", theirs),
     }
 

@@ -108,7 +108,7 @@ class IdTextEncode(io.ComfyNode):
                     max=256,
                     tooltip="For a schedule: over how many frames one prompt goes over into the next. 1 switches at once.",
                 ),
-                io.Autogrow.Input("ids", template=ids, optional=True),
+                io.Autogrow.Input("ids", template=ids, optional=True, tooltip="Identities, as many as you connect."),
             ],
             outputs=[io.Conditioning.Output()],
         )
