@@ -131,9 +131,9 @@ def one_tile(host: SimpleNamespace) -> bool:
     return error < 1e-5
 
 
-def peak(side: int) -> float:
+def peak(side: int, what: str = "--peak") -> float:
     """The peak memory in MiB of a fresh process that refines some frames of side x side."""
-    command = [sys.executable, "-m", "benchmarks.tiled", "--peak", str(side)]
+    command = [sys.executable, "-m", "benchmarks.tiled", what, str(side)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -163,6 +163,35 @@ def memory() -> bool:
     print(
         f"\nPeak memory of {FRAMES} frames: {small:.0f} MiB at 512, {large:.0f} MiB at 2048 pixels a side; what is added is "
         f"{copies:.1f} copies of the frames; target: at most 6 (input, enlarged, padded, result, latents and one chunk)"
+    )
+    return copies <= 6
+
+
+def measure_long(frames: int) -> None:
+    """Refine a clip of this length at 1024 pixels in windows of 16 frames and tiles of 256, and print the peak memory."""
+    import resource
+
+    host = enter()
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    values = {"context_length": 16, "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1}
+    values |= {"closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": False, "causal_window_fix": False}
+    model = ContextWindowsManualNode.execute(host.model, **values).args[0]
+    images = torch.rand(frames, 1024, 1024, 3)
+    with torch.inference_mode():
+        host.node.TiledDenoise.execute(
+            images, model, host.vae, host.positive, host.negative, scale=1.0, tile_size=256, overlap=64, steps=1,
+            **{**SETTINGS, "cfg": 1.0},
+        )  # fmt: skip
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def long_clip() -> bool:
+    few, many = peak(16, "--long"), peak(64, "--long")
+    copies = (many - few) / (48 * 1024 * 1024 * 3 * 4 / 2**20)
+    print(
+        f"\nPeak memory at 1024 pixels, windows in time and tiles in space: {few:.0f} MiB for 16 frames, {many:.0f} MiB for "
+        f"64; what is added is {copies:.1f} copies of the frames; target: at most 6"
     )
     return copies <= 6
 
@@ -220,11 +249,12 @@ def beside(ultimate: str) -> bool:
 
 
 def main() -> int:
-    if "--peak" in sys.argv:
-        measure_peak(int(sys.argv[-1]))
-        return 0
+    for flag, measure in (("--peak", measure_peak), ("--long", measure_long)):
+        if flag in sys.argv:
+            measure(int(sys.argv[-1]))
+            return 0
     in_process = subprocess.run([sys.executable, "-m", "benchmarks.tiled", "--in-process"], cwd=ROOT).returncode == 0
-    passed = in_process & memory()
+    passed = in_process & memory() & long_clip()
     ultimate = os.environ.get("VCD_USDU")
     if ultimate:
         passed &= beside(ultimate)

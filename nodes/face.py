@@ -137,6 +137,9 @@ class FaceTrack(io.ComfyNode):
                 FacesType.Output(display_name="faces"),
                 io.Image.Output(display_name="preview", tooltip="The clip with numbered boxes."),
                 BoxesType.Output(display_name="bboxes", tooltip="The smoothed tracks as boxes of each frame."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="The tracked faces of each frame, for prompts that hold there."
+                ),
             ],
         )
 
@@ -165,7 +168,10 @@ class FaceTrack(io.ComfyNode):
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
         boxes = face_tracks.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes)
-        return io.NodeOutput(faces, preview, boxes, ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls))
+        mask = face_tracks.masks_of(faces)
+        return io.NodeOutput(
+            faces, preview, boxes, mask, ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls)
+        )
 
 
 def pick(
@@ -206,6 +212,14 @@ def window_inputs() -> list[io.Input]:
             max=10.0,
             step=0.1,
             tooltip="The window's side over the face's. 3 as in the release; it is never larger than the picture.",
+        ),
+        io.Float.Input(
+            "aspect",
+            default=1.0,
+            min=0.25,
+            max=4.0,
+            step=0.05,
+            tooltip="The window's width over its height; refine_size squared stays the number of pixels.",
         ),
     ]
 
@@ -257,13 +271,14 @@ class FaceCrop(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: torch.Tensor, faces: Faces, index: int, refine_size: int, crop_factor: float
+        cls, images: torch.Tensor, faces: Faces, index: int, refine_size: int, crop_factor: float, aspect: float
     ) -> io.NodeOutput:
         faces.check(images)
         if index >= len(faces.tracks):
             raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
-        place = crop_paste.windows(faces.tracks[index], faces.height, faces.width, crop_factor)
-        crops = crop_paste.crop(images[..., :3].cpu(), place, (refine_size, refine_size))
+        size = crop_paste.crop_size(refine_size, aspect)
+        place = crop_paste.windows(faces.tracks[index], faces.height, faces.width, crop_factor, size[1] / size[0])
+        crops = crop_paste.crop(images[..., :3].cpu(), place, size)
         return io.NodeOutput(crops, Crop(place, faces))
 
 
@@ -377,6 +392,7 @@ class FaceRefine(io.ComfyNode):
         seed: int,
         refine_size: int,
         crop_factor: float,
+        aspect: float,
         feather: float,
         paste_factor: float,
         match_colour: bool,
@@ -390,6 +406,7 @@ class FaceRefine(io.ComfyNode):
         noise_prior.check_gamma(gamma)
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
+        size = crop_paste.crop_size(refine_size, aspect)
         images = images[..., :3].cpu()
         masks = frame_masks(mask, images)
         for name, conditioning in (("positive", positive), ("negative", negative), *more.items()):
@@ -410,10 +427,10 @@ class FaceRefine(io.ComfyNode):
         progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
         out, pairs = images.clone(), []
         for number, track in enumerate(tracks):
-            place = crop_paste.windows(track, faces.height, faces.width, crop_factor)
-            crops = crop_paste.crop(images, place, (refine_size, refine_size))
+            place = crop_paste.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
+            crops = crop_paste.crop(images, place, size)
             prompt = prompts[number] if number < len(prompts) and prompts[number] is not None else positive
-            cut = partial(cut_like, place=place, size=(refine_size, refine_size), picture=(faces.height, faces.width))
+            cut = partial(cut_like, place=place, size=size, picture=(faces.height, faces.width))
             prompt, against = (host.conditioning_of(c, track.frames, len(images), cut) for c in (prompt, negative))
             refined = redraw(crops, model, vae, prompt, against, settings, gamma, progress, number)
             pairs.append(torch.cat([crops, refined], 2))

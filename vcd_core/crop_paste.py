@@ -56,6 +56,18 @@ def windows(
     )
 
 
+def crop_size(side: int, aspect: float = 1.0) -> Size:
+    """Height and width, multiples of 8, of a crop with ``side`` squared pixels and this aspect (width over height).
+
+    Example:
+        >>> crop_size(512), crop_size(512, 1.5)
+        ((512, 512), (416, 624))
+    """
+    if not 0.25 <= aspect <= 4:
+        raise ValueError(f"The aspect is {aspect}; expected width over height between 0.25 and 4.")
+    return 8 * round(side / math.sqrt(aspect) / 8), 8 * round(side * math.sqrt(aspect) / 8)
+
+
 def crop(images: torch.Tensor, place: Windows, size: Size) -> torch.Tensor:
     """The windows' content [n, size[0], size[1], C] in 0..1, one resampling.
 

@@ -268,6 +268,18 @@ def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
     return frames
 
 
+def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
+    """A mask [F, H, W] of all tracked faces, each box enlarged to ``factor`` times its side (hair and neck)."""
+    masks = torch.zeros(faces.frames, faces.height, faces.width)
+    for track in faces.tracks:
+        for frame, (x, y, w, h) in zip(track.frames, track.boxes, strict=True):
+            wide, tall = factor * w, factor * h
+            left, top = max(0, round(x + w / 2 - wide / 2)), max(0, round(y + h / 2 - tall / 2))
+            right, bottom = max(0, round(x + w / 2 + wide / 2)), max(0, round(y + h / 2 + tall / 2))
+            masks[frame, top:bottom, left:right] = 1.0
+    return masks
+
+
 def from_boxes(boxes: object, frames: int) -> list[list[Face]]:
     """ComfyUI's BOUNDING_BOX (a list for each frame, or one list for a single frame) as detections.
 

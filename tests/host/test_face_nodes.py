@@ -11,7 +11,7 @@ TRACK = {
 }  # fmt: skip
 REFINE = {
     "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.8, "gamma": 0.1, "seed": 1,
-    "refine_size": 64, "crop_factor": 3.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
+    "refine_size": 64, "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
     "index": 0,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_track_crop_paste_without_refinement_is_the_identity(bench):
     graph = bench.graph()
     images = world(graph)
     faces = track(graph, images)
-    crops = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=256, crop_factor=3.0)
+    crops = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=256, crop_factor=3.0, aspect=1.0)
     pasted = graph.VCD_FacePaste(
         images=images, crop=out(crops, 1), refined=crops, feather=5.0, paste_factor=1.6, match_colour=False
     )
@@ -54,7 +54,8 @@ def test_boxes_of_another_detector_are_taken_and_given(bench):
     first = track(graph, images)
     second = track(graph, images, bboxes=out(first, 2), min_length=1)
     a, b = (
-        graph.VCD_FaceCrop(images=images, faces=f, index=0, refine_size=64, crop_factor=2.0) for f in (first, second)
+        graph.VCD_FaceCrop(images=images, faces=f, index=0, refine_size=64, crop_factor=2.0, aspect=1.0)
+        for f in (first, second)
     )
     a, b = bench.tensors(graph, a, b)
     assert (a - b).abs().mean() < 0.02
@@ -136,12 +137,16 @@ def test_same_seed_same_bits(bench, tiny):
 def test_another_clip_and_a_changed_frame_count_are_refused(bench):
     graph = bench.graph()
     faces = track(graph, world(graph))
-    crops = graph.VCD_FaceCrop(images=world(graph, frames=8), faces=faces, index=0, refine_size=64, crop_factor=3.0)
+    crops = graph.VCD_FaceCrop(
+        images=world(graph, frames=8), faces=faces, index=0, refine_size=64, crop_factor=3.0, aspect=1.0
+    )
     with pytest.raises(QueueError, match=r"clip of 16 frames.*8 frames"):
         bench.tensors(graph, crops)
     graph = bench.graph()
     images = world(graph)
-    crops = graph.VCD_FaceCrop(images=images, faces=track(graph, images), index=0, refine_size=64, crop_factor=3.0)
+    crops = graph.VCD_FaceCrop(
+        images=images, faces=track(graph, images), index=0, refine_size=64, crop_factor=3.0, aspect=1.0
+    )
     fewer = graph.ImageFromBatch(image=crops, batch_index=0, length=5)
     pasted = graph.VCD_FacePaste(
         images=images, crop=out(crops, 1), refined=fewer, feather=5.0, paste_factor=1.6, match_colour=False
@@ -153,7 +158,9 @@ def test_another_clip_and_a_changed_frame_count_are_refused(bench):
     with pytest.raises(QueueError, match="no track 3: 1 faces"):
         bench.tensors(
             graph,
-            graph.VCD_FaceCrop(images=images, faces=track(graph, images), index=3, refine_size=64, crop_factor=3.0),
+            graph.VCD_FaceCrop(
+                images=images, faces=track(graph, images), index=3, refine_size=64, crop_factor=3.0, aspect=1.0
+            ),
         )
     graph = bench.graph()
     with pytest.raises(QueueError, match="needs a reference picture"):
@@ -164,12 +171,15 @@ def test_the_face_most_like_a_reference_is_chosen(bench):
     graph = bench.graph()
     images = world(graph, "medium", "standing", people=2, seed=5)
     both = track(graph, images, which="left to right")
-    crops = [graph.VCD_FaceCrop(images=images, faces=both, index=i, refine_size=64, crop_factor=1.5) for i in (0, 1)]
+    crops = [
+        graph.VCD_FaceCrop(images=images, faces=both, index=i, refine_size=64, crop_factor=1.5, aspect=1.0)
+        for i in (0, 1)
+    ]
     vision = graph.VCDTest_Looks()
     chosen = [
         graph.VCD_FaceCrop(
             images=images, faces=track(graph, images, which="like the reference", reference=c, clip_vision=vision),
-            index=0, refine_size=64, crop_factor=1.5,
+            index=0, refine_size=64, crop_factor=1.5, aspect=1.0,
         )
         for c in crops
     ]  # fmt: skip
@@ -185,6 +195,21 @@ def test_masks_give_the_boxes(bench):
     part = graph.SolidMask(value=1.0, width=20, height=20)
     mask = graph.MaskComposite(destination=none, source=part, x=40, y=10, operation="add")
     crops = graph.VCD_FaceCrop(
-        images=images, faces=track(graph, images, mask=mask), index=0, refine_size=64, crop_factor=1.5
+        images=images, faces=track(graph, images, mask=mask), index=0, refine_size=64, crop_factor=1.5, aspect=1.0
     )
     assert bench.tensors(graph, crops).shape == (4, 64, 64, 3)
+
+
+def test_windows_may_be_wide_and_tracks_give_masks(bench):
+    graph = bench.graph()
+    images = world(graph)
+    faces = track(graph, images)
+    wide = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=128, crop_factor=2.0, aspect=1.5)
+    pasted = graph.VCD_FacePaste(
+        images=images, crop=out(wide, 1), refined=wide, feather=5.0, paste_factor=1.6, match_colour=False
+    )
+    images, wide, pasted, mask = bench.tensors(graph, images, wide, pasted, out(faces, 3))
+    assert wide.shape == (16, 104, 160, 3)
+    assert (pasted - images).abs().max() < 1 / 255
+    assert mask.shape == (16, 128, 128)
+    assert 0.02 < mask.mean() < 0.3
