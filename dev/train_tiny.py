@@ -43,6 +43,7 @@ from .server import host_from_environment
 
 BUDGETS = {"vae": 18.0, "frames64": 25.0, "frames128": 45.0, "motion": 30.0}  # minutes
 SAVE_EVERY = 180.0  # seconds
+START = Path(__file__).with_name("tiny_start.safetensors")  # where an earlier training got to; not published
 
 
 class Stage:
@@ -61,8 +62,8 @@ class Stage:
         self.path = folder / f"{name}.state"
         if self.path.is_file():
             self._resume(torch.load(self.path, weights_only=True))
-        elif name == "frames128" and tiny.MODEL_FILE.is_file():
-            self._continue_from_shipped()
+        elif name == "frames128" and (folder / "start.txt").is_file():
+            self._continue_from_start()
 
     def _resume(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -73,14 +74,13 @@ class Stage:
         self.step, self.spent, self.pictures = state["step"], state["spent"], state["pictures"]
         self.log(f"resumed at step {self.step}, {self.spent / 60:.1f} of {self.budget / 60:.0f} minutes")
 
-    def _continue_from_shipped(self) -> None:
-        """Without a state of its own the stage goes on from the weights that the pack ships."""
-        shipped = tiny.load_weights()
+    def _continue_from_start(self) -> None:
+        weights = tiny.load_weights(START)
         with torch.no_grad():
             for key, value in self.parameters.items():
-                value.copy_(shipped[key])
+                value.copy_(weights[key])
         self.average = {key: value.detach().clone() for key, value in self.parameters.items()}
-        self.log("starts from the shipped weights")
+        self.log(f"goes on from {START.name}")
 
     def log(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {self.name} {text}"
@@ -519,8 +519,14 @@ def train_motion(folder: Path, minutes: float) -> None:
 # ------------------------------------------------------------------------------------------------------------ export
 
 
-def export(folder: Path) -> None:
-    """Write the averaged weights of the stages that are there, in half precision, with the log as a card."""
+def begin(folder: Path) -> None:
+    """Let a new folder begin where an earlier training got to: its autoencoder, and its frames as the start of frames128."""
+    torch.save(tiny.part(tiny.load_weights(START), "vae"), folder / "vae.pt")
+    (folder / "start.txt").write_text(f"from {START.name}\n")
+
+
+def export(folder: Path, target: Path) -> None:
+    """Write the averaged weights of the stages that are there, in half precision; to START, to go on from elsewhere."""
     from safetensors.torch import save_file
 
     frames = next(name for name in ("frames128", "frames64") if (folder / f"{name}.state").is_file())
@@ -529,16 +535,15 @@ def export(folder: Path) -> None:
     weights |= {f"vae.{k}": v.half() for k, v in torch.load(folder / "vae.pt", weights_only=True).items()}
     painter = Painter(folder)
     weights["words"] = torch.tensor(painter.words.ids)
-    tiny.WEIGHTS.mkdir(exist_ok=True)
+    target.parent.mkdir(exist_ok=True)
     about = {"stage": frames, "pictures": str(state["pictures"]), "minutes": f"{state['spent'] / 60:.0f}"}
-    save_file(weights, tiny.MODEL_FILE, metadata=about)
+    save_file(weights, target, metadata=about)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     if (folder / "motion.state").is_file():
         motion = MotionModel(MotionInfo("v2", tuple(tiny.CHANNELS * m for m in tiny.MULTIPLIERS), 32))
         whole = motion.state_dict() | torch.load(folder / "motion.state", weights_only=True)["average"]
         tiny.MOTION_FILE.parent.mkdir(exist_ok=True)
         save_file({key: value.half().contiguous() for key, value in whole.items()}, tiny.MOTION_FILE)
-    for path in tiny.WEIGHTS.rglob("*.safetensors"):
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 # -------------------------------------------------------------------------------------------------------------- main
@@ -553,7 +558,8 @@ def stages(folder: Path, budgets: dict[str, float]) -> Iterator[tuple[str, Calla
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="*", help="which stages (all); or export")
+    parser.add_argument("stage", nargs="*", help="which stages (all); or export, export-start")
+    parser.add_argument("--from-nothing", action="store_true", help="do not begin where an earlier training got to")
     parser.add_argument("--folder", type=Path, default=HOST / "tiny")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     for name, minutes in BUDGETS.items():
@@ -561,11 +567,15 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == ["export"]:
-        export(arguments.folder)
+    if arguments.stage in (["export"], ["export-start"]):
+        export(arguments.folder, tiny.MODEL_FILE if arguments.stage == ["export"] else START)
         return 0
+    if START.is_file() and not arguments.from_nothing and not any(arguments.folder.glob("*.state")):
+        begin(arguments.folder)
+    begun = (arguments.folder / "start.txt").is_file()
     for name, run in stages(arguments.folder, {name: getattr(arguments, name) for name in BUDGETS}):
-        if not arguments.stage or name in arguments.stage:
+        wanted = name in arguments.stage if arguments.stage else not (begun and name in ("vae", "frames64"))
+        if wanted:
             run()
     return 0
 

@@ -37,19 +37,19 @@ TEXT = {
 }
 
 
-def load_weights() -> dict[str, torch.Tensor]:
-    """The shipped weights in float32: ``unet.*``, ``text.*``, ``vae.*``, and the ``table`` of the vectors of ``words``.
+def load_weights(path: Path = MODEL_FILE) -> dict[str, torch.Tensor]:
+    """A model file's weights in float32: ``unet.*``, ``text.*``, ``vae.*``, and the ``table`` of the vectors of ``words``.
 
     Raises:
         FileNotFoundError: the file is not there.
     """
     from safetensors.torch import load_file
 
-    if not MODEL_FILE.is_file():
+    if not path.is_file():
         raise FileNotFoundError(
-            f"{MODEL_FILE} is not there. Reinstall the pack, or train the model with 'python run.py train-tiny'."
+            f"{path} is not there. Reinstall the pack, or train the model with 'python run.py train-tiny'."
         )
-    return {key: value if key == "words" else value.float() for key, value in load_file(MODEL_FILE).items()}
+    return {key: value if key == "words" else value.float() for key, value in load_file(path).items()}
 
 
 def part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
