@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dev.graph import to_api
+from dev.graph import has_control, inputs_of, is_widget, to_api
 from dev.host import PACK, ROOT
 
 HEAVY = ("cv2", "transformers", "scipy", "matplotlib", "segment_anything", "groundingdino")
@@ -63,6 +63,33 @@ def test_bundled_graphs_without_models_run(request, name, which):
     files = server.outputs(server.run(to_api(workflow, server.get("/object_info"))))
     assert any(path.suffix == ".mp4" and path.stat().st_size > 1000 for path in files)
     assert any(path.suffix == ".png" for path in files)
+
+
+CHOSEN_FILES = {"motion_module", "detector", "segmenter"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_bundled_graphs_hold_a_fitting_value_for_every_widget(bench, path):
+    """Widgets are stored by position: a node that gained one in the middle would shift the rest."""
+    info = bench.server.get("/object_info")
+    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        if not node["type"].startswith("VCD_"):
+            continue
+        known = {name: spec for name, spec in inputs_of(info[node["type"]]).items() if is_widget(spec)}
+        count = len(known) + sum(has_control(name, spec) for name, spec in known.items())
+        assert len(node["widgets_values"]) == count, node["type"]
+        values = iter(node["widgets_values"])
+        for name, spec in known.items():
+            value, options = next(values), spec[1]
+            if has_control(name, spec):
+                assert next(values) in ("fixed", "randomize")
+            if spec[0] in ("INT", "FLOAT"):
+                assert not isinstance(value, (bool, str)), name
+                assert options["min"] <= value <= options["max"], name
+            elif spec[0] == "BOOLEAN":
+                assert isinstance(value, bool), name
+            elif name not in CHOSEN_FILES and spec[0] == "COMBO":
+                assert value in options["options"], name
 
 
 def test_every_node_is_described(bench):
