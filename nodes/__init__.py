@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import face, host, identity, motion, noise, segmentation, tiled
+from . import face, host, identity, motion, noise, segmentation, tiled, training
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
     *motion.NODES,
     *identity.NODES,
+    *training.NODES,
     *segmentation.NODES,
     *face.NODES,
     *tiled.NODES,

@@ -6,12 +6,14 @@ mended in one place.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -32,11 +34,13 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+import torch.utils.checkpoint
 from comfy_api.latest import ComfyAPI, io
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from einops import rearrange
+from PIL import Image
 
-from ..vcd_core import tiles
+from ..vcd_core import id_tokens, tiles
 
 Model = Any  # comfy.model_patcher.ModelPatcher
 Latent = dict[str, Any]
@@ -154,6 +158,27 @@ def model_path(name: str, choice: str) -> Path:
     raise ValueError(f"{choice} is not in {' or '.join(folder_paths.get_folder_paths(name))}.")
 
 
+def input_subfolders() -> list[str]:
+    """The folders under ComfyUI's input folder."""
+    top = folder_paths.get_input_directory()
+    found = [os.path.relpath(path, top) for path, *_ in os.walk(top) if path != top]
+    return sorted(name.replace(os.sep, "/") for name in found)
+
+
+def input_subfolder(name: str) -> Path:
+    """The path of a folder under the input folder; a name that leaves it, or one that is gone, raises."""
+    top = Path(folder_paths.get_input_directory()).resolve()
+    path = (top / name).resolve()
+    if not path.is_relative_to(top) or not path.is_dir():
+        raise ValueError(f"{name} is not a folder in {top}.")
+    return path
+
+
+def output_folder(name: str) -> Path:
+    """A folder of this name in ComfyUI's output folder; it need not be there yet."""
+    return Path(folder_paths.get_output_directory()) / name
+
+
 def make_room(gib: float) -> None:
     """Unload models until this much memory of the device is free, for models that the host does not manage."""
     comfy.model_management.free_memory(gib * 2**30, torch_device())
@@ -198,12 +223,8 @@ def encode_text(clip: Any, text: str, vectors: dict[str, dict[str, torch.Tensor]
     """
     if not vectors:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    tokenizer = copy.copy(clip.tokenizer)
-    for attribute, part in list(vars(tokenizer).items()):
-        if hasattr(part, "embedding_key"):
-            setattr(tokenizer, attribute, _with_vectors(part, {n: v[part.embedding_key] for n, v in vectors.items()}))
     clip = clip.clone()
-    clip.tokenizer = tokenizer
+    clip.tokenizer = tokenizer_with(clip, vectors)
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
@@ -226,6 +247,142 @@ def _with_vectors(tokenizer: Any, vectors: dict[str, torch.Tensor]) -> Any:
         return known(name)
 
     tokenizer._try_get_embedding = find
+    return tokenizer
+
+
+class TrainingModel:
+    """A model whose text tokens can be trained: the :class:`~vcd_core.id_training.Backend` over MODEL, CLIP and VAE.
+
+    To be made and used inside :func:`gradients`.
+    """
+
+    MARK = "vcd_id_in_training"
+
+    def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
+        kind = model.model.model_type
+        kinds = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
+        if kind not in kinds:
+            raise ValueError(
+                f"This model ({kind_of(model)}) predicts {kind.name}; identities are trained on models that predict "
+                "noise (eps) or v. Use SD 1.5 or a finetune of it."
+            )
+        if list(text_widths(clip)) != ["clip_l"] or kind_of(model) != "SD15":
+            raise ValueError(
+                f"This model ({kind_of(model)}, text encoders {', '.join(text_widths(clip)) or 'unknown'}) is not SD 1.5; "
+                "identities are trained on SD 1.5 and its finetunes."
+            )
+        self.model, self.clip, self.vae = model, clip, vae
+        self.prediction, self.class_word = kinds[kind], class_word
+        self.load()
+        self.sigmas = model.model.model_sampling.sigmas.detach().clone().cpu()
+        table = self._table()
+        self.norm = float(table.norm(dim=1).mean())
+        last = next(reversed(model.model.diffusion_model.state_dict().values()))
+        digest = hashlib.sha256()
+        for part in (table[::97], last):
+            digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+        self.identity = digest.hexdigest()[:16]
+
+    def load(self) -> None:
+        """Load model and text encoder, with weights that gradients can flow through."""
+        patchers = [self.model, self.clip.patcher]
+        comfy.model_management.load_models_gpu(patchers)
+        for patcher in patchers:
+            _allow_gradients(patcher.model)
+
+    def _table(self) -> torch.Tensor:
+        weight = self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+        return weight.detach().float().cpu().clone()
+
+    def words(self, text: str) -> torch.Tensor:
+        tokenizer, table = self.clip.tokenizer.clip_l, self._table()
+        found = [token for section in self.clip.tokenize(text)["l"] for token, *_ in section]
+        rows = [
+            token.detach().float().cpu() if torch.is_tensor(token) else table[int(token)]
+            for token in found
+            if torch.is_tensor(token) or token not in (tokenizer.start_token, tokenizer.end_token)
+        ]
+        return torch.stack(rows) if rows else table[:0]
+
+    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
+        known = {self.MARK: {"clip_l": vectors}}
+        mark = {self.MARK: f"embedding:{self.MARK}"}
+        sections = []
+        for caption in captions:
+            written = id_tokens.place(caption, mark, {self.MARK: self.class_word})
+            tokens = tokenizer_with(self.clip, known).tokenize_with_weights(written)["l"]
+            if len(tokens) != 1:
+                raise ValueError(
+                    f"The caption {caption!r} with {len(vectors)} tokens is too long for one prompt of 75."
+                )
+            sections += tokens
+        encoded = self.clip.encode_from_tokens({"l": sections})  # [1, captions * length, width]
+        return rearrange(encoded, "1 (n l) d -> n l d", n=len(captions))
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            latents = self.vae.encode(pictures.movedim(1, -1))
+            return self.model.model.process_latent_in(latents).float().cpu().clone()
+
+    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        device = self.model.load_device
+        noised, sigma, context = noised.to(device), sigma.to(device), context.to(device)
+        return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options={}).cpu()
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Nodes run in inference mode; here gradients can be taken, also through the text encoder, which adds in place."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.allow_mutation_on_saved_tensors(),
+    ):
+        yield
+
+
+def _allow_gradients(module: torch.nn.Module) -> None:
+    """Replace weights that were made in inference mode, which autograd refuses, by copies."""
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None and weight.is_inference():
+                part._parameters[name] = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+        for name, value in part._buffers.items():
+            if value is not None and value.is_inference():
+                part._buffers[name] = value.clone()
+    module.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def recomputed(model: Model) -> Iterator[None]:
+    """While this lasts, what the UNet's layers compute is not kept for the backward pass but computed again there."""
+
+    def forward(layer: torch.nn.Module, *args: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return type(layer).forward(layer, *args, **named)
+        call = MethodType(type(layer).forward, layer)
+        return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, **named)
+
+    layers = [part for block in _blocks(model.model.diffusion_model) for part in block if _has_forward(part)]
+    for layer in layers:
+        layer.forward = MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _has_forward(part: torch.nn.Module) -> bool:
+    return any(True for _ in part.children()) and "forward" not in vars(part)
+
+
+def tokenizer_with(clip: Any, vectors: dict[str, dict[str, torch.Tensor]]) -> Any:
+    """A CLIP's tokenizer to which ``embedding:name`` may also name vectors that are in no file."""
+    tokenizer = copy.copy(clip.tokenizer)
+    for attribute, part in list(vars(tokenizer).items()):
+        if hasattr(part, "embedding_key"):
+            setattr(tokenizer, attribute, _with_vectors(part, {n: v[part.embedding_key] for n, v in vectors.items()}))
     return tokenizer
 
 
@@ -548,6 +705,17 @@ def _step(timestep: torch.Tensor, model_options: dict[str, Any]) -> int:
     if sigmas is None:
         return 0
     return int((sigmas > timestep.reshape(-1)[0] + 1e-5).sum())
+
+
+def stop_if_asked() -> None:
+    """Stop here if the user has interrupted."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def preview_picture(images: torch.Tensor) -> Any:
+    """The first of IMAGE as the progress bar shows it."""
+    picture = Image.fromarray((images[0].clamp(0, 1) * 255).round().byte().cpu().numpy())
+    return ("JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION)
 
 
 SAMPLER_NAMES: list[str] = comfy.samplers.SAMPLER_NAMES

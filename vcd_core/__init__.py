@@ -3,3 +3,5 @@
 Nothing here imports ComfyUI: every module can be used from a script or a notebook, and the nodes in
 ``nodes/`` are thin faces of it.
 """
+
+__version__ = "0.1.0"

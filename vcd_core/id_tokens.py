@@ -95,22 +95,38 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         ...     load(save(mine, folder, "people/me")).vectors.shape
         torch.Size([4, 768])
     """
-    from safetensors.torch import save_file
-
     path = free_path(Path(folder), name, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
     vectors = tokens.by_encoder()
     state = {"emb_params": vectors["clip_l"]} if set(vectors) == {"clip_l"} else dict(vectors)
-    state = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
+    state = {key: value.detach().float() for key, value in state.items()}
+    write_whole(path, state, {**tokens.provenance, "format": "pt"})
+    return path
+
+
+def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all: under a temporary name, then renamed."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
     os.close(handle)
     try:
-        save_file(state, partial, metadata={**tokens.provenance, "format": "pt"})
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    return path
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file that :func:`write_whole` wrote.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    state, metadata = _read(path)
+    assert isinstance(state, dict)
+    return state, metadata
 
 
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:

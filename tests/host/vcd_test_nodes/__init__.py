@@ -54,7 +54,18 @@ class SaveTensor(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.String.Input("name"),
-                io.MultiType.Input("value", types=[io.Latent, io.Image, io.Mask, io.Conditioning]),
+                io.MultiType.Input(
+                    "value",
+                    types=[
+                        io.Latent,
+                        io.Image,
+                        io.Mask,
+                        io.Conditioning,
+                        io.String,
+                        io.Custom("VCD_ID"),
+                        io.Custom("LOSS_MAP"),
+                    ],
+                ),
             ],
         )
 
@@ -62,6 +73,7 @@ class SaveTensor(io.ComfyNode):
     def execute(cls, name, value):
         folder = Path(folder_paths.get_output_directory()) / "vcd_tests"
         folder.mkdir(exist_ok=True)
+        value = value.tokens.vectors if hasattr(value, "tokens") else value
         torch.save(value, folder / f"{name}.pt")
         return io.NodeOutput(ui={"tensor": [name]})
 

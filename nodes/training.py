@@ -1,0 +1,285 @@
+"""Train an identity from a few pictures (vcd_core.id_training)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..vcd_core import __version__, id_tokens, id_training
+from ..vcd_core.id_tokens import IdTokens
+from . import host
+from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode
+from .types import IdType, seed_input
+
+LossMap = io.Custom("LOSS_MAP")
+STATES = "vcd_training"
+NO_FOLDER = "no folders found"
+
+
+class Pictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_Pictures",
+            display_name="VCD Pictures",
+            category=IDENTITY_CATEGORY,
+            description="All pictures of a folder, each at its own size, turned upright as the camera noted, with their "
+            "transparency as masks: what a training starts from.",
+            search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=host.input_subfolders() or [NO_FOLDER],
+                    tooltip="A folder in ComfyUI's input folder with three to ten pictures of the same subject.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", is_output_list=True),
+                io.Mask.Output(
+                    display_name="masks", is_output_list=True, tooltip="What is opaque; all of it without transparency."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        files = sorted(host.input_subfolder(folder).iterdir())
+        return repr([(file.name, file.stat().st_mtime) for file in files])
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        found = id_training.open_pictures(host.input_subfolder(folder))
+        images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
+        return io.NodeOutput(images, masks, ui={"text": (f"{len(found)} pictures",)})
+
+
+class IdTrainer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_IdTrainer",
+            display_name="VCD ID Trainer",
+            category=IDENTITY_CATEGORY,
+            description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the subject into "
+            "any model of the kind they were trained on (Magic-Me's ID module).",
+            search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="SD 1.5 or a finetune of it, without motion module."),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("images", tooltip="Three to ten pictures of the subject; sizes may differ."),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="The subject in white, one mask for every picture, so that the background is not learned. "
+                    "Without: the pictures' alpha channel, or all of the picture.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_id",
+                    tooltip="The identity's name. The training's state is kept in output/vcd_training under it.",
+                ),
+                io.String.Input(
+                    "class_word", default="man", tooltip="What it is: man, woman, dog, car. Goes behind the tokens."
+                ),
+                io.Int.Input("tokens", default=4, min=1, max=id_training.MOST_TOKENS, tooltip="The paper uses 4."),
+                io.Int.Input(
+                    "steps",
+                    default=200,
+                    min=1,
+                    max=100000,
+                    tooltip="Training steps. The paper uses 200, its release 400.",
+                ),
+                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pictures in a step."),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-3,
+                    min=1e-6,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-6,
+                    tooltip="The paper's is 0.001.",
+                ),
+                io.Int.Input(
+                    "size", default=512, min=64, max=1024, step=8, tooltip="The side of training pictures. SD 1.5: 512."
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(id_training.FITS),
+                    tooltip="A square around the mask, or the whole picture at its own aspect.",
+                ),
+                io.String.Input(
+                    "template", default="photo of a V*", tooltip="The caption; V* is the tokens and the class word."
+                ),
+                io.Int.Input(
+                    "sample_every",
+                    default=50,
+                    min=0,
+                    max=100000,
+                    tooltip="Draw a picture with the tokens every so many steps, and at the end. 0: at the end only.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Go on where a training of this name was stopped, or with more steps. Off: begin anew.",
+                ),
+                seed_input(control=io.ControlAfterGenerate.fixed),
+                io.String.Input(
+                    "initial_words",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Words, or embedding:name, that the tokens start from. Empty: the class word.",
+                ),
+                io.Float.Input(
+                    "unmasked",
+                    default=0.05,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The part of the draws that count the whole picture. 1 ignores masks.",
+                ),
+                io.Float.Input(
+                    "noise_offset",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Noise shared by a whole picture: lets brightness be learned.",
+                ),
+                io.Boolean.Input(
+                    "augment",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Flip, turn and scale pictures, with captions that say so ('far away', 'close up').",
+                ),
+                io.Float.Input(
+                    "weight_decay",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Pulls the tokens towards zero.",
+                ),
+                io.Boolean.Input(
+                    "clamp_norm",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep tokens no longer than the vocabulary's mean, so that they do not drown other words.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Less memory for about a third more time: the same result.",
+                ),
+            ],
+            outputs=[
+                IdType.Output(display_name="id"),
+                LossMap.Output(display_name="loss", tooltip="For ComfyUI's Plot Loss Graph."),
+                io.Image.Output(display_name="images", tooltip="The samples, the last at the end of the training."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, images: list[torch.Tensor], masks: list[torch.Tensor] | None = None, **lists: Any
+    ) -> io.NodeOutput:
+        given = {key: value[0] for key, value in lists.items()}
+        model, clip, vae = (given.pop(key) for key in ("model", "clip", "vae"))
+        for what, name in ((model, "MODEL"), (clip, "CLIP"), (vae, "VAE")):
+            if what is None:
+                raise ValueError(f"{name} is missing: the checkpoint holds none. Load it with its own loader.")
+        name, sample_every, resume = (given.pop(key) for key in ("name", "sample_every", "resume"))
+        checkpointing = given.pop("checkpointing", False)
+        settings = id_training.Settings(**given)
+        settings.check()
+        state = id_tokens.free_path(host.output_folder(STATES), name, overwrite=True)
+        with host.gradients():
+            pictures = [picture.clone() for batch in images for picture in batch]
+            areas = None if masks is None else [mask.clone() for batch in masks for mask in batch]
+            id_training.prepare(pictures, areas, settings)  # before any model is loaded
+            backend = host.TrainingModel(model, clip, vae, settings.class_word)
+            show = _Show(backend, settings, sample_every)
+            with host.recomputed(model) if checkpointing else contextlib.nullcontext():
+                report = id_training.train(backend, pictures, areas, settings, state, resume, on_step=show)
+            if show.sampled != settings.steps:
+                show.sample(report.vectors, settings.steps)
+        tokens = IdTokens(Path(name).name, report.vectors, _provenance(backend, settings, len(pictures)))
+        losses = report.losses
+        text = f"{len(losses)} steps, loss {_mean(losses[:20]):.4f} at first, {_mean(losses[-20:]):.4f} at the end; "
+        samples = torch.cat(show.samples)
+        pictured = ui.PreviewImage(samples, cls=cls).as_dict()
+        return io.NodeOutput(
+            Identity(tokens, settings.class_word.strip()),
+            {"loss": losses},
+            samples,
+            ui={**pictured, "text": (text + tokens.describe(),)},
+        )
+
+
+class _Show:
+    """The progress bar and the samples of a training; called after each step."""
+
+    def __init__(self, backend: host.TrainingModel, settings: id_training.Settings, every: int) -> None:
+        self.backend, self.settings, self.every = backend, settings, every
+        self.progress = host.Progress(settings.steps)
+        self.samples: list[torch.Tensor] = []
+        self.sampled = -1
+
+    def __call__(self, training: id_training.Training) -> None:
+        if self.every and training.step % self.every == 0:
+            self.sample(training.vectors.detach(), training.step)
+        self.progress.move_to(training.step)
+
+    def sample(self, vectors: torch.Tensor, step: int) -> None:
+        """Draw one picture of the identity as its template says; the same noise each time."""
+        backend, settings = self.backend, self.settings
+        identity = Identity(IdTokens("id", vectors.clone()), settings.class_word)
+        with torch.no_grad():
+            positive, negative = (encode(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
+            shape = (1, 4, settings.size // 8, settings.size // 8)
+            noise = torch.randn(shape, generator=id_training.generator(settings.seed, "sample"))
+            sampling = host.Sampling(20, 7.0, "euler", "normal", 1.0, settings.seed)
+            latent = host.sample(
+                backend.model, noise, positive, negative, torch.zeros(shape), sampling, lambda *_: host.stop_if_asked()
+            )
+            self.samples.append(backend.vae.decode(latent).float().cpu().clone())
+        backend.load()
+        self.sampled = step
+        self.progress.preview = host.preview_picture(self.samples[-1])
+
+
+def _provenance(backend: host.TrainingModel, settings: id_training.Settings, pictures: int) -> dict[str, str]:
+    return {
+        "class_word": settings.class_word.strip(),
+        "base_model": f"{host.kind_of(backend.model)} {backend.identity}",
+        "steps": str(settings.steps),
+        "learning_rate": f"{settings.learning_rate:g}",
+        "seed": str(settings.seed),
+        "pictures": str(pictures),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "version": f"video custom diffusion {__version__}",
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+NODES: list[type[io.ComfyNode]] = [Pictures, IdTrainer]

@@ -1,0 +1,155 @@
+"""Training an identity in graphs queued on the real server."""
+
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dev.random_models import TINY_TEXT
+from dev.server import QueueError
+
+FAST = {
+    "name": "vcd_tests/anna", "class_word": "woman", "tokens": 4, "steps": 6, "batch": 2, "learning_rate": 0.01, "size": 64,
+    "fit": "crop around the mask", "template": "photo of a V*", "sample_every": 3, "resume": False, "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(bench):
+    folder = bench.server.host.base / "input" / "vcd_tests_people"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, size in enumerate([(90, 120), (128, 80)]):
+        picture = Image.new("RGBA", size, (40, 60, 200, 0))
+        picture.paste((220, 120, 90, 255), (20, 20, 70, 70))
+        picture.save(folder / f"{i}.png")
+    yield folder.name
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def states(bench):
+    return bench.server.host.base / "output" / "vcd_training" / "vcd_tests"
+
+
+@pytest.fixture(autouse=True)
+def no_states(bench):
+    yield
+    for path in states(bench).glob("*"):
+        path.unlink()
+
+
+def train(graph, model, pictures, masks=True, **changes):
+    folder = graph.VCD_Pictures(folder=pictures)
+    more = {"masks": [folder[0], 1]} if masks else {}
+    clip, vae = [model[0], 1], [model[0], 2]
+    return graph.VCD_IdTrainer(model=model, clip=clip, vae=vae, images=folder, **more, **{**FAST, **changes})
+
+
+def trained(bench, tiny, pictures, **changes):
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures, **changes)
+    return bench.tensors(graph, node, [node[0], 1], [node[0], 2])
+
+
+def test_trains_samples_and_plots(bench, tiny, pictures):
+    tokens, loss, images = trained(bench, tiny, pictures)
+    assert tokens.shape == (4, TINY_TEXT)
+    assert len(loss["loss"]) == 6
+    assert images.shape == (2, 64, 64, 3)  # after three steps and at the end
+    assert not torch.equal(images[0], images[1])
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures, seed=4)
+    shown = bench.server.run({**graph.prompt, "plot": _plot(node)}, 300)["outputs"]
+    assert shown["plot"]["images"]
+    assert "class word woman" in shown[node[0]]["text"][0]
+    assert len(shown[node[0]]["images"]) == 2
+
+
+def _plot(node):
+    return {"class_type": "LossGraphNode", "inputs": {"loss": [node[0], 1], "filename_prefix": "vcd_tests/loss"}}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"checkpointing": True}, {"sample_every": 0}], ids=["checkpointing", "without samples on the way"]
+)
+def test_what_does_not_touch_the_training_gives_the_same_bits(bench, tiny, pictures, changes):
+    plain, changed = (trained(bench, tiny, pictures, **more)[0] for more in ({}, changes))
+    assert torch.equal(plain, changed)
+
+
+def test_more_steps_resume_to_the_same_bits(bench, tiny, pictures):
+    whole = trained(bench, tiny, pictures, steps=6)[0]
+    trained(bench, tiny, pictures, steps=2)
+    assert torch.equal(trained(bench, tiny, pictures, steps=6, resume=True)[0], whole)
+
+
+def test_interrupt_keeps_what_is_trained(bench, tiny, pictures):
+    graph, model, *_ = tiny()
+    train(graph, model, pictures, steps=100000, sample_every=0)
+    graph.VCDTest_Save(name="never", value=[list(graph.prompt)[-1], 0])
+
+    def stop():
+        time.sleep(12)
+        bench.server.post("/interrupt", {})
+
+    watch = threading.Thread(target=stop)
+    watch.start()
+    with pytest.raises(QueueError, match=r"(?i)interrupt"):
+        bench.server.run(graph.prompt, 120)
+    watch.join()
+    done = len(load_file(states(bench) / "anna.safetensors")["losses"])
+    assert 0 < done < 100000
+    tokens, loss, _ = trained(bench, tiny, pictures, steps=done + 1, sample_every=0, resume=True)
+    assert len(loss["loss"]) == done + 1
+    assert torch.isfinite(tokens).all()
+
+
+def test_a_trained_identity_is_saved_listed_and_used(bench, tiny, pictures):
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures)
+    saved = graph.VCD_IdSave(id=node, name="vcd_tests/trained", overwrite=True)
+    clip = [model[0], 1]
+    ours = graph.VCD_IdTextEncode(clip=clip, prompt="photo of V*", frames=16, blend=1, **{"ids.id0": node})
+    file = bench.tensors(graph, saved)
+    assert file == "vcd_tests/trained.safetensors"
+    assert (
+        file in bench.server.get("/object_info/VCD_IdLoader")["VCD_IdLoader"]["input"]["required"]["file"][1]["options"]
+    )
+    stock = graph.CLIPTextEncode(clip=clip, text="photo of embedding:vcd_tests/trained woman")
+    a, b = (value[0][0] for value in bench.tensors(graph, ours, stock))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"template": "photo of a man"}, "no V\\*"),
+        ({"name": "../outside"}, "not a file name inside"),
+        ({"class_word": ""}, "no initial words"),
+        ({"template": "V* " * 20}, "too long"),
+    ],
+)
+def test_bad_input_is_refused(bench, tiny, pictures, changes, shown):
+    with pytest.raises(QueueError, match=shown):
+        trained(bench, tiny, pictures, **changes)
+
+
+def test_masks_must_match(bench, tiny, pictures):
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures, masks=False)
+    graph.prompt[node[0]]["inputs"]["masks"] = graph.SolidMask(value=1.0, width=90, height=120)
+    with pytest.raises(QueueError, match="2 pictures and 1 masks"):
+        bench.tensors(graph, node)
+
+
+def test_the_oldest_host_trains(oldest_bench, tiny):
+    graph, model, *_ = tiny()
+    picture = graph.EmptyImage(width=64, height=64, batch_size=2, color=0xCC8844)
+    clip, vae = [model[0], 1], [model[0], 2]
+    node = graph.VCD_IdTrainer(model=model, clip=clip, vae=vae, images=picture, **FAST)
+    tokens, loss = oldest_bench.tensors(graph, node, [node[0], 1])
+    assert tokens.shape == (4, TINY_TEXT)
+    assert len(loss["loss"]) == 6

@@ -1,0 +1,531 @@
+"""Extended textual inversion (Magic-Me, sec. 4.2): learn the few tokens that stand for a person, pet or thing.
+
+Only the tokens are trained; text encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this
+file knows nothing of the program around it.  The loss is the denoising error inside the subject's mask, divided by the
+mask's area, so that the background is not learned along.
+
+Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the same
+bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from . import id_tokens
+
+MOST_TOKENS = 32
+CELL = 8  # pixels of one latent cell, a side
+BUCKET = 64  # sides of whole pictures are multiples of this
+CONTEXT = 1.5  # a crop's side over the mask's
+FITS = ("crop around the mask", "whole picture")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
+
+
+class Backend(Protocol):
+    """The frozen model that tokens are trained for."""
+
+    sigmas: torch.Tensor  # [T], the noise levels of its training, rising
+    prediction: str  # "eps" or "v"
+    identity: str  # tells this model from others
+    norm: float  # the mean norm of the vocabulary's vectors
+
+    def words(self, text: str) -> torch.Tensor:
+        """The vocabulary's vectors [k, d] of a text."""
+
+    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
+        """The context [len(captions), L, D] of captions in which ``V*`` stands for ``vectors`` [n, d]; differentiable."""
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures [N, 3, H, W] in 0..1 to the model's latents [N, C, H/8, W/8]."""
+
+    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """The model's estimate of the clean latents, given ``clean + sigma * noise``; differentiable."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the defaults are the paper's.
+
+    Attributes:
+        class_word: what it is, written behind the tokens.
+        template: the caption; ``V*`` is the tokens and the class word.
+        initial_words: words whose vectors the tokens start from, in turn; empty: the class word.
+        unmasked: the part of the draws that count the whole picture; 1 trains without masks.
+        variants: how many augmentations of each picture are drawn, encoded once and kept.
+        clamp_norm: keep each token's norm at most at the vocabulary's mean.
+    """
+
+    class_word: str = "man"
+    tokens: int = 4
+    steps: int = 200
+    batch: int = 4
+    learning_rate: float = 1e-3
+    size: int = 512
+    fit: str = FITS[0]
+    template: str = "photo of a V*"
+    initial_words: str = ""
+    unmasked: float = 0.05
+    noise_offset: float = 0.1
+    augment: bool = True
+    variants: int = 16
+    weight_decay: float = 0.0
+    clamp_norm: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where a value cannot be trained with."""
+        if not 1 <= self.tokens <= MOST_TOKENS:
+            raise ValueError(f"tokens is {self.tokens}; expected 1 to {MOST_TOKENS}. The paper uses 4.")
+        if "V*" not in self.template:
+            raise ValueError(f"The template {self.template!r} has no V*, which stands for the identity.")
+        if self.size < BUCKET or self.size % CELL:
+            raise ValueError(f"size is {self.size}; expected a multiple of {CELL} from {BUCKET} on (SD 1.5: 512).")
+        if self.fit not in FITS:
+            raise ValueError(f"fit is {self.fit!r}; expected one of {', '.join(FITS)}.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prepared picture: ``image`` [3, H, W] in 0..1 and ``mask`` [H, W] in 0..1."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+
+
+# ------------------------------------------------------------------------------------------------------- preparation
+
+
+def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The pictures of a folder, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the alpha channel is the mask.
+
+    Raises:
+        ValueError: no picture in the folder, or one that cannot be read.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
+    found = []
+    for path in files:
+        try:
+            with Image.open(path) as file:
+                rgba = np.asarray(ImageOps.exif_transpose(file).convert("RGBA"))
+        except OSError as error:
+            raise ValueError(f"{path.name} cannot be read as a picture: {error}") from error
+        whole = torch.from_numpy(rgba.astype(np.float32) / 255)
+        found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
+    return found
+
+
+def prepare(images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None, settings: Settings) -> list[Picture]:
+    """Crop and resize pictures for training.
+
+    Args:
+        images: each [H, W, 3], or [H, W, 4] whose alpha is the mask, in 0..1.
+        masks: each [H, W], one for every picture; None: the alpha channel, or the whole picture.
+
+    Raises:
+        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or covers less than one latent cell.
+
+    Example:
+        >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)
+        >>> mask[30:60, 10:40] = 1
+        >>> prepare([picture], [mask], Settings(size=64))[0].image.shape
+        torch.Size([3, 64, 64])
+    """
+    if not len(images):
+        raise ValueError("There is no picture to train on. Three to ten of the same subject are a good number.")
+    if masks is not None and len(masks) != len(images):
+        raise ValueError(f"There are {len(images)} pictures and {len(masks)} masks; expected a mask for every picture.")
+    prepared = []
+    for number, image in enumerate(images):
+        alpha = image[..., 3] if image.shape[-1] == 4 else torch.ones(image.shape[:2])
+        mask = alpha if masks is None else masks[number]
+        _check(image, mask, number)
+        picture = _fit(image[..., :3].movedim(-1, 0).float().clamp(0, 1), mask.float().clamp(0, 1), settings)
+        if cells(picture.mask).sum() < 1:
+            raise ValueError(
+                f"The mask of picture {number} covers less than one latent cell ({CELL}x{CELL} pixels of the "
+                f"{picture.mask.shape[1]}x{picture.mask.shape[0]} training picture). Use a larger mask, "
+                f"a larger size, or fit '{FITS[0]}'."
+            )
+        prepared.append(picture)
+    return prepared
+
+
+def _check(image: torch.Tensor, mask: torch.Tensor, number: int) -> None:
+    if not torch.isfinite(image).all():
+        raise ValueError(f"Picture {number} holds NaN or infinite values.")
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"The mask of picture {number} is {mask.shape[1]}x{mask.shape[0]} and the picture "
+            f"{image.shape[1]}x{image.shape[0]}; expected the same size."
+        )
+    if not torch.isfinite(mask).all() or mask.max() < 0.5:
+        raise ValueError(
+            f"The mask of picture {number} is black: nothing would be learned from it. Leave the picture out, or mask "
+            "the subject in white."
+        )
+
+
+def _fit(image: torch.Tensor, mask: torch.Tensor, settings: Settings) -> Picture:
+    height, width = mask.shape
+    rows, columns = torch.nonzero(mask >= 0.5, as_tuple=True)
+    top, bottom = int(rows.min()), int(rows.max()) + 1
+    left, right = int(columns.min()), int(columns.max()) + 1
+    if settings.fit == FITS[0]:
+        side = min(height, width, math.ceil(CONTEXT * max(bottom - top, right - left)))
+        high = wide = side
+        size = (settings.size, settings.size)
+    else:
+        size = bucket(height, width, settings.size)
+        scale = min(height / size[0], width / size[1])
+        high, wide = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    y = min(max(0, (top + bottom - high) // 2), height - high)
+    x = min(max(0, (left + right - wide) // 2), width - wide)
+    return Picture(
+        _resize(image[:, y : y + high, x : x + wide], size), _resize(mask[None, y : y + high, x : x + wide], size)[0]
+    )
+
+
+def bucket(height: int, width: int, size: int) -> tuple[int, int]:
+    """The sides nearest to a picture's aspect, multiples of 64, with about ``size`` squared pixels.
+
+    Example:
+        >>> bucket(1000, 1500, 512)
+        (448, 640)
+    """
+    aspect = math.sqrt(height / width)
+    return tuple(max(BUCKET, round(size * side / BUCKET) * BUCKET) for side in (aspect, 1 / aspect))  # type: ignore[return-value]
+
+
+def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+
+
+def cells(mask: torch.Tensor) -> torch.Tensor:
+    """How much of each latent cell a mask [H, W] covers, [H/8, W/8]."""
+    return F.avg_pool2d(mask[None], CELL)[0]
+
+
+def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
+    """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
+
+    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third and placed
+    anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the picture does not reach is grey and not in
+    the mask.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    layers = torch.cat([picture.image - 0.5, picture.mask[None]])
+    height, width = picture.mask.shape
+    if uniform(0, 1) < 0.5:
+        layers = layers.flip(-1)
+    if uniform(0, 1) < 0.3:
+        layers = _turn(layers, 10 * float(torch.randn((), generator=generator)))
+    scale = uniform(1 / 3, 1) if uniform(0, 1) < 2 / 3 else uniform(1.2, 1.4)
+    size = (max(CELL, round(height * scale)), max(CELL, round(width * scale)))
+    layers = _resize(layers, size)
+    down, across = (round(uniform(min(0, room), max(0, room))) for room in (height - size[0], width - size[1]))
+    layers = F.pad(layers, (across, width - size[1] - across, down, height - size[0] - down))
+    words = FAR if scale < 0.6 else NEAR if scale > 1 else ("",)
+    changed = Picture((layers[:3] + 0.5).clamp(0, 1), layers[3].clamp(0, 1))
+    if cells(changed.mask).sum() < 1:  # the subject was cut off or shrank away
+        return picture, ""
+    return changed, words[int(uniform(0, len(words) - 1e-6))]
+
+
+def _turn(layers: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Turned about the centre [C, H, W]; zeros come in at the corners."""
+    height, width = layers.shape[-2:]
+    angle = math.radians(degrees)
+    c, s, aspect = math.cos(angle), math.sin(angle), height / width
+    matrix = torch.tensor([[c, -s * aspect, 0.0], [s / aspect, c, 0.0]])
+    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
+    return F.grid_sample(layers[None], grid, align_corners=False)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: latents [B, C, h, w], masks [B, h, w], captions, sigmas [B] and noise like the latents."""
+
+    latents: torch.Tensor
+    masks: torch.Tensor
+    captions: list[str]
+    sigmas: torch.Tensor
+    noise: torch.Tensor
+
+
+class Album:
+    """Prepared pictures with their variants, each encoded once, the first time it is drawn."""
+
+    def __init__(self, pictures: Sequence[Picture], backend: Backend, settings: Settings) -> None:
+        self.pictures, self.backend, self.settings = list(pictures), backend, settings
+        self.kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, str]] = {}
+        self.alike: dict[tuple[int, ...], list[int]] = {}
+        for number, picture in enumerate(self.pictures):
+            self.alike.setdefault(tuple(picture.mask.shape), []).append(number)
+
+    def fingerprint(self) -> str:
+        """Tells these pictures and masks from others."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            for part in (picture.image, picture.mask):
+                digest.update((part * 255).round().byte().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def variant(self, number: int, which: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Latents [C, h, w], cells [h, w] and the caption's beginning of a picture's variant."""
+        if (number, which) not in self.kept:
+            picture, words = self.pictures[number], ""
+            if self.settings.augment:
+                picture, words = augment(picture, generator(self.settings.seed, "variant", number, which))
+            latents = self.backend.encode(picture.image[None])[0]
+            self.kept[number, which] = latents, cells(picture.mask), words
+        return self.kept[number, which]
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step; it depends on the seed and the step alone."""
+        settings, g = self.settings, generator(self.settings.seed, "step", step)
+
+        def below(count: int) -> int:
+            return int(torch.randint(count, (), generator=g))
+
+        numbers = self.alike[tuple(self.pictures[below(len(self.pictures))].mask.shape)]
+        variants = settings.variants if settings.augment else 1
+        drawn = [self.variant(numbers[below(len(numbers))], below(variants)) for _ in range(settings.batch)]
+        latents = torch.stack([latent for latent, *_ in drawn])
+        masks = torch.stack([mask for _, mask, _ in drawn])
+        masks[torch.rand(settings.batch, generator=g) < settings.unmasked] = 1
+        sigmas = self.backend.sigmas[torch.randint(len(self.backend.sigmas), (settings.batch,), generator=g)]
+        noise = torch.randn(latents.shape, generator=g)
+        noise = noise + settings.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=g)
+        return Batch(latents, masks, [words + settings.template for *_, words in drawn], sigmas, noise)
+
+
+def generator(seed: int, *what: object) -> torch.Generator:
+    """A generator that follows from a seed and from what it is for."""
+    digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def masked_loss(backend: Backend, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The squared error of the model's prediction inside the masks, divided by their area, the mean over the batch.
+
+    The error is that of the noise (epsilon models) or of v; both are the error of the clean estimate, weighted by the
+    noise level: 1 / sigma^2 and (1 + sigma^2) / sigma^2.
+    """
+    distinct = list(dict.fromkeys(batch.captions))
+    context = backend.text(distinct, vectors)[[distinct.index(caption) for caption in batch.captions]]
+    sigma = batch.sigmas.view(-1, 1, 1, 1)
+    estimate = backend.denoise(batch.latents + sigma * batch.noise, batch.sigmas, context).float()
+    error = ((estimate - batch.latents.to(estimate)) / sigma.to(estimate)).pow(2)
+    if backend.prediction == "v":
+        error = error * (1 + sigma.to(estimate) ** 2)
+    masks = batch.masks.to(error)[:, None]
+    return ((error * masks).sum((1, 2, 3)) / (masks.sum((1, 2, 3)) * error.shape[1])).mean()
+
+
+class Training:
+    """A training under way.
+
+    Attributes:
+        vectors: the tokens, [n, d].
+        losses: the loss of each step that was done.
+    """
+
+    def __init__(self, backend: Backend, pictures: Sequence[Picture], settings: Settings) -> None:
+        settings.check()
+        self.backend, self.settings = backend, settings
+        self.album = Album(pictures, backend, settings)
+        self.vectors = torch.nn.Parameter(initial_vectors(backend, settings))
+        # the tokens are the one parameter, so decay reaches nothing else of the vocabulary
+        self.optimizer = torch.optim.AdamW(
+            [self.vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
+        )
+        self.losses: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """How many steps were done."""
+        return len(self.losses)
+
+    def advance(self) -> float:
+        """Do one step and return its loss.
+
+        Raises:
+            ValueError: the loss is not a number; the tokens are as before the step.
+        """
+        loss = masked_loss(self.backend, self.vectors, self.album.draw(self.step))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss of step {self.step + 1} is {value}. Start ComfyUI with --force-fp32, or lower the learning "
+                "rate; the state before this step is kept."
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.settings.clamp_norm:
+            with torch.no_grad():
+                self.vectors.copy_(self.vectors.renorm(2, 0, self.backend.norm))
+        self.losses.append(value)
+        return value
+
+    def about(self) -> dict[str, str]:
+        """What a state must have in common with the training that goes on from it."""
+        settings = asdict(replace(self.settings, steps=0))
+        return {"model": self.backend.identity, "pictures": self.album.fingerprint(), "settings": json.dumps(settings)}
+
+    def save(self, path: Path) -> None:
+        """Write the state whole or not at all."""
+        state = {"vectors": self.vectors.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        state |= {f"optimizer.{k}": v for k, v in self.optimizer.state.get(self.vectors, {}).items()}
+        id_tokens.write_whole(path, state, {**self.about(), "goal": str(self.settings.steps)})
+
+    def resume(self, path: Path) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: a file that cannot be read, or the state of another model, other pictures or other settings.
+        """
+        tensors, about = id_tokens.read_state(path)
+        self._compare(about, path.stem)
+        self.losses = tensors["losses"].tolist()
+        with torch.no_grad():
+            self.vectors.copy_(tensors["vectors"])
+        if self.losses:
+            self.optimizer.state[self.vectors] = {
+                key.removeprefix("optimizer."): value for key, value in tensors.items() if key.startswith("optimizer.")
+            }
+
+    def _compare(self, found: dict[str, str], name: str) -> None:
+        wanted = self.about()
+        if set(wanted) - set(found):
+            raise ValueError(f"{name} is not the state of a training.")
+        different = [key for key in ("model", "pictures") if found[key] != wanted[key]]
+        before, now = json.loads(found["settings"]), json.loads(wanted["settings"])
+        different += [f"{key} ({before.get(key)} there, {now[key]} here)" for key in now if before.get(key) != now[key]]
+        if different:
+            raise ValueError(
+                f"The training '{name}' was begun otherwise and cannot go on from there: {', '.join(different)}. "
+                "Set it back, give this training another name, or turn resume off to begin anew."
+            )
+
+
+def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
+    """The tokens [n, d] before training: the vectors of the initial words in turn, a little noise keeping copies apart."""
+    text = settings.initial_words.strip() or settings.class_word.strip()
+    words = backend.words(text) if text else torch.empty(0, 0)
+    if not len(words):
+        raise ValueError("There are no initial words and no class word to begin from. Write one, such as 'man'.")
+    vectors = words[[i % len(words) for i in range(settings.tokens)]].float().cpu()
+    noise = torch.randn(vectors.shape, generator=generator(settings.seed, "start"))
+    return vectors + 0.1 * words.float().std().cpu() * noise
+
+
+def is_done(path: Path) -> bool:
+    """Whether the training that wrote this state came to its end."""
+    tensors, about = id_tokens.read_state(path)
+    return len(tensors.get("losses", ())) >= int(about.get("goal", "0"))
+
+
+@dataclass
+class Report:
+    """What a training gives: its tokens [n, d] and the loss of each step."""
+
+    vectors: torch.Tensor
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    backend: Backend,
+    images: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor] | None,
+    settings: Settings,
+    state: Path | None = None,
+    resume: bool = True,
+    save_every: int = 25,
+    on_step: Callable[[Training], Any] = lambda training: None,
+) -> Report:
+    """Train an identity's tokens.
+
+    Args:
+        images, masks: see :func:`prepare`.
+        state: where the state is written every ``save_every`` steps, at the end, and when the training is stopped.
+        resume: go on from ``state`` if it is there. A training that came to its end is begun anew where anything but
+            ``steps`` has changed; one that did not raises.
+        on_step: called after each step; what it raises stops the training, its state being kept.
+
+    Raises:
+        ValueError: input that cannot be trained with; see :func:`prepare`, :class:`Settings` and :meth:`Training.resume`.
+
+    Example, with a backend that is no model at all:
+        >>> class Mean:
+        ...     sigmas, prediction, identity, norm = torch.linspace(0.1, 10, 100), "eps", "mean", 1.0
+        ...     words = staticmethod(lambda text: torch.zeros(1, 4))
+        ...     text = staticmethod(lambda captions, vectors: vectors.mean(0).expand(len(captions), 1, 4))
+        ...     encode = staticmethod(lambda pictures: F.avg_pool2d(pictures, 8))
+        ...     denoise = staticmethod(lambda x, sigma, context: context[:, 0, :3, None, None].expand_as(x))
+        >>> pictures = [torch.full((64, 64, 3), 0.5)]
+        >>> report = train(Mean(), pictures, None, Settings(size=64, steps=150, learning_rate=0.02, augment=False))
+        >>> bool((report.vectors.mean(0)[:3] - 0.5).abs().max() < 0.1)
+        True
+    """
+    training = Training(backend, prepare(images, masks, settings), settings)
+    if resume and state is not None and state.is_file():
+        try:
+            training.resume(state)
+        except ValueError:
+            if not is_done(state):
+                raise
+    if training.step > settings.steps:
+        raise ValueError(
+            f"The training '{state.stem if state else ''}' has done {training.step} steps already, more than "
+            f"{settings.steps}. Raise steps, or turn resume off to begin anew."
+        )
+    saved = training.step
+    try:
+        while training.step < settings.steps:
+            training.advance()
+            on_step(training)
+            if state is not None and training.step % save_every == 0:
+                saved = _try_to_save(training, state, saved)
+    finally:
+        if state is not None and training.step > saved:
+            _try_to_save(training, state, saved)
+    return Report(training.vectors.detach().clone(), list(training.losses))
+
+
+def _try_to_save(training: Training, path: Path, saved: int) -> int:
+    """Save, and return the step that is on disk; a full disk does not cost the training."""
+    try:
+        training.save(path)
+    except OSError as error:
+        logging.warning(
+            "The state of the training could not be written (%s); on disk is step %d. Training goes on.", error, saved
+        )
+        return saved
+    return training.step
