@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+AUTOGROW = "COMFY_AUTOGROW_V3"  # any number of sockets, named "input.element0", "input.element1" ...
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings further inputs, named "choice.input"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 SEEDS = {"seed", "noise_seed"}
@@ -118,7 +119,8 @@ class Graph:
         widgets: list[Any] = []
         rows = 0
         known = inputs_of(info)
-        unknown = set(values) - set(known)
+        grown = {key: known[key.split(".")[0]] for key in values if "." in key}
+        unknown = set(values) - set(known) - {key for key in grown if grown[key][0] == AUTOGROW}
         if unknown:
             raise KeyError(f"{kind} has no input {sorted(unknown)}; it has {list(known)}.")
         for name, spec in known.items():
@@ -130,7 +132,12 @@ class Graph:
                 if has_control(name, spec):
                     widgets.append("fixed")
                     rows += 1
-            if linked or not is_widget(spec):
+            if spec[0] == AUTOGROW:
+                for key in (k for k in grown if k.startswith(f"{name}.")):
+                    element = next(iter(spec[1]["template"]["input"]["required"].values()))[0]
+                    link = self._link(values[key], node_id, len(sockets), element)
+                    sockets.append({"name": key, "label": key.split(".")[1], "type": element, "shape": 7, "link": link})
+            elif linked or not is_widget(spec):
                 kind_name = spec[0] if isinstance(spec[0], str) else "COMBO"
                 link = self._link(value, node_id, len(sockets), kind_name)
                 socket: dict[str, Any] = {"name": name, "type": kind_name, "link": link}

@@ -29,6 +29,60 @@ def noise_prior(graph: Graph) -> None:
     graph.add("SaveVideo", video=video, filename_prefix="vcd/noise_prior", height=420)
 
 
+TINY_PROMPT = "a close-up of a V*, waving on the beach"
+TINY_MOTION = "vcd_tiny_motion.safetensors"
+
+
+def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> tuple[Out, Out, Out, Out]:
+    """The embedded model with its motion and identity: model, VAE, positive and negative."""
+    graph.column("1. Model, identity, prompt", 340)
+    graph.note(
+        "The tiny model ships with the pack: cartoon people at 128x128, no download. `V*` in the prompt is the identity: four "
+        "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
+    )
+    checkpoint = graph.add("VCD_TinyModel")
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, height=250)
+    model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
+    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", height=170)
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, height=200, **{"ids.id0": identity})
+    negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", height=120)
+    return model, vae, positive, negative
+
+
+def quickstart(graph: Graph) -> None:
+    model, vae, positive, negative = tiny_column(graph)
+    graph.column("2. T2V VCD", 340)
+    graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
+    latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
+    sampled = graph.add(
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=20, cfg=4.0,
+        sampler_name="euler", scheduler="normal", height=270,
+    )  # fmt: skip
+    frames = graph.add("VAEDecode", samples=sampled, vae=vae)
+    graph.add("PreviewImage", images=frames, title="Frames", height=300)
+    graph.column("3. Face VCD", 340)
+    graph.note("The face is found, tracked, cut out, drawn anew at its own 128x128, and put back.")
+    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, height=420)
+    refined = graph.add(
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=5,
+        steps=20, cfg=4.0, denoise=0.4, refine_size=128,
+    )  # fmt: skip
+    graph.column("4. Tiled VCD", 340)
+    graph.note("Enlarged to 256x256; the last 20 % is drawn anew in overlapping tiles.")
+    tiled = graph.add(
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=5, steps=20,
+        cfg=4.0, denoise=0.2, tile_size=128, overlap=32,
+    )  # fmt: skip
+    save_column(graph, tiled, "quickstart")
+    graph.column("The three stages side by side", 420)
+    small = graph.add("ImageStitch", image1=frames, image2=refined, direction="right")
+    both = graph.add("ImageScaleBy", image=small, upscale_method="nearest-exact", scale_by=2.0)
+    stages = graph.add("ImageStitch", image1=both, image2=tiled, direction="right")
+    video = graph.add("CreateVideo", images=stages, fps=8.0)
+    graph.add("SaveVideo", video=video, filename_prefix="vcd/quickstart_stages", height=300)
+
+
 SD15 = (
     "v1-5-pruned-emaonly-fp16.safetensors",
     "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
@@ -154,6 +208,7 @@ def tiled_upscale(graph: Graph) -> None:
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     "00_noise_prior": noise_prior,
+    "01_quickstart": quickstart,
     "02_t2v_builtin_motion": t2v_builtin_motion,
     "04_prompt_to_segmentation": prompt_to_segmentation,
     "05_face_refine": face_refine,

@@ -43,7 +43,7 @@ from .server import host_from_environment
 
 BUDGETS = {"vae": 18.0, "frames64": 25.0, "frames128": 45.0, "motion": 30.0}  # minutes
 SAVE_EVERY = 180.0  # seconds
-START = Path(__file__).with_name("tiny_start.safetensors")  # where an earlier training got to; not published
+START = tiny.MODEL_FILE  # where an earlier training got to
 
 
 class Stage:
@@ -527,8 +527,8 @@ def begin(folder: Path) -> None:
     (folder / "start.txt").write_text(f"from {START.name}\n")
 
 
-def export(folder: Path, target: Path) -> None:
-    """Write the averaged weights of the stages that are there, in half precision; to START, to go on from elsewhere."""
+def export(folder: Path, target: Path = tiny.MODEL_FILE) -> None:
+    """Write the averaged weights of the stages that are there, in half precision, where the pack finds them."""
     from safetensors.torch import save_file
 
     frames = next(name for name in ("frames128", "frames64") if (folder / f"{name}.state").is_file())
@@ -560,7 +560,7 @@ def stages(folder: Path, budgets: dict[str, float]) -> Iterator[tuple[str, Calla
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="*", help="which stages (all); or export, export-start")
+    parser.add_argument("stage", nargs="*", help="which stages (all); or export")
     parser.add_argument("--from-nothing", action="store_true", help="do not begin where an earlier training got to")
     parser.add_argument("--folder", type=Path, default=HOST / "tiny")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -569,8 +569,8 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.stage in (["export"], ["export-start"]):
-        export(arguments.folder, tiny.MODEL_FILE if arguments.stage == ["export"] else START)
+    if arguments.stage == ["export"]:
+        export(arguments.folder)
         return 0
     if START.is_file() and not arguments.from_nothing and not any(arguments.folder.glob("*.state")):
         begin(arguments.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import face, host, identity, motion, noise, segmentation, tiled, training
+from . import evaluate, face, host, identity, motion, noise, segmentation, tiled, tiny, training
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
@@ -14,6 +14,8 @@ NODES: list[type[io.ComfyNode]] = [
     *segmentation.NODES,
     *face.NODES,
     *tiled.NODES,
+    *tiny.NODES,
+    *evaluate.NODES,
 ]
 
 

@@ -40,7 +40,7 @@ from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from einops import rearrange
 from PIL import Image
 
-from ..vcd_core import id_tokens, tiles
+from ..vcd_core import id_tokens, metrics, tiles
 
 Model = Any  # comfy.model_patcher.ModelPatcher
 Latent = dict[str, Any]
@@ -110,7 +110,7 @@ def latent_channels(model: Model) -> tuple[int, int]:
 
 
 def add_model_folder(name: str, folder: str, extensions: set[str]) -> None:
-    """Let files under ``models/<folder>`` be chosen by ``name``; another pack may have registered the same already."""
+    """Let files under ``models/<folder>`` (or an absolute folder) be chosen by ``name``, after those already there."""
     path = os.path.join(folder_paths.models_dir, folder)
     known, kinds = folder_paths.folder_names_and_paths.get(name, ([], set()))
     if path not in known:
@@ -276,7 +276,8 @@ class TrainingModel:
         self.load()
         self.sigmas = model.model.model_sampling.sigmas.detach().clone().cpu()
         table = self._table()
-        self.norm = float(table.norm(dim=1).mean())
+        norms = table.norm(dim=1)
+        self.norm = float(norms[norms > 0].mean())
         last = next(reversed(model.model.diffusion_model.state_dict().values()))
         digest = hashlib.sha256()
         for part in (table[::97], last):
@@ -863,15 +864,35 @@ def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[
     return part
 
 
+def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
+    """The CLIP vision (or DINOv2) embeddings [N, d] of IMAGE, some at a time."""
+    parts = [clip_vision.encode_image(part[..., :3])["image_embeds"].float().cpu() for part in images.split(16)]
+    return torch.cat(parts)
+
+
+def embed_text(clip: Any, text: str) -> torch.Tensor:
+    """The prompt's embedding [d] in the space that CLIP shares between pictures and text.
+
+    Raises:
+        ValueError: a text encoder without projection into that space.
+    """
+    encoder = getattr(clip.cond_stage_model, "clip_g", None) or getattr(clip.cond_stage_model, "clip_l", None)
+    projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)
+    if projection is None:
+        raise ValueError("This CLIP has no text encoder of the CLIP family; CLIP-T cannot be computed with it.")
+    weight = projection.weight.detach().float().cpu()
+    if weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight))):
+        raise ValueError(
+            "This CLIP came without a text projection (checkpoints of SD 1.5 leave it out), so CLIP-T would be meaningless. "
+            "Load clip_l.safetensors with 'Load CLIP' for it."
+        )
+    return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1][0].float().cpu()
+
+
 def likeness(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:
     """The mean cosine between a reference picture's and each set of crops' CLIP vision embeddings."""
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        found = clip_vision.encode_image(images[..., :3])["image_embeds"].float()
-        return torch.nn.functional.normalize(found, dim=-1)
-
-    wanted = embed(reference).mean(0)
-    return [float((embed(images) @ wanted).mean()) for images in crops]
+    wanted = embed_images(clip_vision, reference)
+    return [float(metrics.to_references(embed_images(clip_vision, images), wanted).mean()) for images in crops]
 
 
 def check_conditioning(conditioning: Any, frames: int, name: str) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .metrics import Figure
+
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
 GREY = (120, 124, 132)
@@ -133,3 +135,81 @@ LABELS = (
     (90, 220, 220),
     (250, 150, 80),
 )
+
+
+def figures_chart(
+    clips: dict[str, list[Figure]], paper: dict[str, tuple[float, float]], width: int = 960
+) -> torch.Tensor:
+    """Bars of every figure, clip beside clip, and their curves along the clips.
+
+    Args:
+        clips: name -> its figures.
+        paper: figure -> the paper's values for plain Stable Diffusion and for VCD, drawn as marks at the bars.
+
+    Returns:
+        IMAGE [1, H, width, 3].
+    """
+    names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
+    row, margin, legend = 96, 28, 30 + 20 * ((len(clips) + 3) // 4)
+    page = Image.new("RGB", (width, margin + legend + row * max(1, len(names)) + margin), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, clip in enumerate(clips):
+        x, y = margin + (i % 4) * (width - 2 * margin) // 4, 14 + 20 * (i // 4)
+        draw.rectangle([x, y + 3, x + 12, y + 15], fill=SERIES[i % len(SERIES)])
+        draw.text((x + 18, y), clip[:26], INK, font(14))
+    if any(name in paper for name in names):
+        draw.text((margin, legend - 8), "marks at the bars: the paper's SD (grey) and VCD (dark)", GREY, font(13))
+    for number, name in enumerate(names):
+        found = {i: f for i, figures in enumerate(clips.values()) for f in figures if f.name == name}
+        _figure_row(
+            draw, name, found, paper.get(name), (margin, margin + legend + row * number), (width - 2 * margin, row)
+        )
+    return to_tensor(page)
+
+
+def _figure_row(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    found: dict[int, Figure],
+    paper: tuple[float, float] | None,
+    at: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    """One figure: its name, a bar for each clip on the left, its curves on the right."""
+    (x, y), (width, height) = at, size
+    unit = next(iter(found.values())).unit
+    draw.text((x, y), name, INK, font(15))
+    draw.text((x, y + 20), unit, GREY, font(12))
+    left, bar, right = x + 170, x + 170 + (width - 170) // 2 - 90, x + 170 + (width - 170) // 2 + 10
+    top = max([f.mean for f in found.values()] + list(paper or ()) + [1e-6]) * 1.05
+    tall = max(6, min(20, (height - 26) // max(1, len(found))))
+    for order, (i, figure) in enumerate(found.items()):
+        at_y, length = y + order * tall, int((bar - left) * max(0.0, figure.mean) / top)
+        draw.rectangle([left, at_y, left + length, at_y + tall - 3], fill=SERIES[i % len(SERIES)])
+        draw.text((left + length + 6, at_y - 2), f"{figure.mean:.3g}", INK, font(min(14, tall)))
+    for value, colour in zip(paper or (), (GREY, INK), strict=False):
+        mark = left + int((bar - left) * value / top)
+        draw.line([mark, y - 2, mark, y + len(found) * tall], fill=colour, width=2)
+    _curves(draw, found, (right, y, x + width, y + height - 22))
+
+
+def _curves(draw: ImageDraw.ImageDraw, found: dict[int, Figure], box: tuple[int, int, int, int]) -> None:
+    x0, y0, x1, y1 = box
+    values = {i: f.values.float().cpu().numpy() for i, f in found.items()}
+    low, high = min(float(v.min()) for v in values.values()), max(float(v.max()) for v in values.values())
+    span = max(high - low, 1e-3 * max(abs(high), 1e-3))
+    draw.rectangle(box, outline=(214, 216, 220))
+    for i, curve in values.items():
+        points = [
+            (x0 + (x1 - x0) * (n + 0.5) / len(curve), y1 - 3 - (y1 - y0 - 6) * (float(v) - low) / span)
+            for n, v in enumerate(curve)
+        ]
+        if len(points) > 1:
+            draw.line(points, fill=SERIES[i % len(SERIES)], width=2, joint="curve")
+        for px, py in points if len(points) < 3 else ():
+            draw.ellipse([px - 3, py - 3, px + 3, py + 3], fill=SERIES[i % len(SERIES)])
+    draw.text((x0 - 4, y0), f"{high:.3g}", GREY, font(11), anchor="ra")
+    draw.text((x0 - 4, y1 - 12), f"{low:.3g}", GREY, font(11), anchor="ra")
+
+
+SERIES = ((38, 90, 160), (220, 110, 50), (60, 150, 90), (150, 90, 180), (200, 170, 40), (90, 90, 96))

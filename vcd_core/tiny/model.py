@@ -20,6 +20,7 @@ SCALE = 0.18215  # SD 1.5's latent scale; the autoencoder's latents are whitened
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL_FILE = WEIGHTS / "vcd_tiny.safetensors"
 MOTION_FILE = WEIGHTS / "motion" / "vcd_tiny_motion.safetensors"
+IDENTITY_FILE = WEIGHTS / "identities" / "vcd_tiny_robin.safetensors"
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": CHANNELS, "num_res_blocks": [2, 2, 2, 2],

@@ -1,12 +1,14 @@
 """Nodes that only the tests use: a tiny random SD 1.5, and saving a latent or pictures exactly."""
 
 import importlib.util
+import json
 import logging
 import random
 import sys
 import types
 from pathlib import Path
 
+import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
@@ -64,6 +66,7 @@ class SaveTensor(io.ComfyNode):
                         io.String,
                         io.Custom("VCD_ID"),
                         io.Custom("LOSS_MAP"),
+                        io.Float,
                     ],
                 ),
             ],
@@ -206,6 +209,36 @@ class Looks(io.ComfyNode):
         return io.NodeOutput(types.SimpleNamespace(encode_image=encode_image))
 
 
+class Vision(io.ComfyNode):
+    """The host's own CLIP vision and DINOv2 classes, small and with random weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Vision",
+            category="tests",
+            inputs=[io.String.Input("kind"), io.Int.Input("width", default=64)],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls, kind, width):
+        config = {
+            "hidden_size": width, "projection_dim": width, "intermediate_size": 2 * width, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "num_channels": 3, "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6, "use_swiglu_ffn": False, "mlp_ratio": 4, "layerscale_value": 1.0, "qkv_bias": True,
+            "model_type": {"clip": "clip_vision_model", "dino": "dinov2"}[kind],
+        }  # fmt: skip
+        path = Path(folder_paths.get_temp_directory()) / f"{kind}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(config))
+        vision = comfy.clip_vision.ClipVisionModel(str(path))
+        state = vision.model.state_dict()
+        g = torch.Generator().manual_seed(1)
+        vision.model.load_state_dict({k: torch.randn(v.shape, generator=g) * 0.1 for k, v in state.items()})
+        return io.NodeOutput(vision)
+
+
 class Upscaler(io.ComfyNode):
     """Stands for an upscale model: every pixel twice; it fails as if memory ran out on tiles above ``most`` pixels."""
 
@@ -245,7 +278,7 @@ class TinyControlNet(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken, Looks, Upscaler, TinyControlNet]
+        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken, Looks, Vision, Upscaler, TinyControlNet]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,276 @@
+"""The paper's figures for a clip, or for several side by side (vcd_core.metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..vcd_core import metrics, plots
+from ..vcd_core.face_tracks import Faces, masks_of
+from ..vcd_core.metrics import Figure
+from . import host
+from .types import CATEGORY, FacesType
+
+EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
+ALIASES = [
+    "metrics",
+    "evaluate",
+    "dino",
+    "clip score",
+    "temporal consistency",
+    "benchmark",
+    "compare",
+    "magic me",
+    "vcd",
+]
+FACE_MODELS = "face_embedding"
+NO_MODEL = "none"
+
+host.add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
+
+
+def measure(
+    images: torch.Tensor,
+    references: torch.Tensor | None,
+    prompt: str,
+    clip_vision: Any,
+    dino: Any,
+    clip: Any,
+    face_model: str,
+    faces: Faces | None = None,
+) -> tuple[list[Figure], list[str]]:
+    """The figures of a clip whose inputs are there, and what is missing for the others."""
+    images = images[..., :3].cpu()
+    found: list[Figure] = []
+    missing: list[str] = []
+
+    def add(name: str, unit: str, values: Callable[[], torch.Tensor], **needs: Any) -> None:
+        absent = [what.replace("_", " ") for what, there in needs.items() if there is None or there is False]
+        if absent:
+            missing.append(f"{name}: needs {' and '.join(absent)}")
+        else:
+            found.append(Figure(name, values(), unit))
+
+    seen = None if clip_vision is None else host.embed_images(clip_vision, images)
+    text = prompt.strip() or None
+
+    def against(model: Any, frames: torch.Tensor) -> torch.Tensor:
+        return metrics.to_references(frames, host.embed_images(model, references))  # type: ignore[arg-type]
+
+    add(
+        "DINO",
+        "cosine",
+        lambda: against(dino, host.embed_images(dino, images)),
+        references=references,
+        a_DINOv2_in_dino=dino,
+    )
+    add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references, clip_vision=clip_vision)  # type: ignore[arg-type]
+    add(
+        "CLIP-T", "cosine", lambda: metrics.to_text(seen, host.embed_text(clip, text)), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
+        a_prompt=text,
+    )  # fmt: skip
+    several = len(images) > 1 or None
+    add(
+        "temporal consistency", "cosine", lambda: metrics.temporal_consistency(seen), clip_vision=clip_vision,  # type: ignore[arg-type]
+        more_than_one_frame=several,
+    )  # fmt: skip
+    add("dynamics", "% of the diagonal a frame", lambda: metrics.dynamics(images), more_than_one_frame=several)
+    add("flicker", "255ths", lambda: metrics.flicker(images), more_than_two_frames=len(images) > 2)
+    add("sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images))
+    model = None if face_model == NO_MODEL else face_model
+    add(
+        "face likeness", "cosine", lambda: _face_likeness(images, references, face_model),  # type: ignore[arg-type]
+        references=references, a_face_model=model,
+    )  # fmt: skip
+    if faces is not None:
+        faces.check(images)
+        region = masks_of(faces, factor=1.0)
+        frames = [i for i in range(len(images)) if region[i].any()]
+        if frames:
+            part = slice(frames[0], frames[-1] + 1)
+            add(
+                "face sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images[frames], region[frames])
+            )
+            add(
+                "face flicker", "255ths", lambda: metrics.flicker(images[part], region[part]),
+                three_frames_with_a_face=len(images[part]) > 2,
+            )  # fmt: skip
+        else:
+            missing.append("face sharpness, face flicker: no frame of the clip has a face")
+    return found, missing
+
+
+def _face_likeness(images: torch.Tensor, references: torch.Tensor, model: str) -> torch.Tensor:
+    path = host.model_file(FACE_MODELS, model)
+    wanted, _ = metrics.face_embeddings(references.cpu(), path)
+    found, _ = metrics.face_embeddings(images, path)
+    for who, embeddings in (("reference pictures", wanted), ("clip", found)):
+        if not len(embeddings):
+            raise ValueError(
+                f"No face was found in the {who}, so face likeness cannot be computed. Set face_model to none."
+            )
+    return metrics.to_references(found, wanted)
+
+
+def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
+    """A table in Markdown, figures down, clips across, with what is missing below."""
+    names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
+    lines = [f"| | {' | '.join(clips)} | paper: SD, VCD |", "|" + "---|" * (len(clips) + 2)]
+    for name in names:
+        values = [next((f"{f.mean:.3f}" for f in figures if f.name == name), "") for figures in clips.values()]
+        paper = ", ".join(f"{value:.3f}" for value in metrics.PAPER.get(name, ()))
+        lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
+    return "\n".join([*lines, *(["", "Not computed:", *(f"- {line}" for line in missing)] if missing else [])])
+
+
+def shared_inputs() -> list[io.Input]:
+    return [
+        io.Image.Input(
+            "references", optional=True, tooltip="Pictures of the subject, for DINO, CLIP-I and face likeness."
+        ),
+        io.ClipVision.Input(
+            "clip_vision", optional=True, tooltip="CLIP's vision half, for CLIP-I, CLIP-T and temporal consistency."
+        ),
+        io.ClipVision.Input("dino", optional=True, tooltip="A DINOv2, loaded with 'Load CLIP Vision', for DINO."),
+        io.Clip.Input(
+            "clip", optional=True, tooltip="The text half of the same CLIP, with its text projection, for CLIP-T."
+        ),
+        io.String.Input(
+            "prompt", default="", multiline=True, optional=True, tooltip="What the clip should show, for CLIP-T."
+        ),
+        io.Combo.Input(
+            "face_model",
+            options=[NO_MODEL, *host.model_files(FACE_MODELS)],
+            default=NO_MODEL,
+            optional=True,
+            tooltip="A face embedding model (SFace, .onnx) in models/face_embedding, for face likeness.",
+        ),
+    ]
+
+
+class Evaluate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_Evaluate",
+            display_name="VCD Evaluate",
+            category=EVALUATE_CATEGORY,
+            description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit to the "
+            "prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of the clip."),
+                *shared_inputs(),
+                FacesType.Input(
+                    "faces", optional=True, tooltip="From Face VCD Track: sharpness and flicker of the face region too."
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="figures", tooltip="The table in Markdown."),
+                io.Image.Output(display_name="chart"),
+                *(
+                    io.Float.Output(display_name=name.lower(), tooltip="The mean; -1 where it was not computed.")
+                    for name in FLOATS
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        references: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        dino: Any = None,
+        clip: Any = None,
+        prompt: str = "",
+        face_model: str = NO_MODEL,
+        faces: Faces | None = None,
+    ) -> io.NodeOutput:
+        figures, missing = measure(images, references, prompt, clip_vision, dino, clip, face_model, faces)
+        text, chart = (
+            as_text({"this clip": figures}, missing),
+            plots.figures_chart({"this clip": figures}, metrics.PAPER),
+        )
+        means = {figure.name: figure.mean for figure in figures}
+        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), "text": (text,)}
+        return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
+
+
+FLOATS = ("DINO", "CLIP-I", "CLIP-T", "temporal consistency", "dynamics", "face likeness")
+
+
+class Compare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        clips = io.Autogrow.TemplatePrefix(
+            io.Image.Input("clip", tooltip="The frames of a clip; all of the same size."), prefix="clip", min=2, max=12
+        )
+        return io.Schema(
+            node_id="VCD_Compare",
+            display_name="VCD Compare",
+            category=EVALUATE_CATEGORY,
+            description="The paper's figures for several clips in one table and one chart: which gamma, how many tokens, which "
+            "stage helped.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "names",
+                    default="first, second",
+                    tooltip="What the clips are called, with commas, in the order of the sockets.",
+                ),
+                *shared_inputs(),
+                io.Autogrow.Input("clips", template=clips, tooltip="The clips, as many as you connect."),
+            ],
+            outputs=[
+                io.String.Output(display_name="figures", tooltip="The table in Markdown."),
+                io.Image.Output(display_name="chart"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        names: str,
+        clips: dict[str, torch.Tensor],
+        references: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        dino: Any = None,
+        clip: Any = None,
+        prompt: str = "",
+        face_model: str = NO_MODEL,
+    ) -> io.NodeOutput:
+        named = name_clips(names, [images for images in clips.values() if images is not None])
+        sizes = {name: (images.shape[2], images.shape[1]) for name, images in named.items()}
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{name} {w}x{h}" for name, (w, h) in sizes.items())
+            raise ValueError(
+                f"The clips differ in size ({shown}); scale them to one size, or sharpness would compare sizes."
+            )
+        progress = host.Progress(len(named))
+        figures: dict[str, list[Figure]] = {}
+        missing: dict[str, None] = {}
+        for name, images in named.items():
+            figures[name], lacking = measure(images, references, prompt, clip_vision, dino, clip, face_model)
+            missing |= dict.fromkeys(lacking)
+            progress.advance()
+        text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, metrics.PAPER)
+        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), "text": (text,)})
+
+
+def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The clips under the names that were written, numbered where there are none or one is written twice."""
+    written = [name.strip() for name in names.split(",")]
+    named: dict[str, torch.Tensor] = {}
+    for i, images in enumerate(clips):
+        name = written[i] if i < len(written) and written[i] else f"clip {i + 1}"
+        named[name if name not in named else f"{name} {i + 1}"] = images
+    return named
+
+
+NODES: list[type[io.ComfyNode]] = [Evaluate, Compare]

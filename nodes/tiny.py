@@ -1,0 +1,55 @@
+"""The embedded default: a tiny SD 1.5 that needs no download (vcd_core.tiny)."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..vcd_core.tiny import model as tiny
+from . import host
+from .identity import EMBEDDINGS
+from .motion import FILES
+from .types import CATEGORY
+
+# its motion module and its identity are chosen in the lists like any other
+host.add_model_folder(FILES, str(tiny.MOTION_FILE.parent), {".safetensors"})
+host.add_model_folder(EMBEDDINGS, str(tiny.IDENTITY_FILE.parent), {".safetensors"})
+
+
+def load_tiny() -> tuple[host.Model, object, object]:
+    """MODEL, CLIP and VAE of the tiny model with its weights."""
+    weights = tiny.load_weights()
+    autoencoder = tiny.PictureAutoencoder()
+    autoencoder.load_state_dict(tiny.part(weights, "vae"))
+    model, clip, vae = host.small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, host.embedding_folders())
+    model.model.diffusion_model.load_state_dict(tiny.part(weights, "unet"))
+    encoder = clip.cond_stage_model.clip_l.transformer
+    table = torch.zeros(encoder.get_input_embeddings().weight.shape)  # words it does not know count as nothing
+    table[weights["words"]] = weights["table"]
+    text = tiny.part(weights, "text") | {"embeddings.token_embedding.weight": table}
+    encoder.text_model.load_state_dict(text)
+    with torch.no_grad():
+        encoder.text_projection.weight.copy_(torch.eye(tiny.TEXT_WIDTH))
+    return model, clip, vae
+
+
+class TinyModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_TinyModel",
+            display_name="VCD Tiny Model",
+            category=CATEGORY,
+            description="A tiny SD 1.5 that ships with the pack: it draws cartoon people at 128x128, so that every node can be "
+            "tried without a download. See its help page for the words it knows.",
+            search_aliases=["vcd", "magic me", "tiny", "demo model", "no download", "checkpoint"],
+            inputs=[],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_tiny())
+
+
+NODES: list[type[io.ComfyNode]] = [TinyModel]

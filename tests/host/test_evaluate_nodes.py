@@ -1,0 +1,105 @@
+"""Evaluate and Compare on the real server, with the host's CLIP vision and DINOv2 classes at small random size."""
+
+import pytest
+import torch
+
+from dev.server import QueueError
+
+
+def clips(graph):
+    """Sixteen frames of one person, and the same frames in another order."""
+    return graph.VCDTest_World(seed=3, framing="close-up", action="walking", people=1, frames=16)
+
+
+def models(graph, width=64):
+    tiny = graph.VCDTest_TinySD(weights=0)
+    return {
+        "clip_vision": graph.VCDTest_Vision(kind="clip", width=width),
+        "dino": graph.VCDTest_Vision(kind="dino", width=48),
+        "clip": [tiny[0], 1],
+        "prompt": "a man walking",
+    }
+
+
+def test_everything_that_is_connected_is_computed(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    one = graph.ImageFromBatch(image=images, batch_index=0, length=1)
+    node = graph.VCD_Evaluate(images=images, references=one, **models(graph))
+    text, chart, *floats = bench.tensors(graph, *([node[0], i] for i in range(8)))
+    assert chart.shape[0] == 1
+    names = ["DINO", "CLIP-I", "CLIP-T", "temporal consistency", "dynamics", "face likeness"]
+    values = dict(zip(names, floats, strict=True))
+    for name in names[:5]:
+        assert f"| {name} | {values[name]:.3f} |" in text
+    assert 0.5 < values["CLIP-I"] <= 1
+    assert values["dynamics"] > 0
+    assert values["face likeness"] == -1
+    assert "face likeness: needs a face model" in text
+
+
+def test_missing_inputs_are_named(bench):
+    graph = bench.graph()
+    node = graph.VCD_Evaluate(images=clips(graph))
+    text = bench.tensors(graph, node)
+    assert "| dynamics |" in text
+    assert "DINO: needs references and a DINOv2 in dino" in text
+    assert "CLIP-T: needs clip vision and clip and a prompt" in text
+
+
+def test_one_frame_has_no_temporal_figures(bench):
+    graph = bench.graph()
+    one = graph.ImageFromBatch(image=clips(graph), batch_index=0, length=1)
+    text = bench.tensors(graph, graph.VCD_Evaluate(images=one, **models(graph)))
+    assert "dynamics: needs more than one frame" in text
+    assert "| sharpness |" in text
+
+
+def test_the_face_region_is_measured_where_it_is_tracked(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    faces = graph.VCD_FaceTrack(
+        images=images, threshold=0.5, max_gap=8, min_length=3, small_faces=True, which="all", index=0
+    )
+    text = bench.tensors(graph, graph.VCD_Evaluate(images=images, faces=faces))
+    assert "| face sharpness |" in text
+    assert "| face flicker |" in text
+
+
+def test_compare_tells_a_still_from_a_moving_clip(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    still = graph.RepeatImageBatch(image=graph.ImageFromBatch(image=images, batch_index=0, length=1), amount=16)
+    more = {"clips.clip0": images, "clips.clip1": still, **models(graph)}
+    node = graph.VCD_Compare(names="moving, still", **more)
+    text, chart = bench.tensors(graph, node, [node[0], 1])
+    assert text.startswith("| | moving | still |")
+    row = next(line for line in text.splitlines() if line.startswith("| dynamics")).split("|")
+    assert float(row[2]) > 0.05 > float(row[3])
+    row = next(line for line in text.splitlines() if line.startswith("| temporal")).split("|")
+    assert float(row[3]) == pytest.approx(1, abs=1e-3)
+    assert torch.isfinite(chart).all()
+
+
+def test_clips_of_different_sizes_are_refused(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    larger = graph.ImageScaleBy(image=images, upscale_method="bilinear", scale_by=2.0)
+    node = graph.VCD_Compare(names="small", **{"clips.clip0": images, "clips.clip1": larger})
+    with pytest.raises(QueueError, match=r"small 128x128, clip 2 256x256"):
+        bench.tensors(graph, node)
+
+
+def test_models_of_different_families_are_refused(bench):
+    graph = bench.graph()
+    node = graph.VCD_Evaluate(images=clips(graph), **models(graph, width=32))
+    with pytest.raises(QueueError, match="different families"):
+        bench.tensors(graph, node)
+
+
+def test_a_clip_without_text_projection_is_refused(bench):
+    graph = bench.graph()
+    tiny = graph.VCD_TinyModel()
+    more = {**models(graph), "clip": [tiny[0], 1]}
+    with pytest.raises(QueueError, match="without a text projection"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))

@@ -1,0 +1,190 @@
+"""The figures of the paper's evaluation (Magic-Me, sec. 5) over embeddings and frames, on any device.
+
+Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them.  Each
+function gives a value for each frame (or pair of frames), so that it can be drawn as a curve; the paper's figure is the mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from . import yunet
+
+# the paper's Table 1 and its rows for Stable Diffusion and VCD
+PAPER = {
+    "DINO": (0.267, 0.585),
+    "CLIP-I": (0.595, 0.747),
+    "CLIP-T": (0.265, 0.315),
+    "temporal consistency": (0.729, 0.835),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure of a clip: ``values`` [n] along the clip, in ``unit``."""
+
+    name: str
+    values: torch.Tensor
+    unit: str = "cosine"
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.float().mean())
+
+
+def to_references(frames: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """DINO, CLIP-I and face likeness: for each frame the mean cosine to all references; the mean is over all pairs.
+
+    Args:
+        frames: [F, d]; references: [R, d]; neither need be normalised.
+
+    Example:
+        >>> to_references(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0]])).tolist()
+        [1.0, 0.0]
+    """
+    if not len(references):
+        raise ValueError("There is no reference picture to compare with.")
+    _same_width(frames, references)
+    return (F.normalize(frames.float(), dim=-1) @ F.normalize(references.float(), dim=-1).T).mean(1)
+
+
+def to_text(frames: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """CLIP-T: the cosine of each frame [F, d] to the prompt [d] or to its own prompt [F, d].
+
+    Example:
+        >>> to_text(torch.eye(2), torch.tensor([1.0, 0.0])).tolist()
+        [1.0, 0.0]
+    """
+    _same_width(frames, text)
+    return (F.normalize(frames.float(), dim=-1) * F.normalize(text.float(), dim=-1)).sum(-1)
+
+
+def temporal_consistency(frames: torch.Tensor) -> torch.Tensor:
+    """The cosine of each frame's embedding [F, d] to the next one's, [F - 1].
+
+    It rises when motion dies; read it beside :func:`dynamics`, as the paper says.
+
+    Example:
+        >>> temporal_consistency(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])).tolist()
+        [1.0, 0.0]
+    """
+    _more_than(frames, 1, "Temporal consistency")
+    unit = F.normalize(frames.float(), dim=-1)
+    return (unit[1:] * unit[:-1]).sum(-1)
+
+
+def dynamics(images: torch.Tensor, side: int = 256) -> torch.Tensor:
+    """How far the picture moves from frame to frame: mean optical flow (DIS) in hundredths of its diagonal, [F - 1].
+
+    Args:
+        images: IMAGE [F, H, W, 3] in 0..1; the longer side is brought to ``side`` first.
+    """
+    import cv2
+
+    _more_than(images, 1, "Dynamics")
+    scale = side / max(images.shape[1:3])
+    size = (max(16, round(images.shape[2] * scale)), max(16, round(images.shape[1] * scale)))
+    grey = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in _grey(images)]
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    diagonal = float(np.hypot(*size))
+    lengths = [
+        np.linalg.norm(flow.calc(a, b, np.zeros((*a.shape, 2), np.float32)), axis=-1).mean()
+        for a, b in itertools.pairwise(grey)
+    ]
+    return torch.tensor(lengths, dtype=torch.float32) / diagonal * 100
+
+
+def flicker(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """How far each frame is from the mean of its neighbours, in 255ths, [F - 2]: change that comes and goes at once.
+
+    Args:
+        images: IMAGE [F, H, W, C] in 0..1. mask: the region, [F, H, W] or [1, H, W]; all of it without.
+
+    Example:
+        >>> flicker(torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1, 1)).tolist()
+        [255.0]
+    """
+    _more_than(images, 2, "Flicker")
+    out = []
+    for i in range(1, len(images) - 1):
+        difference = (images[i] - (images[i - 1] + images[i + 1]) / 2).abs().mean(-1)
+        out.append(_mean_in(difference, mask, i) * 255)
+    return torch.stack(out)
+
+
+def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The variance of the Laplacian of the grey picture (0..255) in a region, [F].
+
+    Args:
+        images: IMAGE [F, H, W, 3] in 0..1. mask: the region, [F, H, W] or [1, H, W]; all of it without.
+    """
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=images.device)[None, None]
+    out = []
+    for i, frame in enumerate(images[..., :3].float()):
+        grey = frame @ torch.tensor([0.299, 0.587, 0.114], device=frame.device) * 255
+        edges = F.conv2d(F.pad(grey[None, None], (1, 1, 1, 1), mode="replicate"), kernel)[0, 0]
+        middle = _mean_in(edges, mask, i)
+        out.append(_mean_in((edges - middle) ** 2, mask, i))
+    return torch.stack(out)
+
+
+def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 0.6) -> tuple[torch.Tensor, list[int]]:
+    """The embedding of the largest face of each picture, and which pictures have one.
+
+    Args:
+        images: IMAGE [N, H, W, 3] in 0..1.
+        model: an SFace ONNX file, as OpenCV's FaceRecognizerSF reads it.
+
+    Returns:
+        [n, d] and the indices of the n pictures with a face.
+    """
+    import cv2
+
+    try:
+        aligner = cv2.FaceRecognizerSF.create(str(model), "")
+        net = cv2.dnn.readNetFromONNX(str(model))  # OpenCV 5 does not find the input of the aligner's own net
+    except cv2.error as error:
+        raise ValueError(f"{Path(model).name} is no face embedding model that OpenCV reads (SFace): {error}") from error
+    found, which = [], []
+    for number, faces in enumerate(yunet.detect(images[..., :3], threshold)):
+        if not faces:
+            continue
+        face = max(faces, key=lambda f: f.box[2] * f.box[3])
+        row = np.array([*face.box, *np.ravel(face.landmarks), face.score], np.float32)
+        bgr = np.ascontiguousarray((images[number, ..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()[..., ::-1])
+        face_picture = aligner.alignCrop(bgr, row[None])
+        net.setInput(cv2.dnn.blobFromImage(face_picture, swapRB=True), "data")
+        found.append(torch.from_numpy(np.array(net.forward()))[0])
+        which.append(number)
+    return torch.stack(found) if found else torch.empty(0, 1), which
+
+
+def _grey(images: torch.Tensor) -> list[np.ndarray]:
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    return [(frame[..., :3].cpu().float() @ weights * 255).round().clamp(0, 255).byte().numpy() for frame in images]
+
+
+def _mean_in(values: torch.Tensor, mask: torch.Tensor | None, frame: int) -> torch.Tensor:
+    if mask is None:
+        return values.mean()
+    weight = mask[frame if len(mask) > 1 else 0].to(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def _same_width(frames: torch.Tensor, others: torch.Tensor) -> None:
+    if frames.shape[-1] != others.shape[-1]:
+        raise ValueError(
+            f"The frames' embeddings are {frames.shape[-1]} wide and the others {others.shape[-1]}: they come from models "
+            "of different families, whose spaces have nothing in common. Use the two halves of one model."
+        )
+
+
+def _more_than(frames: torch.Tensor, least: int, what: str) -> None:
+    if len(frames) <= least:
+        raise ValueError(f"{what} needs at least {least + 1} frames; the clip has {len(frames)}.")
