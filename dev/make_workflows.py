@@ -5,10 +5,12 @@ The graphs are drawn here rather than by hand so that widgets, sockets and layou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from .graph import Graph, Out
-from .host import ROOT, prepare
+from .host import ROOT, link, prepare
 from .server import Server
 
 WORKFLOWS = ROOT / "workflows"
@@ -33,8 +35,11 @@ TINY_PROMPT = "a close-up of a V*, waving on the beach"
 TINY_MOTION = "vcd_tiny_motion.safetensors"
 
 
-def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> tuple[Out, Out, Out, Out]:
-    """The embedded model with its motion and identity: model, VAE, positive and negative."""
+Stage = tuple[Out, Out, Out, Out]  # model, VAE, positive and negative
+
+
+def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> Stage:
+    """The embedded model with its motion and identity."""
     graph.column("1. Model, identity, prompt", 340)
     graph.note(
         "The tiny model ships with the pack: cartoon people at 128x128, no download. `V*` in the prompt is the identity: four "
@@ -96,22 +101,32 @@ MOTION = (
 NEGATIVE = "blurry, deformed, watermark, text"
 
 
-def model_column(graph: Graph, prompt: str, gamma: bool = True) -> tuple[Out, Out, Out, Out]:
-    """Checkpoint, motion and prompts: model, VAE, positive and negative."""
-    graph.column("1. Model and prompt", 340)
+ID = "vcd/my_id.safetensors"
+
+
+def model_column(graph: Graph, prompt: str, gamma: bool = True, motion: bool = True, freeu: bool = False) -> Stage:
+    """Checkpoint, motion, identity and prompts."""
+    graph.column("1. Model, identity, prompt", 340)
     graph.note(
-        "SD 1.5 or a finetune of it in `models/checkpoints`, an AnimateDiff motion module in "
-        "`models/animatediff_models`. Whatever identity is in the prompt is kept through all stages."
+        "SD 1.5 or a finetune of it in `models/checkpoints`, an AnimateDiff motion module in `models/animatediff_models`. "
+        "`V*` in the prompt is the identity: any embedding of SD 1.5 serves; `04_train_identity` makes one of your pictures."
     )
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
     graph.models(checkpoint, SD15)
-    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], height=250)
-    graph.models(model, MOTION)
+    model = checkpoint
+    if motion:
+        model = graph.add("VCD_MotionModule", model=model, motion_module=MOTION[0], height=250)
+        graph.models(model, MOTION)
     if gamma:
         model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    if freeu:
+        model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
-    positive = graph.add("CLIPTextEncode", clip=clip, text=prompt, title="Prompt")
-    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt")
+    identity = graph.add("VCD_IdLoader", file=ID, class_word="man", height=170)
+    positive = graph.add(
+        "VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", height=220, **{"ids.id0": identity}
+    )
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
     return model, Out(checkpoint.node, 2), positive, negative
 
 
@@ -130,27 +145,57 @@ def load_column(graph: Graph) -> Out:
     return graph.add("GetVideoComponents", video=video)
 
 
+def sample_column(graph: Graph, stage: Stage, frames: int = 16, height: float = 270) -> Out:
+    """The first stage with the paper's settings; returns the frames."""
+    model, vae, positive, negative = stage
+    latent = graph.add("EmptyLatentImage", width=512, height=512, batch_size=frames)
+    sampled = graph.add(
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=1, steps=20, cfg=8.0,
+        sampler_name="dpmpp_2m", scheduler="karras", height=height,
+    )  # fmt: skip
+    return graph.add("VAEDecode", samples=sampled, vae=vae)
+
+
 def t2v_builtin_motion(graph: Graph) -> None:
-    model, vae, positive, negative = model_column(graph, "photo of a man walking on the beach, smiling")
+    stage = model_column(graph, "photo of V*, walking on the beach, smiling")
     graph.column("2. Sixteen frames", 340)
     graph.note("The paper's settings: 16 frames of 512x512, dpmpp_2m / karras, 20 steps, cfg 8, gamma 0.1.")
-    latent = graph.add("EmptyLatentImage", width=512, height=512, batch_size=16)
-    frames = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=1, steps=20, cfg=8.0,
-        sampler_name="dpmpp_2m", scheduler="karras", height=270,
+    save_column(graph, sample_column(graph, stage), "t2v")
+
+
+def t2v_animatediff_evolved(graph: Graph) -> None:
+    model, vae, positive, negative = model_column(
+        graph, "photo of V*, walking on the beach, smiling", gamma=False, motion=False
+    )
+    graph.column("2. AnimateDiff-Evolved", 360)
+    graph.note(
+        "Needs the pack **ComfyUI-AnimateDiff-Evolved**: its loader and its context options in place of ours. The noise prior "
+        "works behind it just the same."
+    )
+    context = graph.add("ADE_StandardStaticContextOptions", context_length=16, context_overlap=2)
+    model = graph.add(
+        "ADE_AnimateDiffLoaderGen1", model=model, context_options=context, model_name=MOTION[0],
+        beta_schedule="autoselect", height=260,
     )  # fmt: skip
-    images = graph.add("VAEDecode", samples=frames, vae=vae)
-    save_column(graph, images, "t2v")
+    graph.models(model, MOTION)
+    model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    graph.column("3. Sixteen frames", 340)
+    save_column(graph, sample_column(graph, (model, vae, positive, negative)), "t2v_ade")
 
 
 HUB = "https://huggingface.co"
 
 
-def prompt_to_segmentation(graph: Graph) -> None:
-    graph.column("0. Pictures", 320)
-    graph.note("The pictures of one subject, or a clip. Each is looked at on its own.")
-    images = graph.add("LoadImage", height=330)
-    graph.column("1. Grounding DINO and SAM", 380)
+DINO_AND_SAM = (
+    ("model.safetensors", f"{HUB}/IDEA-Research/grounding-dino-tiny/resolve/main/model.safetensors",
+     "grounding-dino/grounding-dino-tiny"),
+    ("model.safetensors", f"{HUB}/facebook/sam-vit-base/resolve/main/model.safetensors", "sams/sam-vit-base"),
+    ("sam_vit_b_01ec64.pth", "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth", "sams"),
+)  # fmt: skip
+SAM3 = "sam3.1_multiplex_fp16.safetensors"
+
+
+def grounded(graph: Graph, images: Out) -> Out:
     graph.note(
         "Put the folders `grounding-dino-tiny` into `models/grounding-dino/` and `sam-vit-base` into `models/sams/` "
         "(transformers format), or an original `sam_vit_b_01ec64.pth` into `models/sams/`."
@@ -159,28 +204,63 @@ def prompt_to_segmentation(graph: Graph) -> None:
         "VCD_PromptToSegmentation", images=images, prompt="a man", detector="grounding-dino-tiny",
         segmenter="sam-vit-base", height=420,
     )  # fmt: skip
-    graph.models(
-        found,
-        ("model.safetensors", f"{HUB}/IDEA-Research/grounding-dino-tiny/resolve/main/model.safetensors",
-         "grounding-dino/grounding-dino-tiny"),
-        ("model.safetensors", f"{HUB}/facebook/sam-vit-base/resolve/main/model.safetensors", "sams/sam-vit-base"),
-        ("sam_vit_b_01ec64.pth", "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth", "sams"),
-    )  # fmt: skip
+    graph.models(found, *DINO_AND_SAM)
+    return found
+
+
+def sam3(graph: Graph, images: Out) -> Out:
+    graph.note("SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it.")
+    sam = graph.add("CheckpointLoaderSimple", ckpt_name=SAM3)
+    graph.models(sam, (SAM3, f"{HUB}/Comfy-Org/sam3.1/resolve/main/checkpoints/{SAM3}", "checkpoints"))
+    words = graph.add("CLIPTextEncode", clip=Out(sam.node, 1), text="a man")
+    return graph.add("SAM3_Detect", model=sam, image=images, conditioning=words, height=260)
+
+
+def prompt_to_segmentation(graph: Graph) -> None:
+    graph.column("0. Pictures", 320)
+    graph.note("The pictures of one subject, or a clip. Each is looked at on its own.")
+    images = graph.add("LoadImage", height=330)
+    graph.column("1. Grounding DINO and SAM", 380)
+    found = grounded(graph, images)
     graph.add("MaskPreview", mask=found, height=260)
     graph.add("PreviewImage", images=Out(found.node, 2), title="Overlay", height=260)
     graph.column("2. Or ComfyUI's own SAM 3", 380)
-    graph.note("SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it.")
-    sam = graph.add("CheckpointLoaderSimple", ckpt_name="sam3.1_multiplex_fp16.safetensors")
-    name = "sam3.1_multiplex_fp16.safetensors"
-    graph.models(sam, (name, f"{HUB}/Comfy-Org/sam3.1/resolve/main/checkpoints/{name}", "checkpoints"))
-    words = graph.add("CLIPTextEncode", clip=Out(sam.node, 1), text="a man")
-    cut = graph.add("SAM3_Detect", model=sam, image=images, conditioning=words, height=260)
-    graph.add("MaskPreview", mask=cut, height=260)
+    graph.add("MaskPreview", mask=sam3(graph, images), height=260)
+
+
+def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded) -> None:
+    graph.column("0. Pictures", 320)
+    graph.note(
+        "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. Press R, "
+        "then choose it."
+    )
+    images = graph.add("VCD_Pictures", folder="my_pictures", height=120)
+    graph.column("1. Masks", 380)
+    masks = segment(graph, images)
+    graph.add("MaskPreview", mask=masks, height=260)
+    graph.column("2. Train", 360)
+    graph.note(
+        "Plain SD 1.5 teaches best; use the identity in its finetunes. 200 steps are the paper's, 400 the release's."
+    )
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
+    graph.models(checkpoint, SD15)
+    trained = graph.add(
+        "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
+        masks=masks, name="my_id", height=560,
+    )  # fmt: skip
+    graph.column("3. Look and keep", 380)
+    graph.add("VCD_IdSave", id=trained, name="vcd/my_id", height=140)
+    graph.add("LossGraphNode", loss=Out(trained.node, 1), filename_prefix="vcd/loss", height=320)
+    graph.add("PreviewImage", images=Out(trained.node, 2), title="Samples", height=320)
+
+
+def train_identity_sam3(graph: Graph) -> None:
+    train_identity(graph, sam3)
 
 
 def face_refine(graph: Graph) -> None:
     images = load_column(graph)
-    model, vae, positive, negative = model_column(graph, "photo of a man, face, detailed", gamma=False)
+    model, vae, positive, negative = model_column(graph, "photo of V*, face, detailed", gamma=False)
     graph.column("2. Faces", 360)
     graph.note("Check the numbered boxes before refining. Each face is drawn anew at 512x512 and put back.")
     faces = graph.add("VCD_FaceTrack", images=images, height=420)
@@ -194,7 +274,7 @@ def face_refine(graph: Graph) -> None:
 
 def tiled_upscale(graph: Graph) -> None:
     images = load_column(graph)
-    model, vae, positive, negative = model_column(graph, "photo of a man walking on the beach, detailed", gamma=False)
+    model, vae, positive, negative = model_column(graph, "photo of V*, walking on the beach, detailed", gamma=False)
     graph.column("2. Enlarge and refine", 360)
     graph.note(
         "Enlarged twice with Lanczos; connect an ESRGAN model to `upscale_model` for sharper edges. Then the last 20 % is "
@@ -206,21 +286,158 @@ def tiled_upscale(graph: Graph) -> None:
     save_column(graph, large, "tiled")
 
 
+def full_pipeline(graph: Graph) -> None:
+    stage = model_column(graph, "photo of V*, walking on the beach, smiling", freeu=True)
+    model, vae, positive, negative = stage
+    graph.column("2. T2V VCD", 340)
+    graph.note(
+        "The three stages of the paper with its settings, and FreeU as in the release's graph. Look at the frames before you "
+        "let the later stages run: bypass them (Ctrl+B) while you look for a seed."
+    )
+    frames = sample_column(graph, stage)
+    graph.add("PreviewImage", images=frames, title="After T2V", height=280)
+    graph.column("3. Face VCD", 360)
+    faces = graph.add("VCD_FaceTrack", images=frames, height=420)
+    refined = graph.add(
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
+    )
+    graph.column("4. Tiled VCD", 360)
+    graph.note("Connect an ESRGAN model to `upscale_model`; without one Lanczos enlarges.")
+    tiled = graph.add(
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=1
+    )
+    save_column(graph, tiled, "full")
+
+
+def two_people(graph: Graph) -> None:
+    graph.column("1. Model", 340)
+    graph.note(
+        "Two identities in one clip: both in the first prompt, then each refined on its own face with its own prompt."
+    )
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
+    graph.models(checkpoint, SD15)
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], height=250)
+    graph.models(model, MOTION)
+    model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
+    graph.column("2. Two identities", 360)
+    graph.note("`<name>` in a prompt is the identity of that file name. Left and right are those of the picture.")
+    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", height=170)
+    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", height=170)
+    both = {"ids.id0": left, "ids.id1": right}
+    positive = graph.add(
+        "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", height=200,
+        title="Both", **both,
+    )  # fmt: skip
+    one = graph.add(
+        "VCD_IdTextEncode",
+        clip=clip,
+        prompt="photo of <my_id>, face",
+        title="Left face",
+        height=200,
+        **{"ids.id0": left},
+    )
+    two = graph.add(
+        "VCD_IdTextEncode", clip=clip, prompt="photo of <her_id>, face", title="Right face", height=200,
+        **{"ids.id0": right},
+    )  # fmt: skip
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
+    graph.column("3. T2V VCD", 340)
+    frames = sample_column(graph, (model, vae, positive, negative))
+    graph.column("4. Each face its own identity", 360)
+    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", height=420)
+    refined = graph.add(
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative, faces=faces,
+        which="left to right", seed=1,
+    )  # fmt: skip
+    save_column(graph, refined, "two_people")
+
+
+def long_clip(graph: Graph) -> None:
+    model, vae, positive, negative = model_column(graph, "photo of V*, walking through the city", gamma=False)
+    graph.column("2. Sixty-four frames", 360)
+    graph.note(
+        "The motion module sees 16 frames at a time; ComfyUI's context windows let them overlap. The noise prior runs through the "
+        "whole clip: calm at first, from frame 32 on stiller still (a gamma schedule)."
+    )
+    model = graph.add(
+        "VCD_ApplyNoisePrior", model=model, gamma=0.1, gamma_schedule="0: 0.05, 31: 0.05, 40: 0.2", height=180
+    )
+    model = graph.add(
+        "ContextWindowsManual", model=model, context_length=16, context_overlap=4, context_schedule="standard_static",
+        fuse_method="pyramid", dim=0, height=330,
+    )  # fmt: skip
+    graph.column("3. Sample", 340)
+    save_column(graph, sample_column(graph, (model, vae, positive, negative), frames=64), "long")
+
+
+def emotions(graph: Graph) -> None:
+    stage = model_column(graph, "0: photo of V*, smiling, happy face | 8: photo of V*, angry face")
+    graph.column("2. Sixteen frames", 360)
+    graph.note(
+        "The prompt is a schedule: frames 0 to 7 smile, from frame 8 on they are angry (the paper's figure 10). `blend` lets one "
+        "go over into the other. Learned emotions work as well: `embedding:angry` in the prompt."
+    )
+    save_column(graph, sample_column(graph, stage), "emotions")
+
+
+CLIP_L = ("clip-vit-large-patch14.safetensors", f"{HUB}/openai/clip-vit-large-patch14/resolve/main/model.safetensors")
+DINOV2 = ("dinov2-large.safetensors", f"{HUB}/facebook/dinov2-large/resolve/main/model.safetensors")
+
+
+def evaluate(graph: Graph) -> None:
+    images = load_column(graph)
+    references = graph.add("LoadImage", title="A picture of the subject", height=330)
+    graph.column("1. What judges", 360)
+    graph.note(
+        "CLIP's picture half and DINOv2 in `models/clip_vision`, CLIP's text half in `models/text_encoders`: one file of OpenAI "
+        "holds both halves. Leave any of them out, and the figures that need it are named instead."
+    )
+    vision = graph.add("CLIPVisionLoader", clip_name=CLIP_L[0])
+    graph.models(vision, (*CLIP_L, "clip_vision"))
+    dino = graph.add("CLIPVisionLoader", clip_name=DINOV2[0], title="DINOv2")
+    graph.models(dino, (*DINOV2, "clip_vision"))
+    clip = graph.add("CLIPLoader", clip_name=CLIP_L[0], type="stable_diffusion")
+    graph.models(clip, (*CLIP_L, "text_encoders"))
+    graph.column("2. Figures", 520)
+    faces = graph.add("VCD_FaceTrack", images=images, height=380)
+    figures = graph.add(
+        "VCD_Evaluate", images=images, references=references, clip_vision=vision, dino=dino, clip=clip, faces=faces,
+        prompt="a man walking on the beach", height=620,
+    )  # fmt: skip
+    graph.add("PreviewAny", source=figures, height=260)
+
+
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     "00_noise_prior": noise_prior,
     "01_quickstart": quickstart,
     "02_t2v_builtin_motion": t2v_builtin_motion,
+    "03_t2v_animatediff_evolved": t2v_animatediff_evolved,
     "04_prompt_to_segmentation": prompt_to_segmentation,
+    "04_train_identity": train_identity,
+    "04_train_identity_sam3": train_identity_sam3,
     "05_face_refine": face_refine,
     "06_tiled_upscale": tiled_upscale,
+    "07_full_pipeline": full_pipeline,
+    "08_two_people": two_people,
+    "09_long_clip": long_clip,
+    "10_emotions": emotions,
+    "11_evaluate": evaluate,
 }
+NEEDS_PACK = {"03_t2v_animatediff_evolved": "ADE_AnimateDiffLoaderGen1"}
 
 
 def main() -> None:
     WORKFLOWS.mkdir(exist_ok=True)
-    with Server(prepare(None), arguments=("--disable-api-nodes",)) as server:
+    host = prepare(None)
+    if os.environ.get("VCD_ADE"):
+        link(Path(os.environ["VCD_ADE"]).resolve(), host.base / "custom_nodes" / "ComfyUI-AnimateDiff-Evolved")
+    with Server(host, arguments=("--disable-api-nodes",)) as server:
         info = server.get("/object_info")
         for name, draw in GRAPHS.items():
+            if name in NEEDS_PACK and NEEDS_PACK[name] not in info:
+                print(f"left workflows/{name}.json as it is: its pack is not there (give its folder in VCD_ADE)")
+                continue
             graph = Graph(info)
             draw(graph)
             graph.save(WORKFLOWS / f"{name}.json")

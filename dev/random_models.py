@@ -12,11 +12,14 @@ import argparse
 import math
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]  # not from .host: test nodes load this file alone
 
 # the last layer of a residual branch is damped, so that depth does not blow the activations up
 _BRANCH_END = re.compile(r"(out_layers\.3|proj_out|to_out\.0|ff\.net\.2|conv2|out_proj|fc2)\.weight$")
@@ -252,6 +255,16 @@ def write_once(path: Path, kind: str, **arguments: Any) -> Path:
         safetensors.torch.save_file(state, partial, metadata={"title": f"random {kind}, for tests"})
         partial.rename(path)
     return path
+
+
+def full_size(models: Path) -> dict[str, str]:
+    """The names of a random SD 1.5 checkpoint and motion module of full size, made once, each by a process of its own."""
+    files = {"sd15": models / "checkpoints" / "random_sd15.safetensors"}
+    files["motion"] = models / "animatediff_models" / "random_mm_v2.safetensors"
+    for kind, path in files.items():
+        if not path.is_file():
+            subprocess.run([sys.executable, "-m", "dev.random_models", kind, str(path)], check=True, cwd=ROOT)
+    return {kind: path.name for kind, path in files.items()}
 
 
 def main() -> None:

@@ -49,6 +49,9 @@ def browser(page_server):
         chromium.close()
 
 
+USUAL = {"Comfy_VueNodes_Enabled": False, "Comfy_Locale": "en"}
+
+
 class Tab:
     """One page, what it said on its console, and a folder for screenshots."""
 
@@ -64,6 +67,11 @@ class Tab:
             "() => window.app?.graph?._nodes?.some(n => n.type.startsWith('VCD_'))", timeout=90_000
         )
         self.page.wait_for_timeout(1000)
+
+    def settings(self, **values):
+        """The user's settings, as the page stores them; to be called before the page is opened."""
+        for name, value in values.items():
+            self.server.post(f"/settings/{name.replace('_', '.')}", value)
 
     def evaluate(self, script, *arguments):
         return self.page.evaluate(script, *arguments)
@@ -87,5 +95,7 @@ def tab(browser, page_server):
     page = context.new_page()
     page.set_default_timeout(60_000)
     yield Tab(page, page_server)
+    for name, value in USUAL.items():
+        page_server.post(f"/settings/{name.replace('_', '.')}", value)
     with contextlib.suppress(Exception):
         context.close()

@@ -9,8 +9,15 @@ ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
+NEEDS_PACK = {"03_t2v_animatediff_evolved": "ADE_AnimateDiffLoaderGen1"}
+
+
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_open_from_templates_whole(tab, name):
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
+def test_graphs_open_from_templates_whole(tab, name, nodes_2):
+    if name in NEEDS_PACK and NEEDS_PACK[name] not in tab.server.get("/object_info"):
+        pytest.skip("AnimateDiff-Evolved is not there")
+    tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     assert name in tab.server.get("/workflow_templates")["video_custom_diffusion"]
     tab.open_template(name)
     wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
@@ -19,7 +26,9 @@ def test_graphs_open_from_templates_whole(tab, name):
     registered = tab.evaluate("() => Object.keys(window.LiteGraph.registered_node_types)")
     missing = {kind for kind, _ in shown} - set(registered) - {"Note", "MarkdownNote"}
     assert not missing
-    tab.shot(f"template_{name}")
+    drawn = tab.evaluate("() => document.querySelectorAll('[data-node-id]').length")
+    assert (drawn >= 1) == nodes_2  # only Nodes 2.0 are elements of the page
+    tab.shot(f"template_{name}{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []
 
 
@@ -104,4 +113,32 @@ def test_the_help_page_opens(tab):
     assert answer.value.ok
     tab.page.get_by_text("Common mistakes").first.wait_for()
     tab.shot("help")
+    assert tab.errors() == []
+
+
+def test_names_and_tooltips_are_korean_after_switching(tab):
+    tab.settings(Comfy_Locale="ko")
+    tab.open_template("02_t2v_builtin_motion")
+    korean = json.loads((ROOT / "locales" / "ko" / "nodeDefs.json").read_text(encoding="utf-8"))
+    node = "window.app.graph._nodes.find(n => n.type === 'VCD_ApplyNoisePrior')"
+    assert tab.evaluate(f"() => {node}.title") == korean["VCD_ApplyNoisePrior"]["display_name"]
+    labels = tab.evaluate(f"() => {node}.widgets.map(w => w.label)")
+    assert korean["VCD_ApplyNoisePrior"]["inputs"]["gamma"]["name"] in labels
+    tab.page.wait_for_timeout(500)
+    tab.shot("korean")
+
+
+def test_the_quickstart_runs_with_the_run_button(tab):
+    tab.open_template("01_quickstart")
+    tab.page.keyboard.press("Escape")
+    tab.page.get_by_test_id("queue-button").first.click()
+    tab.page.wait_for_function(
+        "() => { const n = window.app.graph._nodes.filter(n => n.type === 'SaveVideo');"
+        " return n.length && n.every(n => window.app.nodeOutputs?.[n.id]); }",
+        timeout=400_000,
+    )
+    files = tab.server.outputs(list(tab.server.get("/history").values())[-1])
+    assert sum(f.suffix == ".mp4" and f.stat().st_size > 1000 for f in files) == 2
+    tab.page.wait_for_timeout(2500)
+    tab.shot("run_01_quickstart")
     assert tab.errors() == []

@@ -2,15 +2,13 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dev import random_models
-from dev.host import HOST, OLDEST, ROOT, link, prepare
+from dev.host import HOST, OLDEST, link, prepare
 from dev.server import Server, host_from_environment
 
 
@@ -113,13 +111,7 @@ def ade(bench):
 @pytest.fixture(scope="session")
 def full_size(bench):
     """A random SD 1.5 checkpoint and motion module of full size, made once by a process that has the host's classes."""
-    models = bench.server.host.base / "models"
-    files = {"sd15": models / "checkpoints" / "random_sd15.safetensors"}
-    files["motion"] = models / "animatediff_models" / "random_mm_v2.safetensors"
-    for kind, path in files.items():
-        if not path.is_file():
-            subprocess.run([sys.executable, "-m", "dev.random_models", kind, str(path)], check=True, cwd=ROOT)
-    return {kind: path.name for kind, path in files.items()}
+    return random_models.full_size(bench.server.host.base / "models")
 
 
 @pytest.fixture

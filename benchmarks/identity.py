@@ -1,0 +1,145 @@
+"""Training an identity: where a step's time goes, and what tokens and masks do.
+
+The split is of a full-size SD 1.5 with random weights, 128x128, batch 1.  Losses are of the tiny model and of people that it never saw:
+lower is better, on frames that the training did not see.  Targets: under 10 % of a step outside the UNet; held-out masked loss falls, and
+more with four tokens than with one; training without masks learns the background of its pictures, training with masks does not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dev import random_models
+from dev.studio import RECIPE, SIDE, TEMPLATE, Studio, pictures_of
+from vcd_core.tiny import world
+
+from .measure import table
+
+STEPS, DRAWS, PEOPLE = 5, 24, 4
+ROOM = "forest"  # where all pictures of the leak measurement are taken
+
+
+def split(studio: Studio) -> float:
+    """Print how a step divides; returns the part outside the UNet."""
+    import comfy.sd
+
+    host, training = studio.module("nodes.host"), studio.module("vcd_core.id_training")
+    files = random_models.full_size(studio.base / "models")
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+        str(studio.base / "models" / "checkpoints" / files["sd15"])
+    )
+    spent: dict[str, list[float]] = {}
+
+    def timed(name: str, call: Any) -> Any:
+        start = time.perf_counter()
+        out = call()
+        spent.setdefault(name, []).append(time.perf_counter() - start)
+        return out
+
+    with host.gradients():
+        backend = host.TrainingModel(model, clip, vae, "man")
+        images, masks = pictures_of(world.identities(1)[0], 2)
+        settings = training.Settings(size=SIDE, batch=1, variants=1)
+        work = training.Training(backend, training.prepare(images, masks, settings), settings)
+        for number in range(2):
+            work.album.variant(number, 0)
+        for step in range(STEPS + 1):
+            batch = timed("draw", lambda step=step: work.album.draw(step))
+            context = timed("text, forward", lambda batch=batch: backend.text(batch.captions, work.vectors))
+            leaf = context.detach().requires_grad_()
+            noised = batch.latents + batch.sigmas.view(-1, 1, 1, 1) * batch.noise
+            estimate = timed("UNet, forward", lambda n=noised, b=batch, c=leaf: backend.denoise(n, b.sigmas, c))
+            loss = (estimate - batch.latents).pow(2).mean()
+            timed("UNet, backward", loss.backward)
+            timed("text, backward", lambda c=context, g=leaf.grad: c.backward(g))
+            timed("optimizer", work.optimizer.step)
+    medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
+    whole = sum(medians.values())
+    table(["part of a step", "share"], [[name, f"{value / whole:.1%}"] for name, value in medians.items()])
+    return 1 - (medians["UNet, forward"] + medians["UNet, backward"]) / whole
+
+
+def held_out_loss(
+    studio: Studio, person: world.Person, identity: Any, scene: str | None, outside: bool = False
+) -> float:
+    """The mean masked loss on frames of a person that no training saw; ``outside``: of what is not the person."""
+    host, training = studio.module("nodes.host"), studio.module("vcd_core.id_training")
+    images, masks = pictures_of(person, 8, seed=1000, scene=scene)
+    settings = training.Settings(
+        person.class_word, size=SIDE, fit=training.FITS[1], template=TEMPLATE, augment=False, unmasked=0.0, batch=8
+    )
+    with host.gradients(), torch.no_grad():
+        backend = host.TrainingModel(studio.model, studio.clip, studio.vae, person.class_word)
+        album = training.Album(training.prepare(images, masks, settings), backend, settings)
+        vectors = (
+            identity.tokens.vectors if identity else training.initial_vectors(backend, replace(settings, tokens=1))
+        )
+        losses = []
+        for step in range(DRAWS):
+            batch = album.draw(step)
+            if outside:
+                batch = replace(batch, masks=1 - batch.masks)
+            losses.append(float(training.masked_loss(backend, vectors, batch)))
+    return statistics.mean(losses)
+
+
+def quality(studio: Studio) -> dict[str, float]:
+    """Print held-out losses of tokens and masks over several people; returns their means."""
+    inside: dict[str, list[float]] = {}
+    leak: dict[str, list[float]] = {}
+    for person in world.identities(PEOPLE, seed=7):
+        cases: dict[str, Any] = {
+            "class word": None,
+            "1 token": studio.learn(person, tokens=1),
+            "4 tokens": studio.learn(person),
+        }
+        for name, identity in cases.items():
+            inside.setdefault(name, []).append(held_out_loss(studio, person, identity, None))
+        rooms = {
+            "class word": None,
+            "with masks": studio.learn(person, scene=ROOM),
+            "without masks": studio.learn(person, scene=ROOM, masked=False),
+        }
+        for name, identity in rooms.items():
+            leak.setdefault(name, []).append(held_out_loss(studio, person, identity, ROOM, outside=True))
+    rows = [[name, *(f"{v:.4f}" for v in values), f"{statistics.mean(values):.4f}"] for name, values in inside.items()]
+    people = [f"person {i + 1}" for i in range(PEOPLE)]
+    print(f"\nheld-out loss inside the mask, {RECIPE['steps']} steps")
+    table(["", *people, "mean"], rows)
+    rows = [[name, *(f"{v:.4f}" for v in values), f"{statistics.mean(values):.4f}"] for name, values in leak.items()]
+    print(
+        f"\nheld-out loss outside the mask in the room of the training pictures ({ROOM}): low means that the room was learned"
+    )
+    table(["", *people, "mean"], rows)
+    return {**{k: statistics.mean(v) for k, v in inside.items()}, **{k: statistics.mean(v) for k, v in leak.items() if "mask" in k},
+            "room": statistics.mean(leak["class word"])}  # fmt: skip
+
+
+def main() -> int:
+    studio = Studio()
+    outside = split(studio)
+    found = quality(studio)
+    learned = {name: 1 - found[name] / found["class word"] for name in ("1 token", "4 tokens")}
+    leaked = {name: 1 - found[name] / found["room"] for name in ("with masks", "without masks")}
+    print(f"\noutside the UNet: {outside:.1%} of a step (target under 10 %)")
+    print(f"held-out loss under the class word's: 1 token {learned['1 token']:.1%}, 4 tokens {learned['4 tokens']:.1%}")
+    print(
+        f"the room's loss under the class word's: with masks {leaked['with masks']:.1%}, without {leaked['without masks']:.1%}"
+    )
+    good = (
+        outside < 0.1
+        and 0 < learned["1 token"] < learned["4 tokens"]
+        and leaked["with masks"] < leaked["without masks"]
+    )
+    print("targets held" if good else "TARGETS MISSED")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The tiny model in this process: learn an identity and draw clips with the pack's own nodes, without a server."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vcd_core.tiny import model as tiny
+from vcd_core.tiny import world
+from vcd_core.tiny.world import Person
+
+from .host import PACK
+from .random_models import enter_host
+from .server import host_from_environment
+
+TEMPLATE = "a photo of a V*"
+SIDE = 128
+
+
+def pictures_of(
+    person: Person, count: int = 6, seed: int = 0, scene: str | None = None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Frames of a person in different scenes (or one), close-ups and medium shots, with masks: what a training gets."""
+    rng = random.Random(seed)
+    images, masks = [], []
+    for i in range(count):
+        clip = world.random_clip(
+            rng, person, framing=("close-up", "medium")[i % 2], scene=scene or world.SCENES[i % len(world.SCENES)]
+        )
+        frame = world.render(clip, rng.randrange(world.FRAMES))
+        images.append(torch.from_numpy(frame.image).float() / 255)
+        masks.append(torch.from_numpy(frame.masks[0]))
+    return images, masks
+
+
+class Studio:
+    """The pack inside this process, with the tiny model loaded."""
+
+    def __init__(self) -> None:
+        host = host_from_environment()
+        enter_host(host.comfy)
+        sys.argv += ["--use-pytorch-cross-attention"]
+        sys.path.insert(0, str(host.base / "custom_nodes"))
+        self.base = host.base
+        self.model, self.clip, self.vae = self.module("nodes.tiny").load_tiny()
+
+    @staticmethod
+    def module(name: str) -> Any:
+        """A module of the pack, imported as the server does."""
+        return importlib.import_module(f"{PACK}.{name}")
+
+    @cached_property
+    def moving(self) -> Any:
+        """The model with its motion module."""
+        motion = self.module("nodes.motion")
+        return motion.MotionModuleNode.execute(self.model, tiny.MOTION_FILE.name, 1.0, "linear (AnimateDiff)").args[0]
+
+    def learn(
+        self, person: Person, seed: int = 0, masked: bool = True, scene: str | None = None, **changes: Any
+    ) -> Any:
+        """An identity learned by the pack's own trainer: what goes through the socket VCD_ID."""
+        training, host = self.module("vcd_core.id_training"), self.module("nodes.host")
+        settings = training.Settings(
+            **{
+                "class_word": person.class_word,
+                "template": TEMPLATE,
+                "size": SIDE,
+                "fit": training.FITS[1],
+                "seed": seed,
+            }
+            | RECIPE
+            | changes
+        )
+        images, masks = pictures_of(person, 6, seed, scene)
+        with host.gradients():
+            backend = host.TrainingModel(self.model, self.clip, self.vae, person.class_word)
+            report = training.train(backend, images, masks if masked else None, settings)
+        tokens = self.module("vcd_core.id_tokens").IdTokens("id", report.vectors)
+        return self.module("nodes.identity").Identity(tokens, person.class_word)
+
+    def prompt(self, text: str, *identities: Any) -> Any:
+        """The conditioning of a prompt; ``V*`` is the first identity."""
+        identity = self.module("nodes.identity")
+        return identity.encode(self.clip, text, {f"id{i}": one for i, one in enumerate(identities)})
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        positive: Any,
+        seed: int,
+        frames: int = world.FRAMES,
+        gamma: Any = 0.1,
+        steps: int = 12,
+        moving: bool = True,
+    ) -> torch.Tensor:
+        """A clip [F, H, W, 3], or with ``moving`` off as many single pictures."""
+        host, prior = self.module("nodes.host"), self.module("vcd_core.noise_prior")
+        noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
+        settings = host.Sampling(steps, 4.0, "dpmpp_2m", "normal", 1.0, seed)
+        model = self.moving if moving else self.model
+        latent = host.sample(
+            model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
+        )
+        return self.vae.decode(latent).float().cpu()
+
+
+RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 2e-2}
+
+
+def robin(folder: Path) -> None:
+    """Learn the identity that ships, and write it beside the weights."""
+    studio = Studio()
+    person = world.identities(1)[0]
+    identity = studio.learn(person)
+    id_tokens = studio.module("vcd_core.id_tokens")
+    about = {"class_word": person.class_word, "base_model": "VCD Tiny Model", "steps": str(RECIPE["steps"])}
+    about |= {
+        "learning_rate": f"{RECIPE['learning_rate']:g}",
+        "pictures": "6",
+        "seed": "0",
+        "who": world.describe(person),
+    }
+    tokens = id_tokens.IdTokens("vcd_tiny_robin", identity.tokens.vectors, about)
+    print(id_tokens.save(tokens, folder, "vcd_tiny_robin", overwrite=True), world.describe(person))
+
+
+if __name__ == "__main__":
+    robin(tiny.IDENTITY_FILE.parent)

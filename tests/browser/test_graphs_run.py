@@ -1,0 +1,133 @@
+"""Every bundled graph, exported to API form by the page itself, runs on the newest and on the oldest supported host.
+
+SD 1.5 and its motion module are random ones of full size, at 64 pixels and one or two steps; identities are random; weights of
+other models that are not to be had are left out of the graph where it runs without them.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dev.host import HOST, OLDEST, prepare
+from dev.random_models import full_size
+from dev.server import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAPHS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+NEEDS = {
+    "03_t2v_animatediff_evolved": "AnimateDiff-Evolved is not there",
+    "04_prompt_to_segmentation": "Grounding DINO, SAM and SAM 3 are not there",
+    "04_train_identity_sam3": "SAM 3 is not there",
+}
+SMALL = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 1, "cfg": 1.0},
+    "VCD_FaceRefine": {"steps": 2, "cfg": 1.0, "refine_size": 64},
+    "VCD_TiledDenoise": {"steps": 5, "cfg": 1.0, "tile_size": 64, "overlap": 16},
+    "VCD_IdTrainer": {"steps": 2, "batch": 1, "size": 64, "sample_every": 0},
+    "VCD_Pictures": {"folder": "vcd_graph_tests"},
+    "LoadVideo": {"file": "vcd_graph_tests.mp4"},
+    "LoadImage": {"image": "vcd_graph_tests.png"},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(browser, page_server):
+    """The graphs as the page sends them to the server."""
+    page = browser.new_page()
+    page.goto(page_server.url, wait_until="load")
+    page.wait_for_function("() => window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100")
+    found = {}
+    for name in GRAPHS:
+        if name not in NEEDS:
+            graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+            page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+            found[name] = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    page.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(page_server):
+    """What the graphs load, small: a checkpoint, motion, identities, a clip, pictures."""
+    import av
+
+    from vcd_core.tiny import world
+
+    base = page_server.host.base
+    models = full_size(base / "models")
+    (base / "models" / "embeddings" / "vcd").mkdir(parents=True, exist_ok=True)
+    made = [base / "models" / "embeddings" / "vcd" / f"{name}.safetensors" for name in ("my_id", "her_id")]
+    made = [path for path in made if not path.exists()]
+    for path in made:
+        save_file({"emb_params": torch.randn(4, 768) * 0.02}, path)
+    frames = [
+        frame.image
+        for frame in world.render_clip(world.random_clip(__import__("random").Random(1), framing="close-up"))
+    ]
+    pictures = base / "input" / "vcd_graph_tests"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for i in (0, 8):
+        made.append(pictures / f"{i}.png")
+        Image.fromarray(frames[i]).save(made[-1])
+    made.append(base / "input" / "vcd_graph_tests.png")
+    Image.fromarray(frames[0]).save(made[-1])
+    made.append(base / "input" / "vcd_graph_tests.mp4")
+    with av.open(str(made[-1]), "w") as out:
+        stream = out.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in frames:
+            small = av.VideoFrame.from_image(Image.fromarray(frame).resize((64, 64)))
+            out.mux(stream.encode(small))
+        out.mux(stream.encode())
+    yield models
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def oldest_server():
+    if not HOST.is_dir():
+        pytest.skip("the oldest host is set up by run.py, not with --comfy DIR")
+    with Server(prepare(None, OLDEST), arguments=("--disable-api-nodes",)) as server:
+        yield server
+
+
+def fitted(prompt, models):
+    """The graph with small sizes and the files that are there."""
+    prompt = json.loads(json.dumps(prompt))
+    absent = {key for key, node in prompt.items() if node["class_type"] in ("CLIPVisionLoader", "CLIPLoader")}
+    masks = {key: node for key, node in prompt.items() if node["class_type"] == "VCD_PromptToSegmentation"}
+    for key in absent | set(masks):
+        del prompt[key]
+    for node in prompt.values():
+        inputs = node["inputs"]
+        for name, value in list(inputs.items()):
+            if isinstance(value, list) and value[0] in absent:
+                del inputs[name]
+            elif isinstance(value, list) and value[0] in masks:
+                inputs[name] = [masks[value[0]]["inputs"]["images"][0], 1]  # the pictures' own masks
+        tiny = any(other["class_type"] == "VCD_TinyModel" for other in prompt.values())
+        if not tiny:
+            inputs.update(SMALL.get(node["class_type"], {}))
+            if node["class_type"] == "CheckpointLoaderSimple":
+                inputs["ckpt_name"] = models["sd15"]
+            if node["class_type"] == "VCD_MotionModule":
+                inputs["motion_module"] = models["motion"]
+    return prompt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["newest", "oldest"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_graph_runs(request, exported, files, page_server, name, host):
+    if name in NEEDS:
+        pytest.skip(NEEDS[name])
+    server = page_server if host == "newest" else request.getfixturevalue("oldest_server")
+    entry = server.run(fitted(exported[name], files), 600)
+    assert entry["status"]["completed"]
+    assert entry["outputs"]
