@@ -6,26 +6,45 @@ import asyncio
 import json
 import sys
 import time
+from pathlib import Path
+
+from PIL import Image
 
 from .graph import to_api
 from .host import ROOT, step
 from .server import Server, host_from_environment
 
-GRAPH = ROOT / "workflows" / "00_noise_prior.json"
+GRAPH = ROOT / "workflows" / "01_quickstart.json"
 
 
 def main() -> int:
     step("Starting ComfyUI", "10 s")
     with Server(host_from_environment()) as server:
         prompt = to_api(json.loads(GRAPH.read_text(encoding="utf-8")), server.get("/object_info"))
-        step(f"Running {GRAPH.name}", "10 s")
+        step(f"Running {GRAPH.name} on the tiny model that ships with the pack", "2 minutes")
         start = time.monotonic()
         entry = asyncio.run(server.watch(prompt, show))
         print(f"\ndone in {time.monotonic() - start:.1f} s")
-        for path in server.outputs(entry):
-            if path.parts[-2] != "temp":
-                print(f"  {path}")
+        files = [path for path in server.outputs(entry) if path.parts[-2] != "temp"]
+        files += [contact_sheet(path) for path in files if "stages" in path.name]
+        for path in files:
+            print(f"  {path}")
     return 0
+
+
+def contact_sheet(video: Path, rows: int = 6) -> Path:
+    """Some frames of a video below each other, as a picture beside it; here each frame shows the three stages."""
+    import av
+
+    with av.open(str(video)) as file:
+        frames = [frame.to_image() for frame in file.decode(video=0)]
+    chosen = [frames[i * (len(frames) - 1) // (rows - 1)] for i in range(rows)]
+    page = Image.new("RGB", (chosen[0].width, sum(frame.height for frame in chosen)))
+    for i, frame in enumerate(chosen):
+        page.paste(frame, (0, i * frame.height))
+    path = video.with_name(f"{video.stem}_sheet.png")
+    page.save(path)
+    return path
 
 
 def show(node: str, value: int, maximum: int) -> None:

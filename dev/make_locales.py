@@ -31,7 +31,7 @@ def definitions(object_info: dict[str, Any], language: str) -> tuple[dict[str, A
     def entry(name: str, tooltip: str | None) -> dict[str, str]:
         return {"name": say("names", name)} | ({"tooltip": say("texts", tooltip)} if tooltip else {})
 
-    nodes = {}
+    nodes: dict[str, dict[str, Any]] = {}
     for node, info in object_info.items():
         if not node.startswith("VCD_"):
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .graph import Graph, Out
 from .host import ROOT, link, prepare
@@ -38,6 +39,11 @@ TINY_MOTION = "vcd_tiny_motion.safetensors"
 Stage = tuple[Out, Out, Out, Out]  # model, VAE, positive and negative
 
 
+def ids(*identities: Out) -> dict[str, Any]:
+    """Identities as the sockets of VCD ID Text Encode."""
+    return {f"ids.id{i}": identity for i, identity in enumerate(identities)}
+
+
 def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> Stage:
     """The embedded model with its motion and identity."""
     graph.column("1. Model, identity, prompt", 340)
@@ -50,7 +56,7 @@ def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> Stage:
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", height=170)
-    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, height=200, **{"ids.id0": identity})
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, height=200, **ids(identity))
     negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", height=120)
     return model, vae, positive, negative
 
@@ -123,9 +129,7 @@ def model_column(graph: Graph, prompt: str, gamma: bool = True, motion: bool = T
         model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
     identity = graph.add("VCD_IdLoader", file=ID, class_word="man", height=170)
-    positive = graph.add(
-        "VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", height=220, **{"ids.id0": identity}
-    )
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", height=220, **ids(identity))
     negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
     return model, Out(checkpoint.node, 2), positive, negative
 
@@ -324,10 +328,9 @@ def two_people(graph: Graph) -> None:
     graph.note("`<name>` in a prompt is the identity of that file name. Left and right are those of the picture.")
     left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", height=170)
     right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", height=170)
-    both = {"ids.id0": left, "ids.id1": right}
     positive = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", height=200,
-        title="Both", **both,
+        title="Both", **ids(left, right),
     )  # fmt: skip
     one = graph.add(
         "VCD_IdTextEncode",
@@ -335,11 +338,11 @@ def two_people(graph: Graph) -> None:
         prompt="photo of <my_id>, face",
         title="Left face",
         height=200,
-        **{"ids.id0": left},
+        **ids(left),
     )
     two = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt="photo of <her_id>, face", title="Right face", height=200,
-        **{"ids.id0": right},
+        **ids(right),
     )  # fmt: skip
     negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
     graph.column("3. T2V VCD", 340)

@@ -26,8 +26,8 @@ NEEDS = {
 SMALL = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 1, "cfg": 1.0},
-    "VCD_FaceRefine": {"steps": 2, "cfg": 1.0, "refine_size": 64},
-    "VCD_TiledDenoise": {"steps": 5, "cfg": 1.0, "tile_size": 64, "overlap": 16},
+    "VCD_FaceRefine": {"steps": 1, "cfg": 1.0, "refine_size": 64},
+    "VCD_TiledDenoise": {"steps": 1, "cfg": 1.0, "scale": 1.5, "tile_size": 64, "overlap": 16},
     "VCD_IdTrainer": {"steps": 2, "batch": 1, "size": 64, "sample_every": 0},
     "VCD_Pictures": {"folder": "vcd_graph_tests"},
     "LoadVideo": {"file": "vcd_graph_tests.mp4"},
@@ -104,6 +104,16 @@ def fitted(prompt, models):
     masks = {key: node for key, node in prompt.items() if node["class_type"] == "VCD_PromptToSegmentation"}
     for key in absent | set(masks):
         del prompt[key]
+    kinds = {node["class_type"] for node in prompt.values()}
+    small = SMALL
+    if "FreeU_V2" in kinds:  # it divides by zero where the deepest features are one cell, as they are at 64 pixels
+        large = {
+            "EmptyLatentImage": {"width": 128, "height": 128},
+            "VCD_TiledDenoise": {"steps": 1, "cfg": 1.0, "scale": 1.0},
+        }
+        small = {**SMALL, **large}
+    if any(node["inputs"].get("batch_size") == 64 for node in prompt.values()):
+        small = {**SMALL, "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 44}}
     for node in prompt.values():
         inputs = node["inputs"]
         for name, value in list(inputs.items()):
@@ -111,9 +121,8 @@ def fitted(prompt, models):
                 del inputs[name]
             elif isinstance(value, list) and value[0] in masks:
                 inputs[name] = [masks[value[0]]["inputs"]["images"][0], 1]  # the pictures' own masks
-        tiny = any(other["class_type"] == "VCD_TinyModel" for other in prompt.values())
-        if not tiny:
-            inputs.update(SMALL.get(node["class_type"], {}))
+        if "VCD_TinyModel" not in kinds:
+            inputs.update(small.get(node["class_type"], {}))
             if node["class_type"] == "CheckpointLoaderSimple":
                 inputs["ckpt_name"] = models["sd15"]
             if node["class_type"] == "VCD_MotionModule":

@@ -1,11 +1,14 @@
 """The pack as a whole: it loads without its optional libraries, imports nothing heavy, and its graphs run on every host."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from dev import make_locales
 from dev.graph import has_control, inputs_of, is_widget, to_api
 from dev.host import PACK, ROOT
 
@@ -65,7 +68,7 @@ def test_bundled_graphs_without_models_run(request, name, which):
     assert any(path.suffix == ".png" for path in files)
 
 
-CHOSEN_FILES = {"motion_module", "detector", "segmenter"}
+CHOSEN_FILES = {"file", "folder", "motion_module", "detector", "segmenter"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
@@ -101,6 +104,43 @@ def test_every_node_is_described(bench):
         for group in ("required", "optional"):
             for key, spec in node["input"].get(group, {}).items():
                 assert spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
+
+
+MAIN_NODES = (
+    "VCD_ApplyNoisePrior", "VCD_IdTextEncode", "VCD_IdTrainer", "VCD_FaceRefine", "VCD_TiledDenoise", "VCD_TinyModel",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("language", make_locales.LANGUAGES)
+def test_every_name_and_tooltip_is_translated(bench, language):
+    wanted, missing = make_locales.definitions(bench.server.get("/object_info"), language)
+    assert not missing, "translate these in dev/translations.json and run python -m dev.make_locales"
+    path = ROOT / "locales" / language / "nodeDefs.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found == wanted, "out of date: run python -m dev.make_locales"
+    script = {"ko": "\uac00-\ud7a3", "zh": "\u4e00-\u9fff", "ja": "\u3040-\u30ff\u4e00-\u9fff"}[language]
+    for node in found.values():
+        assert re.search(f"[{script}]", node["description"])
+
+
+@pytest.mark.parametrize("node", MAIN_NODES)
+def test_main_nodes_have_help_in_other_languages(node):
+    for language in ("ko", "zh"):
+        text = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
+        assert text.startswith("# ")
+        assert len(text) > 150
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_pictures_in_help_pages_are_there(page):
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (ROOT / "web" / "docs" / picture).is_file(), picture
+
+
+def test_every_graph_has_a_thumbnail():
+    for path in (ROOT / "workflows").glob("*.json"):
+        with Image.open(path.with_suffix(".jpg")) as picture:
+            assert min(picture.size) > 60
 
 
 def test_requirements_stand_once():
