@@ -9,7 +9,8 @@ Any graph with Apply 3D Noise Prior, VCD ID Loader and some of the stages can be
 CLIP-I and CLIP-T need:
 
     python -m benchmarks.sweep --server http://127.0.0.1:8188 --graph my_graph.json --gammas 0,0.1,0.2 --ids vcd/a1,vcd/a4 \\
-        --references input_picture.png --clip-vision clip_l.safetensors --dino dinov2-large.safetensors --prompt "a man"
+        --references input_picture.png --dino dinov2-large.safetensors --prompt "a man" \\
+        --clip-vision clip-vit-large-patch14.safetensors --clip clip-vit-large-patch14.safetensors
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def server_of(url: str | None) -> Iterator[Any]:
             yield server
     else:
         server = object.__new__(Server)
-        server.url = url.rstrip("/")
+        server.url, server.process = url.rstrip("/"), None
         yield server
 
 
@@ -119,7 +120,7 @@ def run(
     prompt = json.loads(json.dumps(prompt))
     for node in prompt.values():
         if node["class_type"] == "VCD_ApplyNoisePrior":
-            node["inputs"]["gamma"] = gamma
+            node["inputs"].update(gamma=gamma, gamma_schedule="")
         if node["class_type"] in ("VCD_FaceRefine", "VCD_TiledDenoise"):
             node["inputs"]["gamma"] = gamma
         if node["class_type"] == "VCD_IdLoader" and identity:
@@ -138,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--out", type=Path, default=HOST / "bench")
     options = parser.parse_args(arguments or [])
+    if options.server and not options.ids:
+        parser.error("--server needs --ids: identities can be trained only on a server that is started here")
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with server_of(options.server) as server:

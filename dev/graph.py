@@ -111,8 +111,9 @@ class Graph:
         self._x += (self._width + 2 * self.GAP) if self._width else 0
         self._y, self._width, self._title = 0, width, title
 
-    def add(self, kind: str, *, title: str | None = None, height: float | None = None, **values: Any) -> Out:
-        """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output."""
+    def add(self, kind: str, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
+        """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is the height of
+        its box."""
         info = self.info[kind]
         node_id = len(self.nodes) + 1
         sockets: list[dict[str, Any]] = []
@@ -146,7 +147,7 @@ class Graph:
                 elif name in info["input"].get("optional", {}):
                     socket["shape"] = 7
                 sockets.append(socket)
-        size = [self._width, height or 46 + 24 * rows + 22 * max(len(sockets), len(info["output"]))]
+        size = [self._width, tall or 46 + 24 * rows + 22 * max(len(sockets), len(info["output"]))]
         outputs = [
             {"name": name, "type": kind_, "links": [], "slot_index": i}
             for i, (name, kind_) in enumerate(zip(info["output_name"], info["output"], strict=True))

@@ -25,11 +25,11 @@ def noise_prior(graph: Graph) -> None:
         "This graph needs no model. Change gamma, queue again, and watch the clip: the noise drifts instead of "
         "flickering."
     )
-    preview = graph.add("VCD_NoisePriorPreview", frames=16, gamma=0.8, seed=1, height=420)
+    preview = graph.add("VCD_NoisePriorPreview", frames=16, gamma=0.8, seed=1, tall=420)
     graph.column("2. Keep it", 380)
-    graph.add("SaveImage", images=preview, filename_prefix="vcd/noise_prior", height=330)
+    graph.add("SaveImage", images=preview, filename_prefix="vcd/noise_prior", tall=330)
     video = graph.add("CreateVideo", images=Out(preview.node, 1), fps=8.0)
-    graph.add("SaveVideo", video=video, filename_prefix="vcd/noise_prior", height=420)
+    graph.add("SaveVideo", video=video, filename_prefix="vcd/noise_prior", tall=420)
 
 
 TINY_PROMPT = "a close-up of a V*, waving on the beach"
@@ -52,12 +52,12 @@ def tiny_column(graph: Graph, prompt: str = TINY_PROMPT) -> Stage:
         "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
     )
     checkpoint = graph.add("VCD_TinyModel")
-    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, height=250)
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, tall=250)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
-    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", height=170)
-    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, height=200, **ids(identity))
-    negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", height=120)
+    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", tall=170)
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, tall=200, **ids(identity))
+    negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", tall=120)
     return model, vae, positive, negative
 
 
@@ -68,13 +68,13 @@ def quickstart(graph: Graph) -> None:
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
         "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=20, cfg=4.0,
-        sampler_name="euler", scheduler="normal", height=270,
+        sampler_name="euler", scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)
-    graph.add("PreviewImage", images=frames, title="Frames", height=300)
+    graph.add("PreviewImage", images=frames, title="Frames", tall=300)
     graph.column("3. Face VCD", 340)
     graph.note("The face is found, tracked, cut out, drawn anew at its own 128x128, and put back.")
-    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, height=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=420)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=5,
         steps=20, cfg=4.0, denoise=0.4, refine_size=128,
@@ -91,7 +91,7 @@ def quickstart(graph: Graph) -> None:
     both = graph.add("ImageScaleBy", image=small, upscale_method="nearest-exact", scale_by=2.0)
     stages = graph.add("ImageStitch", image1=both, image2=tiled, direction="right")
     video = graph.add("CreateVideo", images=stages, fps=8.0)
-    graph.add("SaveVideo", video=video, filename_prefix="vcd/quickstart_stages", height=300)
+    graph.add("SaveVideo", video=video, filename_prefix="vcd/quickstart_stages", tall=300)
 
 
 SD15 = (
@@ -121,23 +121,23 @@ def model_column(graph: Graph, prompt: str, gamma: bool = True, motion: bool = T
     graph.models(checkpoint, SD15)
     model = checkpoint
     if motion:
-        model = graph.add("VCD_MotionModule", model=model, motion_module=MOTION[0], height=250)
+        model = graph.add("VCD_MotionModule", model=model, motion_module=MOTION[0], tall=250)
         graph.models(model, MOTION)
     if gamma:
         model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     if freeu:
         model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
-    identity = graph.add("VCD_IdLoader", file=ID, class_word="man", height=170)
-    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", height=220, **ids(identity))
-    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
+    identity = graph.add("VCD_IdLoader", file=ID, class_word="man", tall=170)
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", tall=220, **ids(identity))
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", tall=140)
     return model, Out(checkpoint.node, 2), positive, negative
 
 
 def save_column(graph: Graph, images: Out, name: str, fps: float = 8.0) -> None:
     graph.column("Save", 380)
     video = graph.add("CreateVideo", images=images, fps=fps)
-    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", height=420)
+    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=420)
 
 
 def load_column(graph: Graph) -> Out:
@@ -145,17 +145,17 @@ def load_column(graph: Graph) -> Out:
     graph.note(
         "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows (Manual)."
     )
-    video = graph.add("LoadVideo", height=300)
+    video = graph.add("LoadVideo", tall=300)
     return graph.add("GetVideoComponents", video=video)
 
 
-def sample_column(graph: Graph, stage: Stage, frames: int = 16, height: float = 270) -> Out:
+def sample_column(graph: Graph, stage: Stage, frames: int = 16) -> Out:
     """The first stage with the paper's settings; returns the frames."""
     model, vae, positive, negative = stage
     latent = graph.add("EmptyLatentImage", width=512, height=512, batch_size=frames)
     sampled = graph.add(
         "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=1, steps=20, cfg=8.0,
-        sampler_name="dpmpp_2m", scheduler="karras", height=height,
+        sampler_name="dpmpp_2m", scheduler="karras", tall=270,
     )  # fmt: skip
     return graph.add("VAEDecode", samples=sampled, vae=vae)
 
@@ -179,7 +179,7 @@ def t2v_animatediff_evolved(graph: Graph) -> None:
     context = graph.add("ADE_StandardStaticContextOptions", context_length=16, context_overlap=2)
     model = graph.add(
         "ADE_AnimateDiffLoaderGen1", model=model, context_options=context, model_name=MOTION[0],
-        beta_schedule="autoselect", height=260,
+        beta_schedule="autoselect", tall=260,
     )  # fmt: skip
     graph.models(model, MOTION)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
@@ -190,46 +190,42 @@ def t2v_animatediff_evolved(graph: Graph) -> None:
 HUB = "https://huggingface.co"
 
 
-DINO_AND_SAM = (
-    ("model.safetensors", f"{HUB}/IDEA-Research/grounding-dino-tiny/resolve/main/model.safetensors",
-     "grounding-dino/grounding-dino-tiny"),
-    ("model.safetensors", f"{HUB}/facebook/sam-vit-base/resolve/main/model.safetensors", "sams/sam-vit-base"),
-    ("sam_vit_b_01ec64.pth", "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth", "sams"),
-)  # fmt: skip
 SAM3 = "sam3.1_multiplex_fp16.safetensors"
 
 
 def grounded(graph: Graph, images: Out) -> Out:
     graph.note(
-        "Put the folders `grounding-dino-tiny` into `models/grounding-dino/` and `sam-vit-base` into `models/sams/` "
-        "(transformers format), or an original `sam_vit_b_01ec64.pth` into `models/sams/`."
+        f"Put the folders [grounding-dino-tiny]({HUB}/IDEA-Research/grounding-dino-tiny) into `models/grounding-dino/` and "
+        f"[sam-vit-base]({HUB}/facebook/sam-vit-base) into `models/sams/`, each with its config.json."
     )
     found = graph.add(
         "VCD_PromptToSegmentation", images=images, prompt="a man", detector="grounding-dino-tiny",
-        segmenter="sam-vit-base", height=420,
+        segmenter="sam-vit-base", tall=420,
     )  # fmt: skip
-    graph.models(found, *DINO_AND_SAM)
     return found
 
 
 def sam3(graph: Graph, images: Out) -> Out:
-    graph.note("SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it.")
+    graph.note(
+        "SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it. Older ComfyUI (0.16.3) does "
+        "not have it."
+    )
     sam = graph.add("CheckpointLoaderSimple", ckpt_name=SAM3)
     graph.models(sam, (SAM3, f"{HUB}/Comfy-Org/sam3.1/resolve/main/checkpoints/{SAM3}", "checkpoints"))
     words = graph.add("CLIPTextEncode", clip=Out(sam.node, 1), text="a man")
-    return graph.add("SAM3_Detect", model=sam, image=images, conditioning=words, height=260)
+    return graph.add("SAM3_Detect", model=sam, image=images, conditioning=words, tall=260)
 
 
 def prompt_to_segmentation(graph: Graph) -> None:
     graph.column("0. Pictures", 320)
     graph.note("The pictures of one subject, or a clip. Each is looked at on its own.")
-    images = graph.add("LoadImage", height=330)
+    images = graph.add("LoadImage", tall=330)
     graph.column("1. Grounding DINO and SAM", 380)
     found = grounded(graph, images)
-    graph.add("MaskPreview", mask=found, height=260)
-    graph.add("PreviewImage", images=Out(found.node, 2), title="Overlay", height=260)
+    graph.add("MaskPreview", mask=found, tall=260)
+    graph.add("PreviewImage", images=Out(found.node, 2), title="Overlay", tall=260)
     graph.column("2. Or ComfyUI's own SAM 3", 380)
-    graph.add("MaskPreview", mask=sam3(graph, images), height=260)
+    graph.add("MaskPreview", mask=sam3(graph, images), tall=260)
 
 
 def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded) -> None:
@@ -238,10 +234,10 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
         "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. Press R, "
         "then choose it."
     )
-    images = graph.add("VCD_Pictures", folder="my_pictures", height=120)
+    images = graph.add("VCD_Pictures", folder="my_pictures", tall=120)
     graph.column("1. Masks", 380)
     masks = segment(graph, images)
-    graph.add("MaskPreview", mask=masks, height=260)
+    graph.add("MaskPreview", mask=masks, tall=260)
     graph.column("2. Train", 360)
     graph.note(
         "Plain SD 1.5 teaches best; use the identity in its finetunes. 200 steps are the paper's, 400 the release's."
@@ -250,12 +246,12 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
     graph.models(checkpoint, SD15)
     trained = graph.add(
         "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
-        masks=masks, name="my_id", height=560,
+        masks=masks, name="my_id", tall=560,
     )  # fmt: skip
     graph.column("3. Look and keep", 380)
-    graph.add("VCD_IdSave", id=trained, name="vcd/my_id", height=140)
-    graph.add("LossGraphNode", loss=Out(trained.node, 1), filename_prefix="vcd/loss", height=320)
-    graph.add("PreviewImage", images=Out(trained.node, 2), title="Samples", height=320)
+    graph.add("VCD_IdSave", id=trained, name="vcd/my_id", tall=140)
+    graph.add("LossGraphNode", loss=Out(trained.node, 1), filename_prefix="vcd/loss", tall=320)
+    graph.add("PreviewImage", images=Out(trained.node, 2), title="Samples", tall=320)
 
 
 def train_identity_sam3(graph: Graph) -> None:
@@ -267,12 +263,12 @@ def face_refine(graph: Graph) -> None:
     model, vae, positive, negative = model_column(graph, "photo of V*, face, detailed", gamma=False)
     graph.column("2. Faces", 360)
     graph.note("Check the numbered boxes before refining. Each face is drawn anew at 512x512 and put back.")
-    faces = graph.add("VCD_FaceTrack", images=images, height=420)
+    faces = graph.add("VCD_FaceTrack", images=images, tall=420)
     graph.column("3. Refine", 360)
     refined = graph.add(
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
-    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", height=300)
+    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
     save_column(graph, refined, "face")
 
 
@@ -299,9 +295,9 @@ def full_pipeline(graph: Graph) -> None:
         "let the later stages run: bypass them (Ctrl+B) while you look for a seed."
     )
     frames = sample_column(graph, stage)
-    graph.add("PreviewImage", images=frames, title="After T2V", height=280)
+    graph.add("PreviewImage", images=frames, title="After T2V", tall=280)
     graph.column("3. Face VCD", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, height=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, tall=420)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
@@ -320,16 +316,16 @@ def two_people(graph: Graph) -> None:
     )
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
     graph.models(checkpoint, SD15)
-    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], height=250)
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], tall=250)
     graph.models(model, MOTION)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     graph.column("2. Two identities", 360)
     graph.note("`<name>` in a prompt is the identity of that file name. Left and right are those of the picture.")
-    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", height=170)
-    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", height=170)
+    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", tall=170)
+    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", tall=170)
     positive = graph.add(
-        "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", height=200,
+        "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=200,
         title="Both", **ids(left, right),
     )  # fmt: skip
     one = graph.add(
@@ -337,18 +333,18 @@ def two_people(graph: Graph) -> None:
         clip=clip,
         prompt="photo of <my_id>, face",
         title="Left face",
-        height=200,
+        tall=200,
         **ids(left),
     )
     two = graph.add(
-        "VCD_IdTextEncode", clip=clip, prompt="photo of <her_id>, face", title="Right face", height=200,
+        "VCD_IdTextEncode", clip=clip, prompt="photo of <her_id>, face", title="Right face", tall=200,
         **ids(right),
     )  # fmt: skip
-    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", height=140)
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", tall=140)
     graph.column("3. T2V VCD", 340)
     frames = sample_column(graph, (model, vae, positive, negative))
     graph.column("4. Each face its own identity", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", height=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=420)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative, faces=faces,
         which="left to right", seed=1,
@@ -364,11 +360,11 @@ def long_clip(graph: Graph) -> None:
         "whole clip: calm at first, from frame 32 on stiller still (a gamma schedule)."
     )
     model = graph.add(
-        "VCD_ApplyNoisePrior", model=model, gamma=0.1, gamma_schedule="0: 0.05, 31: 0.05, 40: 0.2", height=180
+        "VCD_ApplyNoisePrior", model=model, gamma=0.1, gamma_schedule="0: 0.05, 31: 0.05, 40: 0.2", tall=180
     )
     model = graph.add(
         "ContextWindowsManual", model=model, context_length=16, context_overlap=4, context_schedule="standard_static",
-        fuse_method="pyramid", dim=0, height=330,
+        fuse_method="pyramid", dim=0, tall=330,
     )  # fmt: skip
     graph.column("3. Sample", 340)
     save_column(graph, sample_column(graph, (model, vae, positive, negative), frames=64), "long")
@@ -390,11 +386,12 @@ DINOV2 = ("dinov2-large.safetensors", f"{HUB}/facebook/dinov2-large/resolve/main
 
 def evaluate(graph: Graph) -> None:
     images = load_column(graph)
-    references = graph.add("LoadImage", title="A picture of the subject", height=330)
+    references = graph.add("LoadImage", title="A picture of the subject", tall=330)
     graph.column("1. What judges", 360)
     graph.note(
         "CLIP's picture half and DINOv2 in `models/clip_vision`, CLIP's text half in `models/text_encoders`: one file of OpenAI "
-        "holds both halves. Leave any of them out, and the figures that need it are named instead."
+        "holds both halves. They come as model.safetensors: save them under the names shown here. Leave any of them out, and the "
+        "figures that need it are named instead."
     )
     vision = graph.add("CLIPVisionLoader", clip_name=CLIP_L[0])
     graph.models(vision, (*CLIP_L, "clip_vision"))
@@ -403,12 +400,12 @@ def evaluate(graph: Graph) -> None:
     clip = graph.add("CLIPLoader", clip_name=CLIP_L[0], type="stable_diffusion")
     graph.models(clip, (*CLIP_L, "text_encoders"))
     graph.column("2. Figures", 520)
-    faces = graph.add("VCD_FaceTrack", images=images, height=380)
+    faces = graph.add("VCD_FaceTrack", images=images, tall=380)
     figures = graph.add(
         "VCD_Evaluate", images=images, references=references, clip_vision=vision, dino=dino, clip=clip, faces=faces,
-        prompt="a man walking on the beach", height=620,
+        prompt="a man walking on the beach", tall=620,
     )  # fmt: skip
-    graph.add("PreviewAny", source=figures, height=260)
+    graph.add("PreviewAny", source=figures, tall=260)
 
 
 GRAPHS: dict[str, Callable[[Graph], None]] = {

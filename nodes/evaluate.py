@@ -54,6 +54,8 @@ def measure(
         else:
             found.append(Figure(name, values(), unit))
 
+    if dino is not None and host.vision_kind(dino) != "dinov2":
+        raise ValueError(f"The model in dino is {host.vision_kind(dino)}; expected a DINOv2 (large or giant).")
     seen = None if clip_vision is None else host.embed_images(clip_vision, images)
     text = prompt.strip() or None
 
@@ -80,39 +82,41 @@ def measure(
     add("dynamics", "% of the diagonal a frame", lambda: metrics.dynamics(images), more_than_one_frame=several)
     add("flicker", "255ths", lambda: metrics.flicker(images), more_than_two_frames=len(images) > 2)
     add("sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images))
-    model = None if face_model == NO_MODEL else face_model
-    add(
-        "face likeness", "cosine", lambda: _face_likeness(images, references, face_model),  # type: ignore[arg-type]
-        references=references, a_face_model=model,
-    )  # fmt: skip
+    if face_model == NO_MODEL or references is None:
+        missing.append("face likeness: needs references and a face model")
+    else:
+        values, note = _face_likeness(images, references, face_model)
+        if values is not None:
+            found.append(Figure("face likeness", values))
+        if note:
+            missing.append(note)
     if faces is not None:
         faces.check(images)
         region = masks_of(faces, factor=1.0)
-        frames = [i for i in range(len(images)) if region[i].any()]
-        if frames:
-            part = slice(frames[0], frames[-1] + 1)
-            add(
-                "face sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images[frames], region[frames])
-            )
-            add(
-                "face flicker", "255ths", lambda: metrics.flicker(images[part], region[part]),
-                three_frames_with_a_face=len(images[part]) > 2,
-            )  # fmt: skip
+        seen_in = [i for i in range(len(images)) if region[i].any()]
+        between = [i - 1 for i in seen_in if {i - 1, i + 1} <= set(seen_in)]
+        if seen_in:
+            values = metrics.sharpness(images[seen_in], region[seen_in])
+            found.append(Figure("face sharpness", values, "variance of the Laplacian"))
+        if between:
+            found.append(Figure("face flicker", metrics.flicker(images, region)[between], "255ths"))
         else:
-            missing.append("face sharpness, face flicker: no frame of the clip has a face")
+            missing.append("face flicker: needs three frames in a row with a tracked face")
     return found, missing
 
 
-def _face_likeness(images: torch.Tensor, references: torch.Tensor, model: str) -> torch.Tensor:
+def _face_likeness(images: torch.Tensor, references: torch.Tensor, model: str) -> tuple[torch.Tensor | None, str]:
+    """The likeness of each face that is found, and what to say where some or all are not."""
     path = host.model_file(FACE_MODELS, model)
     wanted, _ = metrics.face_embeddings(references.cpu(), path)
     found, _ = metrics.face_embeddings(images, path)
     for who, embeddings in (("reference pictures", wanted), ("clip", found)):
         if not len(embeddings):
-            raise ValueError(
-                f"No face was found in the {who}, so face likeness cannot be computed. Set face_model to none."
-            )
-    return metrics.to_references(found, wanted)
+            return None, f"face likeness: no face was found in the {who}"
+    partly = (
+        "" if len(found) == len(images) else f"face likeness: of the {len(found)} of {len(images)} frames with a face"
+    )
+    return metrics.to_references(found, wanted), partly
 
 
 def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
@@ -123,7 +127,9 @@ def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
         values = [next((f"{f.mean:.3f}" for f in figures if f.name == name), "") for figures in clips.values()]
         paper = ", ".join(f"{value:.3f}" for value in metrics.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
-    return "\n".join([*lines, *(["", "Not computed:", *(f"- {line}" for line in missing)] if missing else [])])
+    return "\n".join(
+        [*lines, *(["", "Not computed, or in part:", *(f"- {line}" for line in missing)] if missing else [])]
+    )
 
 
 def shared_inputs() -> list[io.Input]:

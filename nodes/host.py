@@ -271,23 +271,43 @@ class TrainingModel:
                 f"This model ({kind_of(model)}, text encoders {', '.join(text_widths(clip)) or 'unknown'}) is not SD 1.5; "
                 "identities are trained on SD 1.5 and its finetunes."
             )
-        self.model, self.clip, self.vae = model, clip, vae
+        config = model.model.model_config.unet_config
+        latent, context = config.get("in_channels", 4), config.get("context_dim")
+        if latent != 4 or config.get("adm_in_channels") or context != text_widths(clip)["clip_l"]:
+            raise ValueError(
+                f"MODEL and CLIP do not fit: the UNet takes {latent} channels and text {context} wide, the CLIP's is "
+                f"{text_widths(clip)['clip_l']} wide. Take both from one SD 1.5 checkpoint (not an inpainting one)."
+            )
+        if vae.latent_channels != 4:
+            raise ValueError(
+                f"The VAE's latents have {vae.latent_channels} channels; SD 1.5's have 4. Take its own VAE."
+            )
+        self.model, self.clip, self.vae = _always_loaded(model), _clip_always_loaded(clip), vae
         self.prediction, self.class_word = kinds[kind], class_word
         self.load()
-        self.sigmas = model.model.model_sampling.sigmas.detach().clone().cpu()
-        table = self._table()
-        norms = table.norm(dim=1)
+        self.sigmas = self.model.model.model_sampling.sigmas.detach().clone().cpu()
+        norms = self._table().norm(dim=1)
         self.norm = float(norms[norms > 0].mean())
-        last = next(reversed(model.model.diffusion_model.state_dict().values()))
-        digest = hashlib.sha256()
-        for part in (table[::97], last):
-            digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-        self.identity = digest.hexdigest()[:16]
+        self.identity = self._identity()
 
-    def load(self) -> None:
-        """Load model and text encoder, with weights that gradients can flow through."""
+    def _identity(self) -> str:
+        """A digest of a few numbers of every weight, as half precision has them, so that it does not depend on the dtype."""
+        digest = hashlib.sha256(repr((self.clip.layer_idx, self.prediction)).encode())
+        digest.update(self.sigmas.numpy().tobytes())
+        for part in (self.model.model, self.clip.cond_stage_model, self.vae.first_stage_model):
+            for name, value in sorted(part.state_dict().items()):
+                flat = value.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 4)][:4].half().cpu().contiguous()
+                digest.update(name.encode() + sample.numpy().tobytes())
+        for key, patches in sorted(self.model.patches.items(), key=str):  # of weights that are not loaded
+            digest.update(repr((key, [patch[0] for patch in patches])).encode())
+        return digest.hexdigest()[:16]
+
+    def load(self, latents: Sequence[int] | None = None) -> None:
+        """Load model and text encoder, with weights that gradients can flow through, and room for latents of this shape."""
         patchers = [self.model, self.clip.patcher]
-        comfy.model_management.load_models_gpu(patchers)
+        room = 0 if latents is None else 3 * self.model.memory_required(list(latents))
+        comfy.model_management.load_models_gpu(patchers, memory_required=room, force_full_load=True)
         for patcher in patchers:
             _allow_gradients(patcher.model)
 
@@ -296,6 +316,9 @@ class TrainingModel:
         return weight.detach().float().cpu().clone()
 
     def words(self, text: str) -> torch.Tensor:
+        for name in re.findall(r"embedding:([^\s,:()]+)", text):
+            if self.clip.tokenizer.clip_l._try_get_embedding(name)[0] is None:
+                raise ValueError(f"There is no embedding '{name}' in models/embeddings.")
         tokenizer, table = self.clip.tokenizer.clip_l, self._table()
         found = [token for section in self.clip.tokenize(text)["l"] for token, *_ in section]
         rows = [
@@ -327,6 +350,7 @@ class TrainingModel:
 
     def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         device = self.model.load_device
+        self.load(noised.shape)  # encoding text or pictures may have unloaded it
         noised, sigma, context = noised.to(device), sigma.to(device), context.to(device)
         return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options={}).cpu()
 
@@ -334,12 +358,32 @@ class TrainingModel:
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
     """Nodes run in inference mode; here gradients can be taken, also through the text encoder, which adds in place."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autograd.graph.allow_mutation_on_saved_tensors(),
-    ):
-        yield
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.graph.allow_mutation_on_saved_tensors(),
+        ):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = deterministic
+
+
+def _always_loaded(patcher: Any) -> Any:
+    """A patcher whose weights stay where they are loaded; the host's dynamic one fetches them for each call."""
+    if patcher.is_dynamic() and getattr(patcher, "cached_patcher_init", None) is not None:
+        return patcher.clone(disable_dynamic=True)
+    return patcher
+
+
+def _clip_always_loaded(clip: Any) -> Any:
+    patcher = _always_loaded(clip.patcher)
+    if patcher is not clip.patcher:
+        clip = clip.clone()
+        clip.patcher, clip.cond_stage_model = patcher, patcher.model
+    return clip
 
 
 def _allow_gradients(module: torch.nn.Module) -> None:
@@ -347,10 +391,14 @@ def _allow_gradients(module: torch.nn.Module) -> None:
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None and weight.is_inference():
-                part._parameters[name] = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+                fresh = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+                vars(fresh).update(vars(weight))  # what the host noted on it
+                part._parameters[name] = fresh
         for name, value in part._buffers.items():
             if value is not None and value.is_inference():
                 part._buffers[name] = value.clone()
+        if hasattr(part, "_v_signature"):
+            vars(part)["_v_signature"] = None  # the host's own copy of the weight is of inference mode too
     module.requires_grad_(False)
 
 
@@ -865,9 +913,23 @@ def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[
 
 
 def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
-    """The CLIP vision (or DINOv2) embeddings [N, d] of IMAGE, some at a time."""
+    """The CLIP vision (or DINOv2) embeddings [N, d] of IMAGE, some at a time.
+
+    Raises:
+        ValueError: a model that gives no single embedding of a picture (SigLIP).
+    """
     parts = [clip_vision.encode_image(part[..., :3])["image_embeds"].float().cpu() for part in images.split(16)]
+    if parts[0].ndim != 2:
+        raise ValueError(
+            f"This CLIP vision model ({vision_kind(clip_vision)}) gives no single embedding of a picture; expected a CLIP "
+            "(ViT-L/14, ViT-H) or, for DINO, a DINOv2."
+        )
     return torch.cat(parts)
+
+
+def vision_kind(clip_vision: Any) -> str:
+    """What kind of model a CLIP_VISION is, in the host's words; "dinov2" for DINOv2."""
+    return str(getattr(clip_vision, "model_type", "unknown"))
 
 
 def embed_text(clip: Any, text: str) -> torch.Tensor:
@@ -880,13 +942,35 @@ def embed_text(clip: Any, text: str) -> torch.Tensor:
     projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)
     if projection is None:
         raise ValueError("This CLIP has no text encoder of the CLIP family; CLIP-T cannot be computed with it.")
+    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled="unprojected")[1][0].float().cpu()
     weight = projection.weight.detach().float().cpu()
-    if weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight))):
+    if not _is_projection(weight) or _files_lack(clip, "text_projection"):
         raise ValueError(
-            "This CLIP came without a text projection (checkpoints of SD 1.5 leave it out), so CLIP-T would be meaningless. "
-            "Load clip_l.safetensors with 'Load CLIP' for it."
+            "This CLIP came without a text projection (checkpoints of SD 1.5 and the usual clip_l.safetensors leave it out), so "
+            "CLIP-T would be meaningless. Load OpenAI's clip-vit-large-patch14 with 'Load CLIP' for it."
         )
-    return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1][0].float().cpu()
+    return pooled @ weight.T
+
+
+def _is_projection(weight: torch.Tensor) -> bool:
+    """Whether weights were loaded: the host leaves those of a missing layer as zeros or as whatever the memory held."""
+    spread = float(weight.std()) if torch.isfinite(weight).all() else math.inf
+    identity = weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight)))
+    return 1e-4 < spread < 10 and not identity
+
+
+def _files_lack(clip: Any, layer: str) -> bool:
+    """Whether the files that a CLIP was loaded from are known and none holds this layer."""
+    from safetensors import safe_open
+
+    paths = re.findall(r"'([^']+\.safetensors)'", repr(getattr(clip.patcher, "cached_patcher_init", None)))
+    if not paths or not all(os.path.isfile(path) for path in paths):
+        return False
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            if any(key.removesuffix(".weight").endswith(layer) for key in file.keys()):  # noqa: SIM118
+                return False
+    return True
 
 
 def likeness(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:

@@ -26,10 +26,10 @@ def load_tiny() -> tuple[host.Model, object, object]:
     encoder = clip.cond_stage_model.clip_l.transformer
     table = torch.zeros(encoder.get_input_embeddings().weight.shape)  # words it does not know count as nothing
     table[weights["words"]] = weights["table"]
-    text = tiny.part(weights, "text") | {"embeddings.token_embedding.weight": table}
-    encoder.text_model.load_state_dict(text)
-    with torch.no_grad():
-        encoder.text_projection.weight.copy_(torch.eye(tiny.TEXT_WIDTH))
+    text = {f"text_model.{key}": value for key, value in tiny.part(weights, "text").items()}
+    text["text_model.embeddings.token_embedding.weight"] = table
+    # as a state dict: where the host loads weights lazily, there is nothing to copy into
+    encoder.load_state_dict({**text, "text_projection.weight": torch.eye(tiny.TEXT_WIDTH)})
     return model, clip, vae
 
 

@@ -211,8 +211,8 @@ class IdTrainer(io.ComfyNode):
         settings.check()
         state = id_tokens.free_path(host.output_folder(STATES), name, overwrite=True)
         with host.gradients():
-            pictures = [picture.clone() for batch in images for picture in batch]
-            areas = None if masks is None else [mask.clone() for batch in masks for mask in batch]
+            pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
+            areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
             id_training.prepare(pictures, areas, settings)  # before any model is loaded
             backend = host.TrainingModel(model, clip, vae, settings.class_word)
             show = _Show(backend, settings, sample_every)

@@ -105,6 +105,7 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all: under a temporary name, then renamed."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +114,10 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
     try:
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         Path(partial).unlink(missing_ok=True)
+        if isinstance(error, SafetensorError):  # what a full disk gives
+            raise OSError(f"{path.name} could not be written: {error}") from error
         raise
 
 
@@ -126,7 +129,9 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     state, metadata = _read(path)
     assert isinstance(state, dict)
-    return state, metadata
+    return {
+        key: value.clone() for key, value in state.items()
+    }, metadata  # not views of the file, which may be replaced
 
 
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from . import id_tokens
 
 MOST_TOKENS = 32
+GRADIENT_SCALE = 2.0**14  # keeps gradients of half-precision models above what they round to zero; exact in float32
 CELL = 8  # pixels of one latent cell, a side
 BUCKET = 64  # sides of whole pictures are multiples of this
 CONTEXT = 1.5  # a crop's side over the mask's
@@ -188,8 +189,17 @@ def _fit(image: torch.Tensor, mask: torch.Tensor, settings: Settings) -> Picture
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1
     if settings.fit == FITS[0]:
-        side = min(height, width, math.ceil(CONTEXT * max(bottom - top, right - left)))
-        high = wide = side
+        needed = max(bottom - top, right - left)
+        high = wide = max(needed, min(height, width, math.ceil(CONTEXT * needed)))
+        room = (
+            max(0, wide - width),
+            max(0, high - height),
+        )  # a tall subject in a narrow picture gets grey at its sides
+        if any(room):
+            sides = (room[0] // 2, room[0] - room[0] // 2, room[1] // 2, room[1] - room[1] // 2)
+            image, mask = F.pad(image, sides, value=0.5), F.pad(mask, sides)
+            (height, width), left, right = mask.shape, left + sides[0], right + sides[0]
+            top, bottom = top + sides[2], bottom + sides[2]
         size = (settings.size, settings.size)
     else:
         size = bucket(height, width, settings.size)
@@ -366,6 +376,8 @@ class Training:
             [self.vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
         )
         self.losses: list[float] = []
+        with torch.no_grad():  # a caption that is too long is found here, and not at the step that draws it
+            backend.text([words + settings.template for words in ("", *FAR, *NEAR)], self.vectors)
 
     @property
     def step(self) -> int:
@@ -380,13 +392,15 @@ class Training:
         """
         loss = masked_loss(self.backend, self.vectors, self.album.draw(self.step))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ValueError(
-                f"The loss of step {self.step + 1} is {value}. Start ComfyUI with --force-fp32, or lower the learning "
-                "rate; the state before this step is kept."
-            )
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss * GRADIENT_SCALE).backward()
+        assert self.vectors.grad is not None
+        self.vectors.grad /= GRADIENT_SCALE
+        if not (math.isfinite(value) and torch.isfinite(self.vectors.grad).all()):
+            raise ValueError(
+                f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with --force-fp32, or "
+                "lower the learning rate, and go on: the state before this step is kept."
+            )
         self.optimizer.step()
         if self.settings.clamp_norm:
             with torch.no_grad():
@@ -396,7 +410,7 @@ class Training:
 
     def about(self) -> dict[str, str]:
         """What a state must have in common with the training that goes on from it."""
-        settings = asdict(replace(self.settings, steps=0))
+        settings = asdict(replace(self.settings, steps=0, learning_rate=0.0))  # these two may change
         return {"model": self.backend.identity, "pictures": self.album.fingerprint(), "settings": json.dumps(settings)}
 
     def save(self, path: Path) -> None:
@@ -449,7 +463,7 @@ def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
 def is_done(path: Path) -> bool:
     """Whether the training that wrote this state came to its end."""
     tensors, about = id_tokens.read_state(path)
-    return len(tensors.get("losses", ())) >= int(about.get("goal", "0"))
+    return "goal" in about and len(tensors.get("losses", ())) >= int(about["goal"])
 
 
 @dataclass
@@ -475,8 +489,8 @@ def train(
     Args:
         images, masks: see :func:`prepare`.
         state: where the state is written every ``save_every`` steps, at the end, and when the training is stopped.
-        resume: go on from ``state`` if it is there. A training that came to its end is begun anew where anything but
-            ``steps`` has changed; one that did not raises.
+        resume: go on from ``state`` if it is there. Where anything but ``steps`` and ``learning_rate`` has changed, a
+            training that came to its end is begun anew, its state being kept under a number; one that did not raises.
         on_step: called after each step; what it raises stops the training, its state being kept.
 
     Raises:
@@ -501,6 +515,7 @@ def train(
         except ValueError:
             if not is_done(state):
                 raise
+            state.rename(id_tokens.free_path(state.parent, state.stem, overwrite=False))
     if training.step > settings.steps:
         raise ValueError(
             f"The training '{state.stem if state else ''}' has done {training.step} steps already, more than "

@@ -150,7 +150,7 @@ def figures_chart(
         IMAGE [1, H, width, 3].
     """
     names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
-    row, margin, legend = 96, 28, 30 + 20 * ((len(clips) + 3) // 4)
+    row, margin, legend = max(96, 30 + 7 * len(clips)), 28, 30 + 20 * ((len(clips) + 3) // 4)
     page = Image.new("RGB", (width, margin + legend + row * max(1, len(names)) + margin), PAPER)
     draw = ImageDraw.Draw(page)
     for i, clip in enumerate(clips):
@@ -212,4 +212,7 @@ def _curves(draw: ImageDraw.ImageDraw, found: dict[int, Figure], box: tuple[int,
     draw.text((x0 - 4, y1 - 12), f"{low:.3g}", GREY, font(11), anchor="ra")
 
 
-SERIES = ((38, 90, 160), (220, 110, 50), (60, 150, 90), (150, 90, 180), (200, 170, 40), (90, 90, 96))
+SERIES = (
+    (38, 90, 160), (220, 110, 50), (60, 150, 90), (150, 90, 180), (200, 170, 40), (90, 90, 96), (210, 70, 100), (70, 180, 190),
+    (130, 90, 50), (120, 160, 230), (140, 190, 80), (240, 160, 180),
+)  # fmt: skip

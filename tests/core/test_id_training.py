@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tomllib
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch.nn import functional as F
 
 import vcd_core
-from vcd_core import id_tokens, id_training
+from vcd_core import id_training
 from vcd_core.id_training import (
     Album,
     Picture,
@@ -125,6 +127,26 @@ def test_more_steps_go_on_from_a_finished_training(tmp_path):
         train(Mean(), pictures, masks, replace(QUICK, steps=2), state)
     other = train(Mean(), pictures, masks, replace(QUICK, tokens=2), state)  # finished, so it is begun anew
     assert other.vectors.shape == (2, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.safetensors", "state_001.safetensors"]
+
+
+def test_a_gradient_that_overflows_keeps_tokens_and_state(tmp_path):
+    backend, state = Mean(), tmp_path / "state.safetensors"
+
+    def denoise(noised, sigma, context):
+        clean = Mean.denoise(backend, noised, sigma, context)
+        if len(seen) == 2:
+            clean.register_hook(lambda grad: grad * torch.inf)
+        return clean
+
+    seen = []
+    backend.denoise = denoise
+    with pytest.raises(ValueError, match="gradient is not finite"):
+        train(backend, [two_colours()[0]], None, QUICK, state, save_every=1, on_step=lambda training: seen.append(1))
+    backend.denoise = lambda *arguments: Mean.denoise(backend, *arguments)
+    again = train(backend, [two_colours()[0]], None, replace(QUICK, learning_rate=0.005), state)
+    assert len(again.losses) == QUICK.steps
+    assert torch.isfinite(again.vectors).all()
 
 
 @pytest.mark.parametrize(
@@ -161,9 +183,9 @@ def test_a_truncated_state_is_reported(tmp_path):
 
 def test_a_full_disk_does_not_cost_the_training(tmp_path, monkeypatch, caplog):
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(id_tokens.os, "replace", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     report = train(Mean(), [two_colours()[0]], None, QUICK, tmp_path / "mine.safetensors", save_every=2)
     assert len(report.losses) == QUICK.steps
     assert "No space left" in caplog.text
@@ -186,10 +208,25 @@ def test_each_variant_is_encoded_once():
 
 
 def test_captions_say_how_large_the_subject_is():
-    backend = Mean()
-    train(backend, [two_colours()[0]], None, replace(QUICK, steps=200, variants=60))
-    beginnings = {caption.removesuffix("photo of a V*") for caption in backend.captions}
+    settings = replace(QUICK, variants=60)
+    album = Album(prepare([two_colours()[0]], None, settings), Mean(), settings)
+    captions = [caption for step in range(200) for caption in album.draw(step).captions]
+    beginnings = {caption.removesuffix("photo of a V*") for caption in captions}
     assert beginnings == {"", "a far away ", "very small ", "zoomed in ", "close up "}
+
+
+def test_a_caption_that_is_too_long_is_refused_before_the_first_step():
+    backend = Mean()
+    most = len("a far away photo of a V*") - 1
+
+    def text(captions, vectors):
+        if any(len(caption) > most for caption in captions):
+            raise ValueError("too long")
+        return Mean.text(backend, captions, vectors)
+
+    backend.text = text
+    with pytest.raises(ValueError, match="too long"):
+        Training(backend, prepare([two_colours()[0]], None, QUICK), QUICK)
 
 
 def test_variants_are_those_of_the_paper():
@@ -217,6 +254,11 @@ def test_preparation_crops_around_the_mask_and_keeps_aspects():
     assert around.image.shape == (3, 64, 64)
     assert 0.35 < float(around.mask.mean()) < 0.55  # 20 of 30 pixels a side
     assert torch.allclose(around.image[0], around.mask, atol=1e-5)
+    tall = torch.zeros(120, 40)
+    tall[5:115, 10:30] = 1  # a standing person, higher than the picture is wide
+    standing = prepare([tall[..., None].expand(-1, -1, 3)], [tall], QUICK)[0]
+    assert standing.image.shape == (3, 64, 64)
+    assert float(standing.mask.sum()) == pytest.approx(64 * 64 * 20 / 110, rel=0.05)  # all of it is there
     whole = prepare([picture], [mask], replace(QUICK, size=256, fit="whole picture"))[0]
     assert whole.image.shape[1:] == bucket(100, 300, 256) == (128, 448)
     assert float(whole.mask.sum()) > 0
@@ -291,7 +333,7 @@ def test_settings_out_of_range_are_refused(changes, shown):
 def test_a_loss_that_is_no_number_keeps_the_tokens(tmp_path):
     backend = Mean()
     backend.denoise = lambda noised, sigma, context: (
-        noised / 0 if len(training.losses) == 2 else Mean.denoise(backend, noised, sigma, context)
+        Mean.denoise(backend, noised, sigma, context) / (len(training.losses) != 2)
     )
     training = Training(backend, prepare([two_colours()[0]], None, QUICK), QUICK)
     training.advance(), training.advance()

@@ -35,7 +35,7 @@ def test_everything_that_is_connected_is_computed(bench):
     assert 0.5 < values["CLIP-I"] <= 1
     assert values["dynamics"] > 0
     assert values["face likeness"] == -1
-    assert "face likeness: needs a face model" in text
+    assert "face likeness: needs references and a face model" in text
 
 
 def test_missing_inputs_are_named(bench):
@@ -95,6 +95,36 @@ def test_models_of_different_families_are_refused(bench):
     node = graph.VCD_Evaluate(images=clips(graph), **models(graph, width=32))
     with pytest.raises(QueueError, match="different families"):
         bench.tensors(graph, node)
+
+
+def test_the_text_projection_counts(bench):
+    """Pooled text before the projection lies in another space than the pictures."""
+    values = []
+    for scale in (1.0, -1.0):
+        graph = bench.graph()
+        more = models(graph)
+        more["clip"] = graph.VCDTest_Projection(clip=more["clip"], scale=str(scale))
+        node = graph.VCD_Evaluate(images=clips(graph), **more)
+        values.append(bench.tensors(graph, [node[0], 4]))
+    assert values[0] == pytest.approx(-values[1], abs=1e-4)
+    assert abs(values[0]) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf")])
+def test_a_projection_that_was_never_loaded_is_refused(bench, scale):
+    graph = bench.graph()
+    more = models(graph)
+    more["clip"] = graph.VCDTest_Projection(clip=more["clip"], scale=str(scale))
+    with pytest.raises(QueueError, match="without a text projection"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
+
+
+def test_a_clip_in_place_of_dino_is_refused(bench):
+    graph = bench.graph()
+    more = models(graph)
+    more["dino"] = more["clip_vision"]
+    with pytest.raises(QueueError, match="model in dino is clip_vision_model; expected a DINOv2"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
 
 
 def test_a_clip_without_text_projection_is_refused(bench):

@@ -239,6 +239,26 @@ class Vision(io.ComfyNode):
         return io.NodeOutput(vision)
 
 
+class Projection(io.ComfyNode):
+    """A CLIP whose text projection is multiplied."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Projection",
+            category="tests",
+            inputs=[io.Clip.Input("clip"), io.String.Input("scale")],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip, scale):
+        layer = clip.cond_stage_model.clip_l.transformer.text_projection
+        before = _originals.setdefault(id(layer), layer.weight.detach().clone())
+        layer.weight = torch.nn.Parameter(before * float(scale), requires_grad=False)
+        return io.NodeOutput(clip)
+
+
 class Upscaler(io.ComfyNode):
     """Stands for an upscale model: every pixel twice; it fails as if memory ran out on tiles above ``most`` pixels."""
 
@@ -278,7 +298,20 @@ class TinyControlNet(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [TinySD, SaveTensor, BatchIndex, ManyTiles, Rows, World, Broken, Looks, Vision, Upscaler, TinyControlNet]
+        return [
+            TinySD,
+            SaveTensor,
+            BatchIndex,
+            ManyTiles,
+            Rows,
+            World,
+            Broken,
+            Looks,
+            Vision,
+            Projection,
+            Upscaler,
+            TinyControlNet,
+        ]
 
 
 async def comfy_entrypoint():
