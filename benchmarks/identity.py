@@ -21,7 +21,7 @@ from vcd_core.tiny import world
 
 from .measure import table
 
-STEPS, DRAWS, PEOPLE = 5, 24, 4
+STEPS, DRAWS, PEOPLE = 5, 24, 3
 ROOM = "forest"  # where all pictures of the leak measurement are taken
 
 

@@ -18,7 +18,7 @@ from .studio import Studio, pictures_of
 
 IMAGES = ROOT / "web" / "docs" / "images"
 WORKFLOWS = ROOT / "workflows"
-PROMPT = "a close-up of a V*, waving on the beach"
+PROMPT, FACE = "a photo of a V*, waving on the beach", "a close-up of a V*, standing on the beach"
 SEED = 5
 PAPER = (250, 250, 248)
 
@@ -72,12 +72,12 @@ class Painter:
         self.negative = self.studio.prompt("")
 
     @torch.inference_mode()
-    def face(self, frames: torch.Tensor, positive: object, denoise: float = 0.4) -> tuple[torch.Tensor, torch.Tensor]:
+    def face(self, frames: torch.Tensor, positive: object) -> tuple[torch.Tensor, torch.Tensor]:
         """The frames after Face VCD, and its crops before and after."""
         node = self.studio.module("nodes.face")
         tracked = node.FaceTrack.execute(frames, "largest", 0, 0.5, 8, 3, True).args[0]
         out = node.FaceRefine.execute(
-            frames, self.studio.moving, self.studio.vae, positive, self.negative, 20, 4.0, "euler", "normal", denoise, 0.1,
+            frames, self.studio.moving, self.studio.vae, positive, self.negative, 20, 2.5, "euler", "normal", 0.6, 0.1,
             SEED, 128, 3.0, 1.0, 5.0, 1.6, False, "largest", 0, tracked,
         )  # fmt: skip
         return out.args[0], out.args[1]
@@ -87,7 +87,7 @@ class Painter:
         node = self.studio.module("nodes.tiled")
         return node.TiledDenoise.execute(
             images=frames, model=self.studio.moving, vae=self.studio.vae, positive=positive, negative=self.negative, scale=2.0,
-            tile_size=128, overlap=32, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=0.2, gamma=0.1,
+            tile_size=128, overlap=32, steps=20, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=0.1, gamma=0.1,
             seed=SEED,
         ).args[0]  # fmt: skip
 
@@ -98,7 +98,7 @@ def main() -> None:
     person = world.identities(1)[0]
     positive = studio.prompt(PROMPT, robin)
     frames = studio.draw(positive, SEED, steps=20)
-    refined, pairs = painter.face(frames, positive)
+    refined, pairs = painter.face(frames, studio.prompt(FACE, robin))
     large = painter.tiled(refined, positive)
     save(
         "stages",
@@ -167,7 +167,7 @@ def main() -> None:
     )
 
     schedule = studio.module("nodes.identity").IdTextEncode.execute(
-        studio.clip, "0: a close-up of a V*, standing on the beach | 8: a close-up of a V*, standing at night", 16, 4, {"id0": robin}
+        studio.clip, "0: a photo of a V*, standing on the beach | 8: a photo of a V*, standing at night", 16, 4, {"id0": robin}
     ).args[0]  # fmt: skip
     save(
         "schedule",
