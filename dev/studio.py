@@ -38,7 +38,7 @@ def pictures_of(
             rng, person, framing=("close-up", "medium")[i % 2], scene=scene or world.SCENES[i % len(world.SCENES)]
         )
         frame = world.render(clip, rng.randrange(world.FRAMES))
-        images.append(torch.from_numpy(frame.image).float() / 255)
+        images.append(torch.tensor(frame.image).float() / 255)
         masks.append(torch.from_numpy(frame.masks[0]))
     return images, masks
 
