@@ -24,7 +24,7 @@ NEEDS = {
     "04_train_identity_sam3": "SAM 3 is not there",
 }
 SMALL = {
-    "EmptyLatentImage": {"width": 64, "height": 64},
+    "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 8},
     "KSampler": {"steps": 1, "cfg": 1.0},
     "VCD_FaceRefine": {"steps": 1, "cfg": 1.0, "refine_size": 64},
     "VCD_TiledDenoise": {"steps": 1, "cfg": 1.0, "scale": 1.5, "tile_size": 64, "overlap": 16},
@@ -69,6 +69,7 @@ def files(page_server):
         frame.image
         for frame in world.render_clip(world.random_clip(__import__("random").Random(1), framing="close-up"))
     ]
+    frames = frames[:9]
     pictures = base / "input" / "vcd_graph_tests"
     pictures.mkdir(parents=True, exist_ok=True)
     for i in (0, 8):
@@ -101,26 +102,24 @@ def fitted(prompt, models):
     """The graph with small sizes and the files that are there."""
     prompt = json.loads(json.dumps(prompt))
     absent = {key for key, node in prompt.items() if node["class_type"] in ("CLIPVisionLoader", "CLIPLoader")}
-    masks = {key: node for key, node in prompt.items() if node["class_type"] == "VCD_PromptToSegmentation"}
-    for key in absent | set(masks):
-        del prompt[key]
+    instead: dict[str, list] = {}
+    for key, node in prompt.items():
+        if node["class_type"] == "VCD_PromptToSegmentation":
+            instead[key] = [node["inputs"]["images"][0], 1]  # the pictures' own masks
+        if node["class_type"] == "FreeU_V2":  # divides by zero where the deepest features are one cell, as at 64 pixels
+            instead[key] = node["inputs"]["model"]
+    prompt = {key: node for key, node in prompt.items() if key not in absent and key not in instead}
     kinds = {node["class_type"] for node in prompt.values()}
-    small = SMALL
-    if "FreeU_V2" in kinds:  # it divides by zero where the deepest features are one cell, as they are at 64 pixels
-        large = {
-            "EmptyLatentImage": {"width": 128, "height": 128},
-            "VCD_TiledDenoise": {"steps": 1, "cfg": 1.0, "scale": 1.0},
-        }
-        small = {**SMALL, **large}
-    if any(node["inputs"].get("batch_size") == 64 for node in prompt.values()):
-        small = {**SMALL, "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 44}}
+    scheduled = any("|" in str(node["inputs"].get("prompt")) for node in prompt.values())
+    frames = 24 if "ContextWindowsManual" in kinds else 16 if scheduled else 8
+    small = {**SMALL, "EmptyLatentImage": {**SMALL["EmptyLatentImage"], "batch_size": frames}}
     for node in prompt.values():
         inputs = node["inputs"]
         for name, value in list(inputs.items()):
             if isinstance(value, list) and value[0] in absent:
                 del inputs[name]
-            elif isinstance(value, list) and value[0] in masks:
-                inputs[name] = [masks[value[0]]["inputs"]["images"][0], 1]  # the pictures' own masks
+            elif isinstance(value, list) and value[0] in instead:
+                inputs[name] = instead[value[0]]
         if "VCD_TinyModel" not in kinds:
             inputs.update(small.get(node["class_type"], {}))
             if node["class_type"] == "CheckpointLoaderSimple":
