@@ -203,7 +203,7 @@ class Evaluate(io.ComfyNode):
             plots.figures_chart({"this clip": figures}, metrics.PAPER),
         )
         means = {figure.name: figure.mean for figure in figures}
-        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), "text": (text,)}
+        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **host.shown(text)}
         return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 
 
@@ -266,7 +266,7 @@ class Compare(io.ComfyNode):
             missing |= dict.fromkeys(lacking)
             progress.advance()
         text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, metrics.PAPER)
-        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **host.shown(text)})
 
 
 def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -419,7 +419,7 @@ class FaceRefine(io.ComfyNode):
         shown = Faces(faces.frames, faces.height, faces.width, tracks)
         if not tracks:
             no_faces(if_none)
-            return io.NodeOutput(images, images, len(images), ui={"text": ("No face was found.",)})
+            return io.NodeOutput(images, images, len(images), ui=host.shown("No face was found."))
         prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
         if any(prompts[1:]):
             tracks = face_tracks.choose(tracks, "left to right")
@@ -438,7 +438,7 @@ class FaceRefine(io.ComfyNode):
                 crop_paste.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
         missed = shown.without_face()
         text = f"{len(tracks)} faces refined; {missed} of {len(images)} frames have none and passed through."
-        return io.NodeOutput(out, torch.cat(pairs), missed, ui={"text": (text,)})
+        return io.NodeOutput(out, torch.cat(pairs), missed, ui=host.shown(text))
 
 
 def cut_like(

@@ -36,6 +36,7 @@ import latent_preview
 import torch
 import torch.utils.checkpoint
 from comfy_api.latest import ComfyAPI, io
+from comfy_execution.utils import get_executing_context
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from einops import rearrange
 from PIL import Image
@@ -759,6 +760,16 @@ def _step(timestep: torch.Tensor, model_options: dict[str, Any]) -> int:
 def stop_if_asked() -> None:
     """Stop here if the user has interrupted."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def shown(text: str) -> dict[str, tuple[str]]:
+    """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes only."""
+    context = get_executing_context()
+    if context is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, context.node_id)
+    return {"text": (text,)}
 
 
 def preview_picture(images: torch.Tensor) -> Any:

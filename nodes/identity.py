@@ -69,7 +69,7 @@ class IdLoader(io.ComfyNode):
         name = f"embedding:{Path(file).with_suffix('').as_posix()}"
         written = name if strength == 1 else f"({name}:{strength:g})"
         text = f"{written} {class_word}".strip()
-        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui={"text": (tokens.describe(),)})
+        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=host.shown(tokens.describe()))
 
 
 class IdTextEncode(io.ComfyNode):
@@ -181,7 +181,7 @@ class IdSave(io.ComfyNode):
         path = id_tokens.save(tokens, folder, name, overwrite)
         host.forget_file_lists()
         file = path.relative_to(folder.resolve()).as_posix()
-        return io.NodeOutput(file, ui={"text": (f"Saved as {file}: {tokens.describe()}",)})
+        return io.NodeOutput(file, ui=host.shown(f"Saved as {file}: {tokens.describe()}"))
 
 
 NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -55,7 +55,7 @@ class Pictures(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         found = id_training.open_pictures(host.input_subfolder(folder))
         images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
-        return io.NodeOutput(images, masks, ui={"text": (f"{len(found)} pictures",)})
+        return io.NodeOutput(images, masks, ui=host.shown(f"{len(found)} pictures"))
 
 
 class IdTrainer(io.ComfyNode):
@@ -229,7 +229,7 @@ class IdTrainer(io.ComfyNode):
             Identity(tokens, settings.class_word.strip()),
             {"loss": losses},
             samples,
-            ui={**pictured, "text": (text + tokens.describe(),)},
+            ui={**pictured, **host.shown(text + tokens.describe())},
         )
 
 

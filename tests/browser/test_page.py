@@ -128,6 +128,27 @@ def test_names_and_tooltips_are_korean_after_switching(tab):
     tab.shot("korean")
 
 
+def test_what_a_node_found_is_shown_in_it(tab):
+    tab.open_template("01_quickstart")
+    graph = {
+        "nodes": [
+            {"id": 1, "type": "VCD_IdLoader", "pos": [100, 100], "size": [320, 170], "flags": {}, "order": 0, "mode": 0,
+             "outputs": [{"name": "id", "type": "VCD_ID", "links": None}, {"name": "prompt", "type": "STRING", "links": [1]}],
+             "properties": {}, "widgets_values": ["vcd_tiny_robin.safetensors", "man", 0.5]},
+            {"id": 2, "type": "PreviewAny", "pos": [500, 100], "size": [320, 150], "flags": {}, "order": 1, "mode": 0,
+             "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {}, "widgets_values": []},
+        ],
+        "links": [[1, 1, 1, 2, 0, "STRING"]], "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip
+    tab.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    tab.page.get_by_test_id("queue-button").first.click()
+    tab.page.wait_for_function(
+        "() => window.app.graph.getNodeById(1).widgets.some(w => String(w.value).includes('4 tokens; clip_l width 96'))"
+    )
+    tab.shot("text_in_node")
+    assert tab.errors() == []
+
+
 def test_the_quickstart_runs_with_the_run_button(tab):
     tab.open_template("01_quickstart")
     tab.page.keyboard.press("Escape")
