@@ -69,6 +69,8 @@ def _read_widgets(known: dict[str, list[Any]], values: Iterator[Any], inputs: di
 
 def _default(spec: list[Any]) -> Any:
     options = spec[1] if len(spec) > 1 else {}
+    if any(name.endswith("_upload") for name in options):
+        return None  # the choices are the files of whoever opens the graph: the page takes the first
     choices = spec[0] if isinstance(spec[0], list) else options.get("options")
     first = choices[0] if choices else None
     return options.get("default", first["key"] if isinstance(first, dict) else first)

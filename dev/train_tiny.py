@@ -360,6 +360,50 @@ class Album:
         self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
 
 
+def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.ndarray]:
+    """A part of a clip's frames, enlarged up to three times: what a tile or a face crop shows; half of them at the face."""
+    side = rng.randrange(world.SIZE * 5 // 4, world.SIZE * world.SAMPLES)
+    first = world.render(clip, indices[0])
+    x, y, w, h = (value * side / world.SIZE for value in first.faces[0])
+    free = side - world.SIZE
+    if rng.random() < 0.5:
+        left, top = (
+            int(min(free, max(0, middle - world.SIZE / 2 + rng.uniform(-24, 24)))) for middle in (x + w / 2, y + h / 2)
+        )
+    else:
+        left, top = rng.randrange(free), rng.randrange(free)
+    frames = (world.render(clip, i, side=side).image for i in indices)
+    return [frame[top : top + world.SIZE, left : left + world.SIZE] for frame in frames]
+
+
+class Parts:
+    """Latents [clips, frames, 4, 16, 16] of enlarged parts of frames with their clips, kept on disk between runs.
+
+    They are learned at the less noisy times only, at which tiles and faces are refined: whole pictures stay whole.
+    """
+
+    LATEST = 400
+
+    def __init__(self, folder: Path, painter: Painter, count: int, frames: int) -> None:
+        path = folder / f"parts-{count}x{frames}.pt"
+        if not path.is_file():
+            rng, latents = random.Random(6), []
+            clips = [world.random_clip(rng) for _ in range(count)]
+            for clip in clips:
+                first = rng.randrange(world.FRAMES - frames + 1)
+                pictures = to_tensor(part_of(clip, rng, range(first, first + frames)))
+                with torch.no_grad():
+                    latents.append((painter.vae.encode(pictures) * tiny.SCALE).half())
+            torch.save({"latents": torch.stack(latents), "clips": pickle.dumps(clips)}, path)
+        stored = torch.load(path, weights_only=False)
+        self.latents: torch.Tensor = stored["latents"]
+        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
+
+    def pick(self, rng: random.Random) -> tuple[torch.Tensor, world.Clip]:
+        i = rng.randrange(len(self.clips))
+        return self.latents[i].float(), self.clips[i]
+
+
 SHEET = [
     "a close-up of a pale man with short red hair, green shirt, standing on the beach",
     "a close-up of a dark woman with long black hair, glasses, red shirt, standing in the forest",
@@ -387,6 +431,7 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
                 value.copy_(start[key])
         stage.average = {key: value.detach().clone() for key, value in stage.parameters.items()}
     album = Album(folder, painter, int(os.environ.get("VCD_ALBUM", "24000")))
+    parts = Parts(folder, painter, int(os.environ.get("VCD_PARTS", "8000")), 1) if side == 128 else None
     latents = album.latents[side]
     rng = random.Random(stage.step + side)
     held = 256
@@ -398,10 +443,14 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
     def loss_of() -> tuple[torch.Tensor, int]:
         chosen = rng.sample(usable, batch)
         keep = 1.0 if side == 64 or stage.spent < 0.75 * stage.budget else rng.choice((1.0, 0.75))
-        captions = ["" if rng.random() < 0.1 else world.caption(album.clips[i], keep, rng) for i in chosen]
         noisy = torch.rand(batch) < early[1]
         times = torch.where(noisy, torch.randint(early[0], 1000, (batch,)), torch.randint(0, early[0], (batch,)))
-        clean = latents[chosen].float()
+        clean, clips = latents[chosen].float(), [album.clips[i] for i in chosen]
+        for i, t in enumerate(times.tolist()):
+            if parts and t < parts.LATEST and rng.random() < 0.5:
+                part, clips[i] = parts.pick(rng)
+                clean[i] = part[0]
+        captions = ["" if rng.random() < 0.1 else world.caption(clip, keep, rng) for clip in clips]
         x, target = painter.noised(clean, times, torch.randn_like(clean))
         return F.mse_loss(painter.unet(x, times.float(), painter.text(captions)), target), batch
 
@@ -485,14 +534,15 @@ def train_motion(folder: Path, minutes: float) -> None:
     named = dict(motion.named_parameters())
     stage = Stage("motion", folder, minutes, named, 1e-3)
     album = ClipAlbum(folder, painter, int(os.environ.get("VCD_CLIPS", "1200")))
+    parts = Parts(folder, painter, int(os.environ.get("VCD_CLIP_PARTS", "300")), world.FRAMES)
     rng = random.Random(stage.step)
     batch, frames, held = 2, world.FRAMES, 16
     handler = lambda module, x, *_: module(x, frames)  # noqa: E731
     painter.options = {"patches": {"forward_timestep_embed_patch": [(MotionModule, handler)]}}
 
-    def error(chosen: list[int], times: torch.Tensor, keep: float) -> torch.Tensor:
-        captions = [world.caption(album.clips[i], keep, rng) if rng.random() > 0.1 else "" for i in chosen]
-        clean = album.latents[chosen].float().flatten(0, 1)
+    def error(latents: torch.Tensor, clips: list[world.Clip], times: torch.Tensor, keep: float) -> torch.Tensor:
+        captions = [world.caption(clip, keep, rng) if rng.random() > 0.1 else "" for clip in clips]
+        clean = latents.flatten(0, 1)
         with torch.no_grad():
             context = painter.text(captions).repeat_interleave(frames, 0)
         times = times.repeat_interleave(frames)
@@ -501,7 +551,15 @@ def train_motion(folder: Path, minutes: float) -> None:
 
     def loss_of() -> tuple[torch.Tensor, int]:
         chosen = [rng.randrange(len(album.clips) - held) for _ in range(batch)]
-        return error(chosen, torch.randint(0, 1000, (batch,)), rng.choice((1.0, 0.75))), batch * frames
+        latents, clips = album.latents[chosen].float(), [album.clips[i] for i in chosen]
+        # the noisiest times decide where the person stands and moves
+        times = torch.where(
+            torch.rand(batch) < 0.7, torch.randint(600, 1000, (batch,)), torch.randint(0, 600, (batch,))
+        )
+        for i, t in enumerate(times.tolist()):
+            if t < parts.LATEST and rng.random() < 0.5:
+                latents[i], clips[i] = parts.pick(rng)
+        return error(latents, clips, times, rng.choice((1.0, 0.75))), batch * frames
 
     def report() -> str:
         live = {key: value.detach().clone() for key, value in named.items()}
@@ -510,7 +568,7 @@ def train_motion(folder: Path, minutes: float) -> None:
         sheet(torch.cat(rows), frames // 2, folder / "motion.png")
         with torch.no_grad():
             times = torch.full((4,), 500)
-            now = float(error(list(range(len(album.clips) - 4, len(album.clips))), times, 1.0))
+            now = float(error(album.latents[-4:].float(), album.clips[-4:], times, 1.0))
             for key, value in named.items():
                 value.copy_(live[key])
         return f"held-out error at t = 500 {now:.4f}"

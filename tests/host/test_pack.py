@@ -95,6 +95,13 @@ def test_bundled_graphs_hold_a_fitting_value_for_every_widget(bench, path):
                 assert value in options["options"], name
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_bundled_graphs_name_no_file_of_the_machine_they_were_made_on(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    chosen = [node["widgets_values"][0] for node in nodes if node["type"] in ("LoadImage", "LoadVideo")]
+    assert chosen == [None] * len(chosen)
+
+
 def test_every_node_is_described(bench):
     info = {name: node for name, node in bench.server.get("/object_info").items() if name.startswith("VCD_")}
     for name, node in info.items():

@@ -108,7 +108,7 @@ class Clip:
 class Frame:
     """One rendered frame and its ground truth."""
 
-    image: np.ndarray  # uint8 [128, 128, 3]
+    image: np.ndarray  # uint8 [128, 128, 3], or larger
     masks: list[np.ndarray]  # float32 [128, 128] in 0..1, one for each person
     faces: list[Box] = field(default_factory=list)  # x, y, width, height in pixels, one for each person
 
@@ -206,8 +206,8 @@ def render_clip(clip: Clip) -> list[Frame]:
     return [render(clip, i, background) for i in range(clip.frames)]
 
 
-def render(clip: Clip, index: int, background: Image.Image | None = None) -> Frame:
-    """One frame of a clip."""
+def render(clip: Clip, index: int, background: Image.Image | None = None, side: int = SIZE) -> Frame:
+    """One frame of a clip, as a picture of ``side`` (at most 384) pixels; masks and faces are those of 128 pixels."""
     page = (background or _background(clip)).copy()
     masks, faces = [], []
     for number, person in enumerate(clip.people):
@@ -216,7 +216,7 @@ def render(clip: Clip, index: int, background: Image.Image | None = None) -> Fra
         page.paste(layer.colour, (0, 0), layer.alpha)
         masks.append(np.asarray(layer.alpha.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255)
         faces.append(layer.face())
-    return Frame(np.asarray(page.resize((SIZE, SIZE), Image.Resampling.BOX)), masks, faces)
+    return Frame(np.asarray(page.resize((side, side), Image.Resampling.BOX)), masks, faces)
 
 
 @dataclass(frozen=True)
