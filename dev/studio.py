@@ -102,12 +102,13 @@ class Studio:
         gamma: Any = 0.1,
         steps: int = 12,
         moving: bool = True,
+        model: Any = None,
     ) -> torch.Tensor:
-        """A clip [F, H, W, 3], or with ``moving`` off as many single pictures."""
+        """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's own."""
         host, prior = self.module("nodes.host"), self.module("vcd_core.noise_prior")
         noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
         settings = host.Sampling(steps, 4.0, "dpmpp_2m", "normal", 1.0, seed)
-        model = self.moving if moving else self.model
+        model = model or (self.moving if moving else self.model)
         latent = host.sample(
             model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
         )

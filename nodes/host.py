@@ -341,7 +341,8 @@ class TrainingModel:
                     f"The caption {caption!r} with {len(vectors)} tokens is too long for one prompt of 75."
                 )
             sections += tokens
-        encoded = self.clip.encode_from_tokens({"l": sections})  # [1, captions * length, width]
+        with _norms_of_copies(self.clip.cond_stage_model):
+            encoded = self.clip.encode_from_tokens({"l": sections})  # [1, captions * length, width]
         return rearrange(encoded, "1 (n l) d -> n l d", n=len(captions))
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -358,18 +359,29 @@ class TrainingModel:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Nodes run in inference mode; here gradients can be taken, also through the text encoder, which adds in place."""
+    """Nodes run in inference mode; here gradients can be taken."""
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autograd.graph.allow_mutation_on_saved_tensors(),
-        ):
+        with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.backends.cudnn.deterministic = deterministic
+
+
+@contextlib.contextmanager
+def _norms_of_copies(encoder: torch.nn.Module) -> Iterator[None]:
+    """While this lasts, norms keep copies for the backward pass: the host's text encoder then adds to their input in place.
+
+    (PyTorch's ``allow_mutation_on_saved_tensors`` does the same for everything, at half of a small model's step.)
+    """
+    norms = [part for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _always_loaded(patcher: Any) -> Any:
