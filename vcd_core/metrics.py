@@ -84,6 +84,11 @@ def dynamics(images: torch.Tensor, side: int = 256) -> torch.Tensor:
 
     Args:
         images: IMAGE [F, H, W, 3] in 0..1; the longer side is brought to ``side`` first.
+
+    Example:
+        >>> still = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+        >>> dynamics(still).tolist()
+        [0.0, 0.0]
     """
     import cv2
 
@@ -123,6 +128,12 @@ def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
 
     Args:
         images: IMAGE [F, H, W, 3] in 0..1. mask: the region, [F, H, W] or [1, H, W]; all of it without.
+
+    Example:
+        >>> checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2
+        >>> flat, sharp = sharpness(torch.stack([torch.full((8, 8, 3), 0.5), checks[..., None].expand(-1, -1, 3).float()]))
+        >>> bool(flat < 1e-3 < sharp)
+        True
     """
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=images.device)[None, None]
     out = []
@@ -143,6 +154,16 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
 
     Returns:
         [n, d] and the indices of the n pictures with a face.
+
+    Raises:
+        ValueError: OpenCV does not read the file as a face embedding model.
+
+    Example:
+        Likeness of a clip to pictures of someone, over the frames in which a face is found::
+
+            wanted, _ = face_embeddings(pictures, "face_recognition_sface_2021dec.onnx")
+            found, which = face_embeddings(clip, "face_recognition_sface_2021dec.onnx")
+            to_references(found, wanted)  # a value for each of the frames in ``which``
     """
     import cv2
 

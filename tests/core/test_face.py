@@ -1,13 +1,11 @@
 """Faces: detection on the drawn world and against OpenCV, tracks, windows, crop and paste."""
 
-import doctest
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from vcd_core import crop_paste, face_tracks, yunet
 from vcd_core.crop_paste import crop, paste, windows
 from vcd_core.face_tracks import Faces, Track, choose, from_boxes, from_masks, link, look, scene_cuts, smooth
 from vcd_core.tiny import world
@@ -334,8 +332,3 @@ def test_twenty_faces_and_a_face_larger_than_the_picture():
     assert place.size == (120.0, 120.0)
     crops = crop(images, place, (128, 128))
     assert torch.allclose(paste(images, crops, place), images, atol=1 / 255)
-
-
-@pytest.mark.parametrize("module", [yunet, face_tracks, crop_paste])
-def test_docstring_examples(module):
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 """ID files: every format in, safetensors out, refusals; placing identities and schedules in prompts."""
 
-import doctest
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core import id_tokens
 from vcd_core.id_tokens import IdTokens, check_width, load, parse_schedule, place, save, schedule_weights
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
@@ -181,7 +179,3 @@ def test_schedules():
     assert torch.allclose(weights.sum(1), torch.ones(16))
     assert weights[:, 1].tolist() == [0] * 5 + [0.25, 0.5, 0.75] + [1] * 8
     assert schedule_weights([0, 8], 16, 1)[:, 1].tolist() == [0] * 8 + [1] * 8
-
-
-def test_docstring_examples():
-    assert doctest.testmod(id_tokens).failed == 0

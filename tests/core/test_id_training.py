@@ -1,6 +1,5 @@
 """The training of identities on a backend small enough to know the right answer."""
 
-import doctest
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 
 import vcd_core
-from vcd_core import id_training
 from vcd_core.id_training import (
     Album,
     Picture,
@@ -358,7 +356,3 @@ def test_tokens_start_from_words_and_stay_within_the_norm():
 def test_the_version_is_the_package_s():
     with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == vcd_core.__version__
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(id_training).failed == 0

@@ -1,7 +1,5 @@
 """The figures of the evaluation: their definitions, and what they say of clips whose answer is known."""
 
-import doctest
-
 import pytest
 import torch
 
@@ -118,7 +116,3 @@ def test_the_chart_shows_every_clip():
         for colour in plots.SERIES[:2]
     ]
     assert 3.5 < bars[1] / bars[0] < 5.5
-
-
-def test_docstring_examples():
-    assert doctest.testmod(metrics).failed == 0

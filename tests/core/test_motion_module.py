@@ -1,6 +1,5 @@
 """Motion modules: the maths against a plain reference, files, placement, refusals."""
 
-import doctest
 import math
 
 import pytest
@@ -232,7 +231,3 @@ def test_a_new_model_leaves_the_unet_unchanged():
     model.start()
     x = torch.randn(16, 64, 2, 2)
     assert torch.equal(model.mid_block.motion_modules[0](x, 16), x)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(motion_module).failed == 0

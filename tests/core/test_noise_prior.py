@@ -1,6 +1,5 @@
 """The noise prior's contract: statistics, exact limits, layouts, reproducibility, refusals."""
 
-import doctest
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcd_core import noise_prior
 from vcd_core.noise_prior import correlate, covariance, measured_covariance, parse_schedule, sample
 
 
@@ -166,7 +164,3 @@ def test_schedules_are_read_as_written():
         parse_schedule("0: 2, 4: 0.1", 9)
     with pytest.raises(ValueError, match=r"2 values.*8 transitions"):
         parse_schedule("0.1, 0.2", 9)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(noise_prior).failed == 0

@@ -1,6 +1,5 @@
 """Prompt to segmentation: planted answers, and the real classes at tiny random size against their library's pipeline."""
 
-import doctest
 import inspect
 import json
 
@@ -340,7 +339,3 @@ def test_pictures_of_8k_are_taken(dino_folder, sam_folder):
     result = load_detector(dino_folder)(big, "a man.", 0.0, 0.0)
     assert len(result.boxes) == 20
     assert load_segmenter(sam_folder)(big, torch.tensor([[10.0, 10.0, 4000.0, 4000.0]])).shape == (1, 4320, 7680)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(segmentation).failed == 0

@@ -1,6 +1,5 @@
 """Tile grids: cover, sizes, partition of unity, no trace of the grid in what is blended."""
 
-import doctest
 import itertools
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcd_core import tiles
 from vcd_core.tiles import blend, grid, shifts, starts
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 150))
@@ -74,7 +72,3 @@ def test_shifted_grids_move_their_borders():
 def test_bad_tiles_are_refused(tile, overlap):
     with pytest.raises(ValueError, match="tile"):
         grid(128, 128, tile, overlap)
-
-
-def test_docstring_examples():
-    assert doctest.testmod(tiles).failed == 0
