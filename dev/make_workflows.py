@@ -69,7 +69,7 @@ def quickstart(graph: Graph) -> None:
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=20, cfg=4.0,
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)

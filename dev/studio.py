@@ -107,7 +107,7 @@ class Studio:
         """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's own."""
         host, prior = self.module("nodes.host"), self.module("vcd_core.noise_prior")
         noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
-        settings = host.Sampling(steps, 4.0, "dpmpp_2m", "normal", 1.0, seed)
+        settings = host.Sampling(steps, 3.0, "euler", "normal", 1.0, seed)
         model = model or (self.moving if moving else self.model)
         latent = host.sample(
             model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
@@ -115,7 +115,7 @@ class Studio:
         return self.vae.decode(latent).float().cpu()
 
 
-RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 2e-2}
+RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 1e-2}
 
 
 def robin(folder: Path) -> None:

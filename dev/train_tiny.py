@@ -266,6 +266,11 @@ class Painter:
         self.noise = (1 - self.signal.double() ** 2).sqrt().float()
         self.options: dict[str, Any] = {}
 
+    @torch.no_grad()
+    def latents(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """Frames as latents in half precision, scaled as the UNet takes them."""
+        return (self.vae.encode(to_tensor(frames)) * tiny.SCALE).half()
+
     def load_frames(self, folder: Path) -> None:
         """The averaged weights of the frame stages."""
         average = torch.load(folder / "frames128.state", weights_only=True)["average"]
@@ -334,13 +339,20 @@ def _out_of_place(encoder: nn.Module) -> None:
             layer.forward = MethodType(forward, layer)
 
 
+def kept(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], list[world.Clip]]]) -> tuple[Any, Any]:
+    """What ``make`` gives, latents and the clips they come from, made once and kept at ``path``."""
+    if not path.is_file():
+        latents, clips = make()
+        torch.save({**latents, "clips": pickle.dumps(clips)}, path)
+    stored = torch.load(path, weights_only=False)
+    return stored, pickle.loads(stored.pop("clips"))  # noqa: S301  (our own file)
+
+
 class Album:
-    """Latents of rendered frames with the clips they come from, kept on disk between runs."""
+    """Latents of rendered frames with the clips they come from."""
 
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
-        path = folder / f"album-{count}.pt"
-        if not path.is_file():
-            start = time.monotonic()
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
             clips: list[world.Clip] = []
             small: list[torch.Tensor] = []
             large: list[torch.Tensor] = []
@@ -349,15 +361,13 @@ class Album:
                 part = [world.random_clip(rng) for _ in range(50)]
                 frames = [world.render(clip, rng.randrange(world.FRAMES)).image for clip in part]
                 half = [np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in frames]
-                with torch.no_grad():
-                    large.append((painter.vae.encode(to_tensor(frames)) * tiny.SCALE).half())
-                    small.append((painter.vae.encode(to_tensor(half)) * tiny.SCALE).half())
+                large.append(painter.latents(frames))
+                small.append(painter.latents(half))
                 clips += part
-            torch.save({"large": torch.cat(large), "small": torch.cat(small), "clips": pickle.dumps(clips)}, path)
-            print(f"album of {count} in {time.monotonic() - start:.0f} s", flush=True)
-        stored = torch.load(path, weights_only=False)
+            return {"large": torch.cat(large), "small": torch.cat(small)}, clips
+
+        stored, self.clips = kept(folder / f"album-{count}.pt", make)
         self.latents = {128: stored["large"], 64: stored["small"]}
-        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
 
 
 def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.ndarray]:
@@ -377,7 +387,7 @@ def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.nda
 
 
 class Parts:
-    """Latents [clips, frames, 4, 16, 16] of enlarged parts of frames with their clips, kept on disk between runs.
+    """Latents [clips, frames, 4, 16, 16] of enlarged parts of frames with their clips.
 
     They are learned at the less noisy times only, at which tiles and faces are refined: whole pictures stay whole.
     """
@@ -385,19 +395,16 @@ class Parts:
     LATEST = 400
 
     def __init__(self, folder: Path, painter: Painter, count: int, frames: int) -> None:
-        path = folder / f"parts-{count}x{frames}.pt"
-        if not path.is_file():
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
             rng, latents = random.Random(6), []
             clips = [world.random_clip(rng) for _ in range(count)]
             for clip in clips:
                 first = rng.randrange(world.FRAMES - frames + 1)
-                pictures = to_tensor(part_of(clip, rng, range(first, first + frames)))
-                with torch.no_grad():
-                    latents.append((painter.vae.encode(pictures) * tiny.SCALE).half())
-            torch.save({"latents": torch.stack(latents), "clips": pickle.dumps(clips)}, path)
-        stored = torch.load(path, weights_only=False)
+                latents.append(painter.latents(part_of(clip, rng, range(first, first + frames))))
+            return {"latents": torch.stack(latents)}, clips
+
+        stored, self.clips = kept(folder / f"parts-{count}x{frames}.pt", make)
         self.latents: torch.Tensor = stored["latents"]
-        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
 
     def pick(self, rng: random.Random) -> tuple[torch.Tensor, world.Clip]:
         i = rng.randrange(len(self.clips))
@@ -503,21 +510,17 @@ def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side:
 
 
 class ClipAlbum:
-    """Latents of whole clips [clips, frames, 4, 16, 16] with their captions' clips, kept on disk between runs."""
+    """Latents of whole clips [clips, frames, 4, 16, 16] with what they show."""
 
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
-        path = folder / f"clips-{count}.pt"
-        if not path.is_file():
-            rng, latents = random.Random(8), []
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
+            rng = random.Random(8)
             clips = [world.random_clip(rng) for _ in range(count)]
-            for clip in clips:
-                frames = to_tensor([frame.image for frame in world.render_clip(clip)])
-                with torch.no_grad():
-                    latents.append((painter.vae.encode(frames) * tiny.SCALE).half())
-            torch.save({"latents": torch.stack(latents), "clips": pickle.dumps(clips)}, path)
-        stored = torch.load(path, weights_only=False)
+            latents = [painter.latents([frame.image for frame in world.render_clip(clip)]) for clip in clips]
+            return {"latents": torch.stack(latents)}, clips
+
+        stored, self.clips = kept(folder / f"clips-{count}.pt", make)
         self.latents: torch.Tensor = stored["latents"]
-        self.clips: list[world.Clip] = pickle.loads(stored["clips"])  # noqa: S301  (our own file)
 
 
 def train_motion(folder: Path, minutes: float) -> None:
