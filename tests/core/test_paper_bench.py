@@ -1,0 +1,85 @@
+"""The statistics and tables of the paper benchmark, on rows that are known."""
+
+import random
+
+import pytest
+
+from benchmarks import paper, reader
+from benchmarks.paper import Claim, Shot
+from vcd_core.tiny import world
+
+
+def rows(table, case, offset, measure="attributes", spread=0.0):
+    rng = random.Random(0)
+    return [
+        {"table": table, "case": case, "who": s.who, "prompt": s.prompt, "seed": s.seed,
+         measure: 0.5 + 0.1 * s.who + offset + spread * rng.uniform(-1, 1)}
+        for s in paper.SHOTS
+    ]  # fmt: skip
+
+
+CLAIM = Claim("more", "attributes", ("t", "a"), ("t", "b"), "as the paper says")
+
+
+@pytest.mark.parametrize(
+    ("offset", "spread", "said"), [(0.02, 0.01, "holds"), (-0.02, 0.01, "reversed"), (0.0, 0.2, "not decided")]
+)
+def test_an_ordering_is_judged_by_paired_differences(offset, spread, said):
+    """People differ by far more than the cases do; paired by person, prompt and seed a small difference shows."""
+    found = CLAIM.judge(rows("t", "a", offset, spread=spread) + rows("t", "b", 0.0))
+    assert said in found[1]
+
+
+def test_only_clips_that_both_cases_have_are_compared():
+    one = [row for row in rows("t", "a", 0.02) if row["who"] == 0]
+    difference, said = CLAIM.judge(one + rows("t", "b", 0.0))
+    assert difference.people == 1
+    assert difference.mean == pytest.approx(0.02)
+    assert said == "not decided"  # one person decides nothing
+    assert CLAIM.judge(one) is None
+
+
+def test_every_case_that_is_shown_or_claimed_is_made():
+    """Tables and orderings name cases by text; a misspelt one would be an empty cell."""
+    made = set()
+
+    class Recorder(paper.Bench):
+        def __init__(self):
+            self.people, self.judge, self.studio = world.identities(paper.PEOPLE, seed=3), None, None
+
+        def add(self, table, case, shot, make, *arguments):
+            made.add((table, case))
+
+    for table in paper.TABLES:
+        table(Recorder())
+    shown = {(table, case) for table, (_, cases, _) in paper.SHOWN.items() for case in cases}
+    assert shown == made
+    assert {case for claim in paper.CLAIMS for case in (claim.more, claim.less)} <= made
+
+
+def test_tables_hold_means_and_orderings():
+    accuracy = {"true frames": {"skin": 0.987}}
+    text = paper.markdown(rows("methods", "4 tokens", 0.1) + rows("methods", "class word", 0.0), accuracy)
+    assert "| 4 tokens | 0.850 ± " in text
+    assert "| identity: VCD over the class word | 0.100 ± 0.000 | holds |" in text
+    assert "0.987" in text
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    calls = []
+    bench = paper.Bench(tmp_path)
+    bench.add("t", "a", Shot(0, 0, 1), lambda: calls.append(1) or {"attributes": 0.5})
+    again = paper.Bench(tmp_path)
+    again.add("t", "a", Shot(0, 0, 1), lambda: calls.append(2) or {"attributes": 0.7})
+    assert calls == [1]
+    assert again.rows == bench.rows
+    monkeypatch.setattr(paper, "STEPS", paper.STEPS + 1)
+    assert paper.Bench(tmp_path).rows == []  # other settings begin anew
+
+
+def test_what_is_read_is_compared_with_the_person():
+    person = world.Person("man", "pale", "no", "red", "blue", "none", "top hat", "green")
+    read = {**person.attributes(), "hair_colour": "blue"}
+    assert reader.matches(read, person) == 1.0  # a bald head has no colour of hair
+    assert reader.matches({**read, "shirt": "red"}, person) == pytest.approx(4 / 5)
+    assert reader.matches({**read, "shirt": "red"}, person, reader.FACE) == 1.0
