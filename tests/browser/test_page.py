@@ -12,8 +12,11 @@ GRAPHS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 NEEDS_PACK = {"03_t2v_animatediff_evolved": "ADE_AnimateDiffLoaderGen1"}
 
 
+both_kinds_of_nodes = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
+
+
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
+@both_kinds_of_nodes
 def test_graphs_open_from_templates_whole(tab, name, nodes_2):
     if name in NEEDS_PACK and NEEDS_PACK[name] not in tab.server.get("/object_info"):
         pytest.skip("AnimateDiff-Evolved is not there")
@@ -95,7 +98,9 @@ def test_a_graph_of_the_release_gets_our_node_in_place_of_its_own(tab):
     assert tab.evaluate(f"() => {node}.outputs[0].links.length") == 1
 
 
-def test_the_help_page_opens(tab):
+@both_kinds_of_nodes
+def test_the_help_page_opens(tab, nodes_2):
+    tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("00_noise_prior")
     tab.page.keyboard.press("Escape")
     with tab.page.expect_response(lambda r: r.url.endswith("docs/VCD_NoisePriorPreview.md")) as answer:
@@ -112,23 +117,29 @@ def test_the_help_page_opens(tab):
             pytest.fail("the page has no info button for the selected node")
     assert answer.value.ok
     tab.page.get_by_text("Common mistakes").first.wait_for()
-    tab.shot("help")
+    tab.shot(f"help{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []
 
 
-def test_names_and_tooltips_are_korean_after_switching(tab):
-    tab.settings(Comfy_Locale="ko")
+@both_kinds_of_nodes
+def test_names_and_tooltips_are_korean_after_switching(tab, nodes_2):
+    tab.settings(Comfy_Locale="ko", Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("02_t2v_builtin_motion")
     korean = json.loads((ROOT / "locales" / "ko" / "nodeDefs.json").read_text(encoding="utf-8"))
     node = "window.app.graph._nodes.find(n => n.type === 'VCD_ApplyNoisePrior')"
     assert tab.evaluate(f"() => {node}.title") == korean["VCD_ApplyNoisePrior"]["display_name"]
     labels = tab.evaluate(f"() => {node}.widgets.map(w => w.label)")
     assert korean["VCD_ApplyNoisePrior"]["inputs"]["gamma"]["name"] in labels
+    if nodes_2:
+        shown = tab.page.locator("[data-node-id]").filter(has_text=korean["VCD_ApplyNoisePrior"]["display_name"])
+        shown.first.wait_for()
     tab.page.wait_for_timeout(500)
-    tab.shot("korean")
+    tab.shot(f"korean{'_nodes2' if nodes_2 else ''}")
 
 
-def test_what_a_node_found_is_shown_in_it(tab):
+@both_kinds_of_nodes
+def test_what_a_node_found_is_shown_in_it(tab, nodes_2):
+    tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("01_quickstart")
     graph = {
         "nodes": [
@@ -145,11 +156,13 @@ def test_what_a_node_found_is_shown_in_it(tab):
     tab.page.wait_for_function(
         "() => window.app.graph.getNodeById(1).widgets.some(w => String(w.value).includes('4 tokens; clip_l width 96'))"
     )
-    tab.shot("text_in_node")
+    tab.shot(f"text_in_node{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []
 
 
-def test_the_quickstart_runs_with_the_run_button(tab):
+@both_kinds_of_nodes
+def test_the_quickstart_runs_with_the_run_button(tab, nodes_2):
+    tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("01_quickstart")
     tab.page.keyboard.press("Escape")
     tab.page.get_by_test_id("queue-button").first.click()
@@ -161,5 +174,5 @@ def test_the_quickstart_runs_with_the_run_button(tab):
     files = tab.server.outputs(list(tab.server.get("/history").values())[-1])
     assert sum(f.suffix == ".mp4" and f.stat().st_size > 1000 for f in files) == 2
     tab.page.wait_for_timeout(2500)
-    tab.shot("run_01_quickstart")
+    tab.shot(f"run_01_quickstart{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []
