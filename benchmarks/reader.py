@@ -123,6 +123,11 @@ def _blurred(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 def train(vae: Any, seed: int = 0) -> tuple[Reader, dict[str, dict[str, float]]]:
     """A reader, and its accuracy for each head on true frames of held-out people, as they are and through the autoencoder."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return _train(vae, seed)
+
+
+def _train(vae: Any, seed: int) -> tuple[Reader, dict[str, dict[str, float]]]:
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     pictures, wanted = _frames(vae, FRAMES, rng, None, 0.4, 0.6)
     with torch.random.fork_rng(devices=[]):

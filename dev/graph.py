@@ -149,7 +149,7 @@ class Graph:
                 elif name in info["input"].get("optional", {}):
                     socket["shape"] = 7
                 sockets.append(socket)
-        size = [self._width, tall or 46 + 24 * rows + 22 * max(len(sockets), len(info["output"]))]
+        size = [self._width, tall or 46 + 27 * rows + 22 * max(len(sockets), len(info["output"]))]
         outputs = [
             {"name": name, "type": kind_, "links": [], "slot_index": i}
             for i, (name, kind_) in enumerate(zip(info["output_name"], info["output"], strict=True))
@@ -202,6 +202,6 @@ class Graph:
     def _close(self) -> None:
         if self._column:
             bottom = max(node["pos"][1] + node["size"][1] for node in self._column)
-            bounding = [self._x - 20, -80, self._width + 40, bottom + 100]
+            bounding = [self._x - 20, -80, self._width + 40, bottom + 130]
             self.groups.append({"title": self._title, "bounding": bounding, "color": "#3f789e", "font_size": 24})
         self._column = []

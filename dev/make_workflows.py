@@ -78,7 +78,7 @@ def quickstart(graph: Graph) -> None:
     graph.note(
         "The face is found, tracked, cut out, drawn anew at its own 128x128 with a prompt of its own, and put back."
     )
-    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=560)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=5,
         steps=20, cfg=2.5, denoise=0.6, refine_size=128,
@@ -270,7 +270,7 @@ def face_refine(graph: Graph) -> None:
     model, vae, positive, negative = model_column(graph, "photo of V*, face, detailed", gamma=False)
     graph.column("2. Faces", 360)
     graph.note("Check the numbered boxes before refining. Each face is drawn anew at 512x512 and put back.")
-    faces = graph.add("VCD_FaceTrack", images=images, tall=420)
+    faces = graph.add("VCD_FaceTrack", images=images, tall=560)
     graph.column("3. Refine", 360)
     refined = graph.add(
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
@@ -304,7 +304,7 @@ def full_pipeline(graph: Graph) -> None:
     frames = sample_column(graph, stage)
     graph.add("PreviewImage", images=frames, title="After T2V", tall=280)
     graph.column("3. Face VCD", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, tall=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, tall=560)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
@@ -351,7 +351,7 @@ def two_people(graph: Graph) -> None:
     graph.column("3. T2V VCD", 340)
     frames = sample_column(graph, (model, vae, positive, negative))
     graph.column("4. Each face its own identity", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=420)
+    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=560)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative, faces=faces,
         which="left to right", seed=1,

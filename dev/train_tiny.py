@@ -389,7 +389,7 @@ def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.nda
 class Parts:
     """Latents [clips, frames, 4, 16, 16] of enlarged parts of frames with their clips.
 
-    They are learned at the less noisy times only, at which tiles and faces are refined: whole pictures stay whole.
+    They are learned at the less noisy times only, those of tiles and of the later steps of faces: whole pictures stay whole.
     """
 
     LATEST = 400

@@ -373,7 +373,7 @@ def gradients() -> Iterator[None]:
 def _norms_of_copies(encoder: torch.nn.Module) -> Iterator[None]:
     """While this lasts, norms keep copies for the backward pass: the host's text encoder then adds to their input in place.
 
-    (PyTorch's ``allow_mutation_on_saved_tensors`` does the same for everything, at half of a small model's step.)
+    (PyTorch's ``allow_mutation_on_saved_tensors`` watches every operation instead, which took half of a small model's step.)
     """
     norms = [part for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]

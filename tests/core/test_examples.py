@@ -9,7 +9,7 @@ import pytest
 import vcd_core
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(vcd_core.__path__, "vcd_core."))
-BENCHMARKS = ["benchmarks.paper", "benchmarks.reader"]
+BENCHMARKS = ["benchmarks.paper_report", "benchmarks.reader"]
 
 
 @pytest.mark.parametrize("name", MODULES + BENCHMARKS)

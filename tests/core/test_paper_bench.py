@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from benchmarks import paper, reader
-from benchmarks.paper import Claim, Shot
+from benchmarks import paper, paper_report, reader
+from benchmarks.paper import Shot
+from benchmarks.paper_report import Claim
 from vcd_core.tiny import world
 
 
@@ -45,36 +46,58 @@ def test_every_case_that_is_shown_or_claimed_is_made():
 
     class Recorder(paper.Bench):
         def __init__(self):
-            self.people, self.judge, self.studio = world.identities(paper.PEOPLE, seed=3), None, None
+            self.people, self.judge, self.studio = paper.cast(), None, None
 
         def add(self, table, case, shot, make, *arguments):
             made.add((table, case))
 
     for table in paper.TABLES:
         table(Recorder())
-    shown = {(table, case) for table, (_, cases, _) in paper.SHOWN.items() for case in cases}
+    shown = {(table, case) for table, (_, cases, _) in paper_report.SHOWN.items() for case in cases}
     assert shown == made
-    assert {case for claim in paper.CLAIMS for case in (claim.more, claim.less)} <= made
+    assert {case for claim in paper_report.CLAIMS for case in (claim.more, claim.less)} <= made
 
 
 def test_tables_hold_means_and_orderings():
     accuracy = {"true frames": {"skin": 0.987}}
-    text = paper.markdown(rows("methods", "4 tokens", 0.1) + rows("methods", "class word", 0.0), accuracy)
+    text = paper_report.markdown(rows("methods", "4 tokens", 0.1) + rows("methods", "class word", 0.0), accuracy, 0.284)
     assert "| 4 tokens | 0.850 ± " in text
-    assert "| identity: VCD over the class word | 0.100 ± 0.000 | holds |" in text
+    assert "| identity, T2V over the class word | 0.100 ± 0.000 | holds |" in text
     assert "0.987" in text
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    calls = []
+    """Each clip is kept once under its own name, whatever its figures are called; other files begin anew."""
+    figures = dict.fromkeys(paper_report.UNITS, 1.0)
     bench = paper.Bench(tmp_path)
-    bench.add("t", "a", Shot(0, 0, 1), lambda: calls.append(1) or {"attributes": 0.5})
+    for shot in paper.SHOTS:
+        bench.add("t", "a", shot, lambda: figures)
+    assert len(bench.done) == len(paper.SHOTS) == len(paper_report.values(bench.rows, "t", "a", "prompt followed"))
+    with bench.file.open("a") as file:
+        file.write('{"table": "t", "ca')  # stopped while writing
     again = paper.Bench(tmp_path)
-    again.add("t", "a", Shot(0, 0, 1), lambda: calls.append(2) or {"attributes": 0.7})
-    assert calls == [1]
     assert again.rows == bench.rows
-    monkeypatch.setattr(paper, "STEPS", paper.STEPS + 1)
-    assert paper.Bench(tmp_path).rows == []  # other settings begin anew
+    again.add("t", "a", Shot(0, 0, 1), lambda: pytest.fail("made again"))
+    monkeypatch.setattr(paper, "fingerprint", lambda: "others")
+    assert paper.Bench(tmp_path).rows == []
+
+
+def test_figures_may_not_hide_which_clip_they_are_of(tmp_path):
+    with pytest.raises(AssertionError, match="names the clip"):
+        paper.Bench(tmp_path).add("t", "a", Shot(0, 0, 1), lambda: {"prompt": 1.0})
+
+
+def test_the_cast_is_balanced_and_held_out():
+    people = paper.cast()
+    assert sorted(p.class_word for p in people) == ["man"] * 3 + ["woman"] * 3
+    assert sorted(p.skin for p in people) == ["brown"] * 2 + ["dark"] * 2 + ["pale"] * 2
+    assert all(world.held_out(p) for p in people)
+    assert 0.2 < paper.chance(people) < 0.4
+
+
+def test_every_figure_that_is_shown_has_its_unit():
+    shown = {measure for _, _, measures in paper_report.SHOWN.values() for measure in measures}
+    assert shown == set(paper_report.UNITS)
 
 
 def test_what_is_read_is_compared_with_the_person():
