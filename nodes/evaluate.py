@@ -275,7 +275,9 @@ def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]
     named: dict[str, torch.Tensor] = {}
     for i, images in enumerate(clips):
         name = written[i] if i < len(written) and written[i] else f"clip {i + 1}"
-        named[name if name not in named else f"{name} {i + 1}"] = images
+        while name in named:
+            name += f" {i + 1}"
+        named[name] = images
     return named
 
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..vcd_core import crop_paste, face_tracks, noise_prior, plots, yunet
 from ..vcd_core.face_tracks import Choice, Faces, Track
 from . import host
-from .refine import refine
+from .refine import NotFinite, refine
 from .types import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
 
 FACE_CATEGORY = f"{CATEGORY}/face"
@@ -432,7 +432,11 @@ class FaceRefine(io.ComfyNode):
             prompt = prompts[number] if number < len(prompts) and prompts[number] is not None else positive
             cut = partial(cut_like, place=place, size=size, picture=(faces.height, faces.width))
             prompt, against = (host.conditioning_of(c, track.frames, len(images), cut) for c in (prompt, negative))
-            refined = redraw(crops, model, vae, prompt, against, settings, gamma, progress, number)
+            try:
+                refined = refine(crops, model, vae, prompt, against, settings, gamma, progress)
+            except NotFinite as error:
+                logging.warning("Face VCD: face %d was left as it is. %s", number, error)
+                refined = crops
             pairs.append(torch.cat([crops, refined], 2))
             if refined is not crops:
                 crop_paste.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
@@ -447,28 +451,6 @@ def cut_like(
     """Masks or hints of a clip cut as its pictures were, whatever their own size."""
     same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
     return crop_paste.crop(same.movedim(1, -1), place, size)
-
-
-def redraw(
-    crops: torch.Tensor,
-    model: host.Model,
-    vae: Any,
-    positive: Any,
-    negative: Any,
-    settings: host.Sampling,
-    gamma: float,
-    progress: host.Progress,
-    number: int,
-) -> torch.Tensor:
-    """The crops drawn anew; the crops themselves where the sampler gave nothing usable."""
-    try:
-        refined = refine(crops, model, vae, positive, negative, settings, gamma, progress, lambda model, on_call: model)
-    except ValueError as error:
-        if "NaN" not in str(error):
-            raise
-        logging.warning("Face VCD: face %d was left as it is. %s", number, error)
-        return crops
-    return refined
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

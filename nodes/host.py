@@ -48,8 +48,6 @@ Latent = dict[str, Any]
 
 CLIPS_IN_BATCH = "vcd_clips_in_batch"  # transformer option: how many clips each conditioning's batch holds
 
-_SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
-
 
 async def register_replacement(replacement: io.NodeReplace) -> None:
     """Offer one of our nodes where a graph holds a node that is not installed."""
@@ -71,9 +69,14 @@ def with_initial_noise(model: Model, key: str, transform: Callable[[torch.Tensor
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, *rest):  # type: ignore[no-untyped-def]
         return executor(guider, sigmas, extra_args, callback, transform(noise), *rest)
 
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, wrapper)
+
+
+def _with_wrapper(model: Model, kind: str, key: str, wrapper: Callable[..., Any]) -> Model:
+    """A clone with a wrapper; a second one with the same key replaces the first."""
     model = model.clone()
-    model.remove_wrappers_with_key(_SAMPLER_SAMPLE, key)
-    model.add_wrapper_with_key(_SAMPLER_SAMPLE, key, wrapper)
+    model.remove_wrappers_with_key(kind, key)
+    model.add_wrapper_with_key(kind, key, wrapper)
     return model
 
 
@@ -359,7 +362,7 @@ class TrainingModel:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Nodes run in inference mode; here gradients can be taken."""
+    """Nodes run in inference mode; here gradients can be taken, the same ones each time (cuDNN's deterministic ways)."""
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -572,16 +575,12 @@ def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) ->
 
 def with_unet_call(model: Model, key: str, before: Callable[[torch.Tensor, dict[str, Any]], None]) -> Model:
     """A clone that calls ``before(x, transformer_options)`` ahead of every pass through the UNet."""
-    wrapper_type = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 
     def wrapper(executor, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):  # type: ignore[no-untyped-def]
         before(x, transformer_options or {})
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    model = model.clone()
-    model.remove_wrappers_with_key(wrapper_type, key)
-    model.add_wrapper_with_key(wrapper_type, key, wrapper)
-    return model
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, key, wrapper)
 
 
 def clip_frames(batch: int, transformer_options: dict[str, Any]) -> int:
@@ -611,7 +610,6 @@ def with_tiles(
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
         on_tiles: called after each model call with the part of this step's tiles that is done, 0..1.
     """
-    wrapper_type = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
 
     def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
         grid = grid_of(x.shape[-2], x.shape[-1], _step(timestep, model_options))
@@ -647,10 +645,7 @@ def with_tiles(
                 on_tiles(1 - len(waiting) / len(grid.tiles))
         return out
 
-    model = model.clone()
-    model.remove_wrappers_with_key(wrapper_type, key)
-    model.add_wrapper_with_key(wrapper_type, key, wrapper)
-    return model
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, wrapper)
 
 
 def _predict(executor, base, conds, x, timestep, model_options, grid, group):  # type: ignore[no-untyped-def]

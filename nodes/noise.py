@@ -24,10 +24,8 @@ def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
     if schedule.strip():
         if closed_loop:
             raise ValueError("A closed loop takes one gamma: clear gamma_schedule, or switch closed_loop off.")
-        if ":" in schedule:
-            noise_prior.parse_schedule(schedule, frames=2)
-        else:
-            noise_prior.parse_schedule(schedule, frames=1 + sum(bool(v.strip()) for v in schedule.split(",")))
+        frames = 2 if ":" in schedule else 1 + len(noise_prior.schedule_parts(schedule))
+        noise_prior.parse_schedule(schedule, frames)
 
 
 class NoisePriorLatent(io.ComfyNode):

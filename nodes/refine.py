@@ -11,6 +11,10 @@ from ..vcd_core import noise_prior
 from . import host
 
 
+class NotFinite(ValueError):
+    """The sampler returned NaN."""
+
+
 def refine(
     images: torch.Tensor,
     model: host.Model,
@@ -20,7 +24,7 @@ def refine(
     settings: host.Sampling,
     gamma: float,
     progress: host.Progress,
-    patch: Callable[[host.Model, Callable[[float], None]], host.Model],
+    patch: Callable[[host.Model, Callable[[float], None]], host.Model] = lambda model, on_call: model,
 ) -> torch.Tensor:
     """Draw the last part of ``images`` [F, H, W, 3] anew from correlated noise; sides need not be multiples of 8.
 
@@ -45,5 +49,5 @@ def refine(
 
     latent = host.sample(patch(model, on_call), noise, positive, negative, latent, settings, on_step)
     if not torch.isfinite(latent).all():
-        raise ValueError("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
+        raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
     return host.decode(vae, latent, progress)[:, :height, :width]

@@ -142,11 +142,6 @@ def usable(refined: torch.Tensor, before: torch.Tensor) -> bool:
     return bool(torch.isfinite(refined).all()) and not (refined.amax() < 0.02 < before.amax() - 0.1)
 
 
-def refined_pixels(place: Windows) -> float:
-    """The pixels of the picture that all windows cover, for comparing with other ways to crop."""
-    return len(place.centres) * place.size[0] * place.size[1]
-
-
 def _view(image: torch.Tensor, place: Windows, i: int, size: Size) -> torch.Tensor:
     """One window's content [h, w, C]."""
     (x, y), (wide, tall) = place.centres[i], place.size

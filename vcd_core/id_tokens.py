@@ -25,7 +25,7 @@ ENCODERS = ("clip_l", "clip_g")
 class IdTokens:
     """An identity's tokens.
 
-    ``vectors`` is ``[n, d]``, or, for models with two text encoders, one such tensor for each (``clip_l``, ``clip_g``).
+    ``vectors`` is ``[n, d]`` for CLIP-L, or one such tensor for each text encoder (``clip_l``, ``clip_g``).
     """
 
     name: str
@@ -66,13 +66,11 @@ def load(path: str | Path) -> IdTokens:
         raise ValueError(f"{path} is not there.")
     state, provenance = _read(path)
     vectors = {name: _as_tokens(tensor, path.name) for name, tensor in _vectors_in(state, path.name).items()}
-    if set(vectors) == set(ENCODERS):
-        if len(vectors["clip_l"]) != len(vectors["clip_g"]):
-            raise ValueError(
-                f"{path.name} has {len(vectors['clip_l'])} tokens for CLIP-L and {len(vectors['clip_g'])} for CLIP-G."
-            )
-        return IdTokens(path.stem, vectors, provenance)
-    return IdTokens(path.stem, next(iter(vectors.values())), provenance)
+    if len({len(tokens) for tokens in vectors.values()}) > 1:
+        raise ValueError(
+            f"{path.name} has {len(vectors['clip_l'])} tokens for CLIP-L and {len(vectors['clip_g'])} for CLIP-G."
+        )
+    return IdTokens(path.stem, vectors if "clip_g" in vectors else next(iter(vectors.values())), provenance)
 
 
 def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = False) -> Path:
@@ -260,7 +258,9 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be read as an embedding: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(
+            f"{path.name} cannot be read as an embedding: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        ) from error
 
 
 def _vectors_in(state: object, name: str) -> dict[str, torch.Tensor]:

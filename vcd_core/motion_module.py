@@ -171,7 +171,9 @@ def read(path: str | Path) -> StateDict:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path.name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     entries: dict[str, Any] = state if isinstance(state, dict) else {}
     entries = entries.get("state_dict", entries)
     tensors = {str(key).removeprefix("module."): value for key, value in entries.items() if torch.is_tensor(value)}

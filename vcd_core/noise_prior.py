@@ -174,21 +174,23 @@ def parse_schedule(text: str, frames: int) -> list[float]:
         >>> parse_schedule("0: 0, 4: 0.5", frames=6)
         [0.0, 0.125, 0.25, 0.375, 0.5]
     """
-    parts = [part.strip() for part in text.replace("|", ",").replace("\n", ",").split(",") if part.strip()]
+    parts = schedule_parts(text)
     try:
-        if not any(":" in part for part in parts):
-            return transitions(frames, [float(part) for part in parts])
-        keys = [(int(k), float(v)) for k, v in (part.split(":") for part in parts)]
-    except ValueError as error:
-        if "could not convert" in str(error) or "invalid literal" in str(error) or "unpack" in str(error):
-            raise ValueError(
-                f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
-                'or keyframes ("0: 0.1, 8: 0.3").'
-            ) from None
-        raise
+        keys = [(int(k), float(v)) for k, v in (part.split(":") for part in parts)] if ":" in text else []
+        values = [] if keys else [float(part) for part in parts]
+    except ValueError:
+        raise ValueError(
+            f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
+            'or keyframes ("0: 0.1, 8: 0.3").'
+        ) from None
     if any(a[0] >= b[0] for a, b in itertools.pairwise(keys)):
         raise ValueError(f"The frame numbers of the gamma schedule must rise; found {[k for k, _ in keys]}.")
-    return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
+    return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)] if keys else values)
+
+
+def schedule_parts(text: str) -> list[str]:
+    """The values or keyframes of a gamma schedule as they are written, between commas, bars or line ends."""
+    return [part.strip() for part in text.replace("|", ",").replace("\n", ",").split(",") if part.strip()]
 
 
 def frame_dim(rank: int) -> int:

@@ -7,7 +7,7 @@ blended with weights that sum to one everywhere, so a constant stays constant an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -97,12 +97,6 @@ def blend(like: torch.Tensor, grid: Grid, parts: Iterable[torch.Tensor]) -> torc
 def shifts(step: int) -> tuple[float, float]:
     """A grid shift for each denoising step, spread evenly over the stride (the R2 low-discrepancy sequence); 0 at step 0."""
     return (step * 0.7548776662466927) % 1, (step * 0.5698402909980532) % 1
-
-
-def batches(tiles: list[int], size: int) -> Iterator[list[int]]:
-    """Consecutive parts of at most ``size``."""
-    for at in range(0, len(tiles), size):
-        yield tiles[at : at + size]
 
 
 def check(tile: int, overlap: int) -> None:

@@ -59,6 +59,20 @@ def test_files_of_the_release_are_read(file, count):
     assert f"{count} tokens; clip_l width 768" in tokens.describe()
 
 
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "aborted.pt").touch()
+    with pytest.raises(ValueError, match=r"aborted\.pt cannot be read"):
+        load(tmp_path / "aborted.pt")
+
+
+def test_vectors_for_the_second_encoder_alone_stay_its_own(tmp_path):
+    tokens = load(write(tmp_path / "g.safetensors", {"clip_g": torch.randn(4, 1280)}))
+    assert set(tokens.by_encoder()) == {"clip_g"}
+    assert tokens.describe().startswith("4 tokens; clip_g width 1280")
+    with pytest.raises(ValueError, match="no vectors for clip_l"):
+        check_width(tokens, {"clip_l": 768})
+
+
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -125,6 +125,12 @@ def test_a_hostile_pickle_is_refused(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "aborted.ckpt").touch()
+    with pytest.raises(ValueError, match=r"aborted\.ckpt cannot be read"):
+        read(tmp_path / "aborted.ckpt")
+
+
 def test_motion_lora_adds_its_product():
     state = small_file()
     lora = random_models.motion_lora_state_dict(state)

@@ -81,6 +81,13 @@ def test_compare_tells_a_still_from_a_moving_clip(bench):
     assert torch.isfinite(chart).all()
 
 
+def test_no_clip_is_lost_to_names_written_twice(bench):
+    graph = bench.graph()
+    one = graph.ImageFromBatch(image=clips(graph), batch_index=0, length=3)
+    node = graph.VCD_Compare(names="x 3, x, x", **{f"clips.clip{i}": one for i in range(3)})
+    assert bench.tensors(graph, node).startswith("| | x 3 | x | x 3 3 |")
+
+
 def test_clips_of_different_sizes_are_refused(bench):
     graph = bench.graph()
     images = clips(graph)

@@ -119,6 +119,14 @@ def test_preview_shows_what_was_asked_for(bench):
     assert figure.std() > 0.05
 
 
+@pytest.mark.parametrize("schedule", ["0.1, 0.2 | 0.3", "0.1\n0.2\n0.3", "0: 0.1 | 3: 0.3"])
+def test_schedules_may_be_divided_by_bars_and_lines(bench, schedule):
+    graph = bench.graph()
+    noise = bench.tensors(graph, graph.VCD_NoisePriorLatent(**{**LATENT, "gamma_schedule": schedule}))["samples"]
+    values = noise_prior.parse_schedule(schedule, 4)
+    assert torch.equal(noise, noise_prior.sample((4, 4, 8, 8), values, 0))
+
+
 LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layout": "comfy"}
 
 

@@ -17,7 +17,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 SIZE = 128
 FRAMES = 16
-FPS = 8
 SAMPLES = 3  # supersampling a side
 
 Colour = tuple[int, int, int]
