@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import random
 import statistics
 import sys
@@ -502,7 +501,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     start = time.monotonic()
     sys.argv = sys.argv[:1]  # the host reads the command line
-    os.environ["TQDM_DISABLE"] = "1"
     logging.disable(logging.WARNING)  # that a clip has no face is a figure here
     bench = Bench(HOST / "bench" / "paper")
     accuracy, luck = bench.judge.accuracy, chance(bench.people)
