@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,7 @@ class Bench:
         return self.studio.prompt(text.format("V*"), self.identity(who, tokens, "without" not in case))
 
 
+@cache
 def cast() -> list[world.Person]:
     """The first held-out people among whom each class word and each skin comes up equally often."""
     for seed in itertools.count():
