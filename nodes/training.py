@@ -162,7 +162,7 @@ class IdTrainer(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Flip, turn and scale pictures, with captions that say so ('far away', 'close up').",
+                    tooltip="Flip, turn and scale pictures (not under 96 pixels), with captions that say so ('far away', 'close up').",
                 ),
                 io.Float.Input(
                     "weight_decay",

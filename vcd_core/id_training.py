@@ -29,6 +29,7 @@ GRADIENT_SCALE = 2.0**14  # keeps gradients of half-precision models above what 
 CELL = 8  # pixels of one latent cell, a side
 BUCKET = 64  # sides of whole pictures are multiples of this
 CONTEXT = 1.5  # a crop's side over the mask's
+LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
 FITS = ("crop around the mask", "whole picture")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
@@ -235,9 +236,9 @@ def cells(mask: torch.Tensor) -> torch.Tensor:
 def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
     """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
 
-    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third and placed
-    anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the picture does not reach is grey and not in
-    the mask.
+    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third (small pictures:
+    to ``LEAST`` pixels) and placed anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the picture does not
+    reach is grey and not in the mask.
     """
 
     def uniform(low: float, high: float) -> float:
@@ -249,7 +250,8 @@ def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]
         layers = layers.flip(-1)
     if uniform(0, 1) < 0.3:
         layers = _turn(layers, 10 * float(torch.randn((), generator=generator)))
-    scale = uniform(1 / 3, 1) if uniform(0, 1) < 2 / 3 else uniform(1.2, 1.4)
+    smallest = min(1.0, max(1 / 3, LEAST / min(height, width)))
+    scale = uniform(smallest, 1) if uniform(0, 1) < 2 / 3 else uniform(1.2, 1.4)
     size = (max(CELL, round(height * scale)), max(CELL, round(width * scale)))
     layers = _resize(layers, size)
     down, across = (round(uniform(min(0, room), max(0, room))) for room in (height - size[0], width - size[1]))

@@ -62,8 +62,9 @@ def two_colours(size=96):
     """Red inside the mask, blue outside."""
     picture, mask = torch.zeros(size, size, 3), torch.zeros(size, size)
     picture[..., 2] = 1
-    mask[24:72, 24:72] = 1
-    picture[24:72, 24:72] = torch.tensor([1.0, 0.0, 0.0])
+    middle = slice(size // 4, 3 * size // 4)
+    mask[middle, middle] = 1
+    picture[middle, middle] = torch.tensor([1.0, 0.0, 0.0])
     return picture, mask
 
 
@@ -206,8 +207,8 @@ def test_each_variant_is_encoded_once():
 
 
 def test_captions_say_how_large_the_subject_is():
-    settings = replace(QUICK, variants=60)
-    album = Album(prepare([two_colours()[0]], None, settings), Mean(), settings)
+    settings = replace(QUICK, variants=60, size=320)
+    album = Album(prepare([two_colours(320)[0]], None, settings), Mean(), settings)
     captions = [caption for step in range(200) for caption in album.draw(step).captions]
     beginnings = {caption.removesuffix("photo of a V*") for caption in captions}
     assert beginnings == {"", "a far away ", "very small ", "zoomed in ", "close up "}
@@ -227,8 +228,23 @@ def test_a_caption_that_is_too_long_is_refused_before_the_first_step():
         Training(backend, prepare([two_colours()[0]], None, QUICK), QUICK)
 
 
+def square(size):
+    image, mask = two_colours(size)
+    return Picture(image.movedim(-1, 0), mask)
+
+
+def test_small_pictures_are_not_shrunk_until_nothing_is_left():
+    picture = square(128)
+    sides = []
+    for i in range(100):
+        changed, word = augment(picture, generator(0, i))
+        sides.append(math.sqrt(float(changed.mask.sum() / picture.mask.sum())))
+        assert word not in ("a far away ", "very small ")
+    assert 0.72 < min(sides) < 0.8  # 96 of 128 pixels
+
+
 def test_variants_are_those_of_the_paper():
-    picture = Picture(*(part for part in (two_colours()[0].movedim(-1, 0), two_colours()[1])))
+    picture = square(288)
     areas, words = [], []
     for i in range(300):
         changed, word = augment(picture, generator(0, i))
