@@ -349,26 +349,54 @@ def kept(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], list[worl
     return stored, pickle.loads(stored.pop("clips"))  # noqa: S301  (our own file)
 
 
+def pair(rng: random.Random) -> world.Clip:
+    """A clip of two people, large enough to be told apart."""
+    first, second = world.random_clip(rng), world.random_clip(rng)
+    return replace(first, people=first.people + second.people, framing=rng.choice(world.FRAMINGS[:2]))
+
+
+def emphasis(frame: world.Frame) -> torch.Tensor:
+    """How much each latent cell [16, 16] of a frame counts: people twice, heads five times.
+
+    Most of what tells people apart - hair, glasses, hat, skin - lies in few cells of the head; what is behind them fills the
+    picture.
+    """
+    weights = torch.ones(world.SIZE, world.SIZE)
+    for mask, (x, y, w, h) in zip(frame.masks, frame.faces, strict=True):
+        weights += torch.from_numpy(mask)
+        top, left = max(0, int(y - 0.6 * h)), max(0, int(x - 0.25 * w))
+        weights[top : max(0, int(y + h)), left : max(0, int(x + 1.25 * w))] += 3
+    return F.avg_pool2d(weights[None], 8)[0].half()
+
+
+def weighted_error(found: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The squared error of latents [N, C, h, w], each cell counted as ``weights`` [N, h, w] say."""
+    return ((found - wanted).pow(2).mean(1) * weights).sum() / weights.sum()
+
+
 class Album:
-    """Latents of rendered frames with the clips they come from."""
+    """Latents of rendered frames with their weights and the clips they come from; the first eighth are pairs."""
 
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
+        self.pairs = range(count // 8)
+
         def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
-            clips: list[world.Clip] = []
-            small: list[torch.Tensor] = []
-            large: list[torch.Tensor] = []
             rng = random.Random(5)
-            while len(clips) < count:
-                part = [world.random_clip(rng) for _ in range(50)]
-                frames = [world.render(clip, rng.randrange(world.FRAMES)).image for clip in part]
-                half = [np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in frames]
-                large.append(painter.latents(frames))
-                small.append(painter.latents(half))
-                clips += part
-            return {"large": torch.cat(large), "small": torch.cat(small)}, clips
+            stored: dict[str, list[torch.Tensor]] = {"small": [], "large": [], "weights": []}
+            clips = [(pair if i in self.pairs else world.random_clip)(rng) for i in range(count)]
+            for start in range(0, count, 50):
+                part = clips[start : start + 50]
+                frames = [world.render(clip, rng.randrange(world.FRAMES)) for clip in part]
+                images = [frame.image for frame in frames]
+                half = [np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.LANCZOS)) for f in images]
+                stored["large"].append(painter.latents(images))
+                stored["small"].append(painter.latents(half))
+                stored["weights"].append(torch.stack([emphasis(frame) for frame in frames]))
+            return {name: torch.cat(parts) for name, parts in stored.items()}, clips
 
         stored, self.clips = kept(folder / f"album-{count}.pt", make)
         self.latents = {128: stored["large"], 64: stored["small"]}
+        self.weights = {128: stored["weights"], 64: F.avg_pool2d(stored["weights"].float(), 2).half()}
 
 
 def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.ndarray]:
@@ -443,7 +471,11 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
     latents = album.latents[side]
     rng = random.Random(stage.step + side)
     held = 256
-    usable = [i for i, c in enumerate(album.clips[:-held]) if side == 128 or c.framing != "far away"]
+    usable = [
+        i
+        for i, c in enumerate(album.clips[:-held])
+        if side == 128 or (c.framing != "far away" and i not in album.pairs)
+    ]
     batch = 48 if side == 64 else 16
     # at 128 pixels four times as many cells share a colour, so the same noise hides less of it: more of the noisiest times
     early = (500, 0.7) if side == 64 else (600, 0.7)
@@ -453,10 +485,10 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
         keep = 1.0 if side == 64 or stage.spent < 0.75 * stage.budget else rng.choice((1.0, 0.75))
         noisy = torch.rand(batch) < early[1]
         times = torch.where(noisy, torch.randint(early[0], 1000, (batch,)), torch.randint(0, early[0], (batch,)))
-        clean = latents[chosen].float()
+        clean, weights = (table[side][chosen].float() for table in (album.latents, album.weights))
         captions = ["" if rng.random() < 0.1 else world.caption(album.clips[i], keep, rng) for i in chosen]
         x, target = painter.noised(clean, times, torch.randn_like(clean))
-        return F.mse_loss(painter.unet(x, times.float(), painter.text(captions)), target), batch
+        return weighted_error(painter.unet(x, times.float(), painter.text(captions)), target, weights), batch
 
     def report() -> str:
         live = copy.deepcopy({key: value.detach() for key, value in stage.parameters.items()})
@@ -507,17 +539,24 @@ def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side:
 
 
 class ClipAlbum:
-    """Latents of whole clips [clips, frames, 4, 16, 16] with what they show."""
+    """Latents of whole clips [clips, frames, 4, 16, 16] with their weights and what they show; the first eighth are pairs."""
 
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
+        self.pairs = range(count // 8)
+
         def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
             rng = random.Random(8)
-            clips = [world.random_clip(rng) for _ in range(count)]
-            latents = [painter.latents([frame.image for frame in world.render_clip(clip)]) for clip in clips]
-            return {"latents": torch.stack(latents)}, clips
+            stored: dict[str, list[torch.Tensor]] = {"latents": [], "weights": []}
+            clips = [(pair if i in self.pairs else world.random_clip)(rng) for i in range(count)]
+            for clip in clips:
+                frames = world.render_clip(clip)
+                stored["latents"].append(painter.latents([frame.image for frame in frames]))
+                stored["weights"].append(torch.stack([emphasis(frame) for frame in frames]))
+            return {name: torch.stack(parts) for name, parts in stored.items()}, clips
 
         stored, self.clips = kept(folder / f"clips-{count}.pt", make)
         self.latents: torch.Tensor = stored["latents"]
+        self.weights: torch.Tensor = stored["weights"]
 
 
 def train_motion(folder: Path, minutes: float) -> None:
@@ -540,18 +579,22 @@ def train_motion(folder: Path, minutes: float) -> None:
     handler = lambda module, x, *_: module(x, frames)  # noqa: E731
     painter.options = {"patches": {"forward_timestep_embed_patch": [(MotionModule, handler)]}}
 
-    def error(latents: torch.Tensor, clips: list[world.Clip], times: torch.Tensor, keep: float) -> torch.Tensor:
+    def error(
+        latents: torch.Tensor, clips: list[world.Clip], times: torch.Tensor, keep: float, weights: torch.Tensor
+    ) -> torch.Tensor:
         captions = [world.caption(clip, keep, rng) if rng.random() > 0.1 else "" for clip in clips]
         clean = latents.flatten(0, 1)
         with torch.no_grad():
             context = painter.text(captions).repeat_interleave(frames, 0)
         times = times.repeat_interleave(frames)
         x, target = painter.noised(clean, times, torch.randn_like(clean))
-        return F.mse_loss(painter.unet(x, times.float(), context, transformer_options=painter.options), target)
+        found = painter.unet(x, times.float(), context, transformer_options=painter.options)
+        return weighted_error(found, target, weights.flatten(0, 1))
 
     def loss_of() -> tuple[torch.Tensor, int]:
         chosen = [rng.randrange(len(album.clips) - held) for _ in range(batch)]
-        latents, clips = album.latents[chosen].float(), [album.clips[i] for i in chosen]
+        latents, weights = album.latents[chosen].float(), album.weights[chosen].float()
+        clips = [album.clips[i] for i in chosen]
         # the noisiest times decide where the person stands and moves
         times = torch.where(
             torch.rand(batch) < 0.7, torch.randint(600, 1000, (batch,)), torch.randint(0, 600, (batch,))
@@ -559,7 +602,8 @@ def train_motion(folder: Path, minutes: float) -> None:
         for i, t in enumerate(times.tolist()):
             if t < parts.LATEST and rng.random() < 0.5:
                 latents[i], clips[i] = parts.pick(rng)
-        return error(latents, clips, times, rng.choice((1.0, 0.75))), batch * frames
+                weights[i] = 1
+        return error(latents, clips, times, rng.choice((1.0, 0.75)), weights), batch * frames
 
     def report() -> str:
         live = {key: value.detach().clone() for key, value in named.items()}
@@ -568,7 +612,8 @@ def train_motion(folder: Path, minutes: float) -> None:
         sheet(torch.cat(rows), frames // 2, folder / "motion.png")
         with torch.no_grad():
             times = torch.full((4,), 500)
-            now = float(error(album.latents[-4:].float(), album.clips[-4:], times, 1.0))
+            even = torch.ones_like(album.weights[-4:], dtype=torch.float32)
+            now = float(error(album.latents[-4:].float(), album.clips[-4:], times, 1.0, even))
             for key, value in named.items():
                 value.copy_(live[key])
         return f"held-out error at t = 500 {now:.4f}"
