@@ -56,8 +56,15 @@ def measure(
 
     if dino is not None and host.vision_kind(dino) != "dinov2":
         raise ValueError(f"The model in dino is {host.vision_kind(dino)}; expected a DINOv2 (large or giant).")
-    seen = None if clip_vision is None else host.embed_images(clip_vision, images)
     text = prompt.strip() or None
+    wanted = host.embed_text(clip, text) if clip is not None and clip_vision is not None and text else None
+    if wanted is not None:
+        metrics.to_text(host.embed_images(clip_vision, images[:1]), wanted)
+    if faces is not None:
+        faces.check(images)
+    likeness = None if face_model == NO_MODEL or references is None else _face_likeness(images, references, face_model)
+    # so far what can be wrong with the inputs was found out; what takes long follows
+    seen = None if clip_vision is None else host.embed_images(clip_vision, images)
 
     def against(model: Any, frames: torch.Tensor) -> torch.Tensor:
         return metrics.to_references(frames, host.embed_images(model, references))  # type: ignore[arg-type]
@@ -71,7 +78,7 @@ def measure(
     )
     add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references, clip_vision=clip_vision)  # type: ignore[arg-type]
     add(
-        "CLIP-T", "cosine", lambda: metrics.to_text(seen, host.embed_text(clip, text)), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
+        "CLIP-T", "cosine", lambda: metrics.to_text(seen, wanted), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
         a_prompt=text,
     )  # fmt: skip
     several = len(images) > 1 or None
@@ -82,16 +89,15 @@ def measure(
     add("dynamics", "% of the diagonal a frame", lambda: metrics.dynamics(images), more_than_one_frame=several)
     add("flicker", "255ths", lambda: metrics.flicker(images), more_than_two_frames=len(images) > 2)
     add("sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images))
-    if face_model == NO_MODEL or references is None:
+    if likeness is None:
         missing.append("face likeness: needs references and a face model")
     else:
-        values, note = _face_likeness(images, references, face_model)
+        values, note = likeness
         if values is not None:
             found.append(Figure("face likeness", values))
         if note:
             missing.append(note)
     if faces is not None:
-        faces.check(images)
         region = masks_of(faces, factor=1.0)
         seen_in = [i for i in range(len(images)) if region[i].any()]
         between = [i - 1 for i in seen_in if {i - 1, i + 1} <= set(seen_in)]

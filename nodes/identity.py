@@ -69,7 +69,10 @@ class IdLoader(io.ComfyNode):
         name = f"embedding:{Path(file).with_suffix('').as_posix()}"
         written = name if strength == 1 else f"({name}:{strength:g})"
         text = f"{written} {class_word}".strip()
-        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=host.shown(tokens.describe()))
+        said = tokens.describe()
+        if len(name.split()) > 1:
+            said += ". ComfyUI's own prompt nodes end a name at a space: rename the file to use the output 'prompt'."
+        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=host.shown(said))
 
 
 class IdTextEncode(io.ComfyNode):

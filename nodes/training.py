@@ -216,7 +216,7 @@ class IdTrainer(io.ComfyNode):
             id_training.prepare(pictures, areas, settings)  # before any model is loaded
             backend = host.TrainingModel(model, clip, vae, settings.class_word)
             show = _Show(backend, settings, sample_every)
-            with host.recomputed(model) if checkpointing else contextlib.nullcontext():
+            with host.recomputed(backend.model) if checkpointing else contextlib.nullcontext():
                 report = id_training.train(backend, pictures, areas, settings, state, resume, on_step=show)
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)

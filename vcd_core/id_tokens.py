@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,7 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         ...     load(save(mine, folder, "people/me")).vectors.shape
         torch.Size([4, 768])
     """
-    path = free_path(Path(folder), name, overwrite)
+    path = free_path(Path(folder), "_".join(name.split()), overwrite)  # prompts end an embedding's name at a space
     vectors = tokens.by_encoder()
     state = {"emb_params": vectors["clip_l"]} if set(vectors) == {"clip_l"} else dict(vectors)
     state = {key: value.detach().float() for key, value in state.items()}
@@ -103,19 +103,16 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all: under a temporary name, then renamed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-    os.close(handle)
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
+        # the library's own writing to a file makes it readable by its owner alone
+        partial.write_bytes(save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata))
         os.replace(partial, path)
-    except BaseException as error:
-        Path(partial).unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # what a full disk gives
-            raise OSError(f"{path.name} could not be written: {error}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -163,7 +160,7 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
             )
 
 
-_MARK = re.compile(r"V\*|<([^<>\s]+)>")
+_MARK = re.compile(r"V\*|<([^<>\n]+)>")
 
 
 def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, str]) -> str:
@@ -171,7 +168,8 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
 
     Args:
         prompt: what the user wrote.
-        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.
+        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name may be
+            written as ``_``.
         class_words: name -> class word, left out where the user wrote it behind the mark.
 
     Raises:
@@ -184,24 +182,28 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         '(embedding:me:1.2) man'
     """
 
+    names = {"_".join(name.split()): name for name in identities}
+
     def put(match: re.Match[str]) -> str:
-        if match.group(1) and match.group(1) not in identities:
+        called = "_".join((match.group(1) or "").split())
+        if called and called not in names:
             if not identities:
                 return match.group(0)
             known = ", ".join(f"<{name}>" for name in identities)
             raise ValueError(f"The prompt names <{match.group(1)}>, which is not connected; connected are {known}.")
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
-        name = match.group(1) or next(iter(identities))
+        name = names[called] if called else next(iter(identities))
         word = class_words.get(name, "")
         after = prompt[match.end() :]
         written = re.match(rf"(:[\d.]+)?[)\]]*\s*{re.escape(word)}\b", after) if word else True
         inside = re.match(r":[\d.]+\)", after)  # a weight of the mark alone
-        # the text encoder looks for tokens at the beginning of a word
+        word = "" if written or inside else f" {word}"
+        # the text encoder looks for tokens at the beginning of a weighted part or behind a space or new line, up to a space
         before, behind = prompt[: match.start()], prompt[match.end() :]
-        start = " " if before and not re.search(r"[\s(\[]$", before) else ""
-        end = " " if re.match(r"\w", behind) else ""
-        return start + identities[name] + ("" if written or inside else f" {word}") + end
+        start = "" if re.search(r"(^|[ \n]|(?<!\\)\()$", before) else " "
+        end = "" if re.match(r"\W|$" if word else r"[ \n,)]|:[\d.]+\)|$", behind) else " "
+        return start + identities[name] + word + end
 
     return _MARK.sub(put, prompt)
 
@@ -293,7 +295,7 @@ def _as_tokens(tensor: torch.Tensor, name: str) -> torch.Tensor:
         )
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{name} holds NaN or infinite values.")
-    return vectors.contiguous()
+    return vectors.contiguous().clone()  # no view of a file that may be replaced while this is in use
 
 
 def names_of(files: Iterator[str] | list[str]) -> list[str]:

@@ -125,7 +125,10 @@ def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]
     for path in files:
         try:
             with Image.open(path) as file:
-                rgba = np.asarray(ImageOps.exif_transpose(file).convert("RGBA"))
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
+                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+                rgba = np.asarray(picture.convert("RGBA"))
         except OSError as error:
             raise ValueError(f"{path.name} cannot be read as a picture: {error}") from error
         whole = torch.from_numpy(rgba.astype(np.float32) / 255)

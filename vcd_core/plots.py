@@ -121,7 +121,7 @@ def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]
 def with_masks(images: torch.Tensor, masks: torch.Tensor, colour: tuple[int, int, int] = (255, 92, 92)) -> torch.Tensor:
     """IMAGE [F, H, W, 3] with masks [F, H, W] laid over it, half transparent; grey pictures become RGB."""
     rgb = images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
-    paint = torch.tensor(colour, dtype=rgb.dtype) / 255
+    paint = torch.tensor(colour, dtype=rgb.dtype, device=rgb.device) / 255
     weight = 0.45 * masks[..., None].to(rgb)
     return rgb * (1 - weight) + paint * weight
 

@@ -114,6 +114,21 @@ def test_saved_files_come_back_with_their_provenance(tmp_path):
     assert set(load_file(save(both, tmp_path, "xl"))) == {"clip_l", "clip_g"}
 
 
+def test_loaded_tokens_outlive_their_file(tmp_path):
+    path = save(IdTokens("me", torch.ones(4, 768)), tmp_path, "me")
+    tokens = load(path)
+    with path.open("r+b") as file:
+        file.truncate(16)  # in place, as a copy over it begins; a mapped file would end the process here
+    assert tokens.vectors.sum() == 4 * 768
+
+
+def test_files_are_as_readable_as_others_and_named_without_spaces(tmp_path):
+    path = save(IdTokens("me", torch.ones(4, 768)), tmp_path, "our people/my id")
+    (tmp_path / "plain").touch()
+    assert path.relative_to(tmp_path).as_posix() == "our_people/my_id.safetensors"
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_saving_never_overwrites_unless_told(tmp_path):
     tokens = IdTokens("me", VECTORS)
     first, second = save(tokens, tmp_path, "me"), save(tokens, tmp_path, "me.safetensors")
@@ -129,14 +144,14 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def full_disk(path, content):
+    with path.open("wb") as file:
+        file.write(content[:5])
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    import safetensors.torch
-
-    def full(state, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(IdTokens("me", VECTORS), tmp_path, "me")
     assert not list(tmp_path.iterdir())
@@ -162,13 +177,20 @@ def test_widths_are_checked():
         ("a <lora:x> V*", "unknown"),
         ("no mark", "no mark"),
         ("portrait,V* smiling", "portrait, E man smiling"),
-        ("[V*]", "[E man]"),
+        ("[V*]", "[ E man]"),
+        (r"photo \(V*\)", r"photo \( E man\)"),
+        ("photo\tV*", "photo\t E man"),
+        ("photo of\u3000V*.", "photo of\u3000 E man."),
+        ("V* man.\nV*", "E man.\nE man"),
+        ("<my dog> and <my_dog>", "M dog and M dog"),
     ],
 )
 def test_marks_become_tokens_and_class_words(prompt, expected):
-    names, words = {"me": "E", "dog": "D"}, {"me": "man", "dog": "dog"}
+    names, words = {"me": "E", "dog": "D", "my dog": "M"}, {"me": "man", "dog": "dog", "my dog": "dog"}
     if expected == "unknown":
-        with pytest.raises(ValueError, match="names <lora:x>, which is not connected; connected are <me>, <dog>"):
+        with pytest.raises(
+            ValueError, match="names <lora:x>, which is not connected; connected are <me>, <dog>, <my dog>"
+        ):
             place(prompt, names, words)
     else:
         assert place(prompt, names, words) == expected

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dev import clips
-from vcd_core import segmentation
+from vcd_core import plots, segmentation
 from vcd_core.segmentation import (
     BackEndMissing,
     Found,
@@ -339,3 +339,8 @@ def test_pictures_of_8k_are_taken(dino_folder, sam_folder):
     result = load_detector(dino_folder)(big, "a man.", 0.0, 0.0)
     assert len(result.boxes) == 20
     assert load_segmenter(sam_folder)(big, torch.tensor([[10.0, 10.0, 4000.0, 4000.0]])).shape == (1, 4320, 7680)
+
+
+def test_masks_are_laid_over_pictures_where_these_are():
+    images, masks = torch.empty(2, 8, 8, 3, device="meta"), torch.empty(2, 8, 8, device="meta")
+    assert plots.with_masks(images, masks).device.type == "meta"
