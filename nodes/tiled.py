@@ -25,15 +25,18 @@ def apply(
 ) -> host.Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
     tiles.check(tile_size, overlap)
-    if tile_size % 8 or overlap % 8:
-        raise ValueError(f"tile_size is {tile_size} and overlap {overlap}; both must be multiples of 8 pixels.")
+    cell = host.latent_cell(model)
+    if tile_size % cell or overlap % cell:
+        raise ValueError(f"tile_size is {tile_size} and overlap {overlap}; both must be multiples of {cell} pixels.")
     said: set[tuple[int, int]] = set()
 
     def grid_of(height: int, width: int, step: int) -> tiles.Grid:
-        grid = tiles.grid(height, width, tile_size // 8, overlap // 8, tiles.shifts(step) if shift else (0.0, 0.0))
+        grid = tiles.grid(
+            height, width, tile_size // cell, overlap // cell, tiles.shifts(step) if shift else (0.0, 0.0)
+        )
         if (height, width) not in said:
             said.add((height, width))
-            size = f"{width * 8}x{height * 8}"
+            size = f"{width * cell}x{height * cell}"
             if len(grid.tiles) == 1:
                 logging.info("Tiled VCD: one tile of %d pixels covers the whole %s.", tile_size, size)
             else:
@@ -151,6 +154,7 @@ class TiledDenoise(io.ComfyNode):
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         frames = len(images)
+        host.check_vae(vae, frames)
         host.check_conditioning(positive, frames, "positive")
         host.check_conditioning(negative, frames, "negative")
         if denoise > REPEATS_ABOVE:

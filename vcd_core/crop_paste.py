@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .face_tracks import Track, smooth
+from .face_tracks import Track, smooth_boxes
 
 Size = tuple[int, int]
 
@@ -46,14 +46,11 @@ def windows(
     """
     if crop_factor < 1:
         raise ValueError(f"crop_factor is {crop_factor}; a window smaller than the face makes no sense. Use 1 or more.")
-    centres = smooth(track.boxes[:, :2] + track.boxes[:, 2:] / 2, smoothing)
-    sides = smooth(track.boxes[:, 2:], max(smoothing, 0.5))
-    side = crop_factor * float(np.quantile(sides.max(1), 0.9))
+    face = smooth_boxes(track.boxes, smoothing)
+    side = crop_factor * float(np.quantile(face[:, 2:].max(1), 0.9))
     wide, tall = side * math.sqrt(aspect), side / math.sqrt(aspect)
     shrink = min(1.0, width / wide, height / tall)
-    return Windows(
-        track.start, centres, (wide * shrink, tall * shrink), np.concatenate([centres - sides / 2, sides], 1)
-    )
+    return Windows(track.start, face[:, :2] + face[:, 2:] / 2, (wide * shrink, tall * shrink), face)
 
 
 def crop_size(side: int, aspect: float = 1.0) -> Size:

@@ -228,6 +228,12 @@ def smooth(path: np.ndarray, strength: float = 0.85) -> np.ndarray:
     return filtfilt(b, a, path, axis=0, padtype="odd", padlen=padding)
 
 
+def smooth_boxes(boxes: np.ndarray, strength: float = 0.85) -> np.ndarray:
+    """Boxes [n, 4] (x, y, width, height) whose centres are smoothed by ``strength`` and sizes by at least 0.5."""
+    sides = smooth(boxes[:, 2:], max(strength, 0.5))
+    return np.concatenate([smooth(boxes[:, :2] + boxes[:, 2:] / 2, strength) - sides / 2, sides], 1)
+
+
 def choose(
     tracks: Sequence[Track], how: Choice, index: int = 0, likeness: Sequence[float] | None = None
 ) -> list[Track]:
@@ -258,21 +264,22 @@ def choose(
 
 
 def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
-    """The tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
+    """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
     frames: list[list[dict[str, float | str]]] = [[] for _ in range(faces.frames)]
     for number, track in enumerate(faces.tracks):
+        boxes = smooth_boxes(track.boxes)
         for i, frame in enumerate(track.frames):
-            x, y, w, h = (float(v) for v in track.boxes[i])
+            x, y, w, h = (float(v) for v in boxes[i])
             score = float(track.scores[i]) if len(track.scores) else 1.0
             frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": f"face {number}", "score": score})
     return frames
 
 
 def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
-    """A mask [F, H, W] of all tracked faces, each box enlarged to ``factor`` times its side (hair and neck)."""
+    """A mask [F, H, W] of all tracked faces, each smoothed box enlarged to ``factor`` times its side (hair and neck)."""
     masks = torch.zeros(faces.frames, faces.height, faces.width)
     for track in faces.tracks:
-        for frame, (x, y, w, h) in zip(track.frames, track.boxes, strict=True):
+        for frame, (x, y, w, h) in zip(track.frames, smooth_boxes(track.boxes), strict=True):
             wide, tall = factor * w, factor * h
             left, top = max(0, round(x + w / 2 - wide / 2)), max(0, round(y + h / 2 - tall / 2))
             right, bottom = max(0, round(x + w / 2 + wide / 2)), max(0, round(y + h / 2 + tall / 2))

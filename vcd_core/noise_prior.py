@@ -70,8 +70,8 @@ def sample(
         layout: ``"comfy"`` draws as ComfyUI does, so gamma 0 equals a KSampler's own noise of that seed;
             ``"magic-me"`` draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
         closed_loop: see :func:`correlate`.
-        batch_index: which frames of the clip these are (ComfyUI's ``batch_index``), for 4-D shapes: the clip is drawn
-            up to the highest of them, and each frame gets the noise it has in the whole clip.
+        batch_index: which entries of the batch these are (ComfyUI's ``batch_index``): frames of the clip in 4-D shapes, clips in
+            5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in the whole.
 
     Returns:
         float32 noise of ``shape``.
@@ -83,12 +83,10 @@ def sample(
         >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
         torch.Size([16, 4, 64, 64])
     """
-    dim = frame_dim(len(shape))
     if batch_index is not None:
-        if dim != 0 or len(batch_index) != shape[0]:
+        if len(batch_index) != shape[0]:
             raise ValueError(
-                f"batch_index names {len(batch_index)} frames; the latent is {list(shape)}. "
-                "It goes with frames along the batch, one index for each."
+                f"batch_index names {len(batch_index)} entries; the latent is {list(shape)}. Expected one for each."
             )
         clip = (max(batch_index) + 1, *shape[1:])
         return _draw(clip, gamma, seed, layout, closed_loop, frame_by_frame=True)[list(batch_index)]

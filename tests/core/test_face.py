@@ -7,7 +7,19 @@ import pytest
 import torch
 
 from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import Faces, Track, choose, from_boxes, from_masks, link, look, scene_cuts, smooth
+from vcd_core.face_tracks import (
+    Faces,
+    Track,
+    boxes_of,
+    choose,
+    from_boxes,
+    from_masks,
+    link,
+    look,
+    masks_of,
+    scene_cuts,
+    smooth,
+)
 from vcd_core.tiny import world
 from vcd_core.yunet import Face, detect, iou
 
@@ -332,3 +344,14 @@ def test_twenty_faces_and_a_face_larger_than_the_picture():
     assert place.size == (120.0, 120.0)
     crops = crop(images, place, (128, 128))
     assert torch.allclose(paste(images, crops, place), images, atol=1 / 255)
+
+
+def test_boxes_and_masks_that_are_given_on_follow_smoothly():
+    rng = np.random.default_rng(0)
+    still = np.tile([40.0, 40.0, 20.0, 20.0], (30, 1))
+    boxes = still + np.pad(rng.normal(0, 2, (30, 2)), ((0, 0), (0, 2)))
+    faces = Faces(30, 100, 100, [Track(0, boxes, np.ones(30, bool), np.ones(30))])
+    given = np.array([[box[0][name] for name in ("x", "y", "width", "height")] for box in boxes_of(faces)])
+    assert np.abs(np.diff(given, axis=0)).max() < 0.3 * np.abs(np.diff(boxes, axis=0)).max()
+    areas = masks_of(faces).flatten(1)
+    assert (areas[1:] != areas[:-1]).float().mean() < 0.02

@@ -164,3 +164,10 @@ def test_schedules_are_read_as_written():
         parse_schedule("0: 2, 4: 0.1", 9)
     with pytest.raises(ValueError, match=r"2 values.*8 transitions"):
         parse_schedule("0.1, 0.2", 9)
+
+
+def test_entries_of_a_batch_of_videos_keep_their_noise():
+    whole = sample((4, 4, 6, 8, 8), 0.5, 3, batch_index=range(4))
+    assert torch.equal(sample((2, 4, 6, 8, 8), 0.5, 3, batch_index=[1, 3]), whole[[1, 3]])
+    first, second = whole[:, :, 0].flatten(), whole[:, :, 1].flatten()
+    assert float((first * second).mean()) == pytest.approx(0.5, abs=0.1)

@@ -67,7 +67,7 @@ def test_tables_hold_means_and_orderings():
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    """Each clip is kept once under its own name, whatever its figures are called; other files begin anew."""
+    """Each clip is kept once under its own name, whatever its figures are called; what other files made begins anew."""
     figures = dict.fromkeys(paper_report.UNITS, 1.0)
     bench = paper.Bench(tmp_path)
     for shot in paper.SHOTS:
@@ -78,8 +78,15 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     again = paper.Bench(tmp_path)
     assert again.rows == bench.rows
     again.add("t", "a", Shot(0, 0, 1), lambda: pytest.fail("made again"))
-    monkeypatch.setattr(paper, "fingerprint", lambda: "others")
+    again.add(paper.PICTURES, "a", Shot(0, 0, 1), lambda: figures)
+    (tmp_path / "id_0_4_masked.pt").touch()
+    now = paper.fingerprints()
+    monkeypatch.setattr(paper, "fingerprints", lambda: {**now, "clips": "of other motion"})
+    assert [row["table"] for row in paper.Bench(tmp_path).rows] == [paper.PICTURES]
+    assert (tmp_path / "id_0_4_masked.pt").is_file()
+    monkeypatch.setattr(paper, "fingerprints", lambda: dict.fromkeys(now, "of other frames"))
     assert paper.Bench(tmp_path).rows == []
+    assert not (tmp_path / "id_0_4_masked.pt").exists()
 
 
 def test_figures_may_not_hide_which_clip_they_are_of(tmp_path):

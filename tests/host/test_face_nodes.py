@@ -78,6 +78,24 @@ def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
     assert refined.isfinite().all()
 
 
+def test_hints_of_another_number_of_frames_are_repeated_or_cut(bench, tiny):
+    """As ComfyUI's own samplers do it."""
+    graph, model, vae, positive, negative = tiny()
+    images, net = world(graph, "medium", "standing"), graph.VCDTest_ControlNet()
+
+    def refined(hints):
+        applied = graph.ControlNetApplyAdvanced(
+            positive=positive, negative=negative, control_net=net, image=hints, strength=1.0, start_percent=0.0,
+            end_percent=1.0,
+        )  # fmt: skip
+        return refine(graph, images, model, vae, applied, out(applied, 1))
+
+    hints = world(graph, "close-up", "walking", frames=12)
+    again = graph.ImageFromBatch(image=hints, batch_index=0, length=4)
+    twelve, sixteen = bench.tensors(graph, refined(hints), refined(graph.ImageBatch(image1=hints, image2=again)))
+    assert torch.equal(twelve, sixteen)
+
+
 def test_two_people_keep_two_prompts(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     clip = out(model, 1)

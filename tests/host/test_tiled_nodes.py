@@ -94,7 +94,9 @@ def test_a_masked_prompt_reaches_only_its_tiles(bench, tiny):
     assert torch.equal(a[..., 8:], b[..., 8:])
 
 
-def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(bench, tiny):
+@pytest.mark.parametrize("host", ["bench", "oldest_bench"])
+def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(host, request, tiny):
+    bench = request.getfixturevalue(host)
     graph, model, _, positive, negative = tiny()
     source = latent(graph, 128, 128, 4)
     moved = motion(graph, model)
@@ -136,6 +138,23 @@ def test_denoise_uses_the_noise_prior(bench, tiny):
     a, b = bench.tensors(graph, a, b)
     change = lambda x: (x[1:] - x[:-1]).abs().mean()  # noqa: E731
     assert change(b) < 0.8 * change(a)
+
+
+def test_a_noise_prior_on_the_model_is_not_added_to_the_nodes_own(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = pictures(graph, vae)
+    applied = graph.VCD_ApplyNoisePrior(model=model, gamma=0.9)
+    a, b = (denoise(graph, images, m, vae, positive, negative, denoise=1.0, scale=1.0) for m in (model, applied))
+    a, b = bench.tensors(graph, a, b)
+    assert torch.equal(a, b)
+
+
+def test_a_video_vae_is_refused_before_anything_is_drawn(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = pictures(graph, vae)
+    node = denoise(graph, images, model, graph.VCDTest_VideoVae(vae=vae), positive, negative)
+    with pytest.raises(QueueError, match="puts several frames into one latent"):
+        bench.tensors(graph, node)
 
 
 def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):

@@ -1,5 +1,6 @@
 """Nodes that only the tests use: a tiny random SD 1.5, and saving a latent or pictures exactly."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -129,6 +130,22 @@ class ManyTiles(io.ComfyNode):
         model = model.clone()
         model.set_model_unet_function_wrapper(call)
         return io.NodeOutput(model)
+
+
+class VideoVae(io.ComfyNode):
+    """A VAE that says it is a video model's."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_VideoVae", category="tests", inputs=[io.Vae.Input("vae")], outputs=[io.Vae.Output()]
+        )
+
+    @classmethod
+    def execute(cls, vae):
+        vae = copy.copy(vae)
+        vae.latent_dim = 3
+        return io.NodeOutput(vae)
 
 
 class Rows(io.ComfyNode):
@@ -303,6 +320,7 @@ class Extension(ComfyExtension):
             SaveTensor,
             BatchIndex,
             ManyTiles,
+            VideoVae,
             Rows,
             World,
             Broken,
@@ -311,6 +329,7 @@ class Extension(ComfyExtension):
             Projection,
             Upscaler,
             TinyControlNet,
+            VideoVae,
         ]
 
 
