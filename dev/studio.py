@@ -23,20 +23,18 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-TEMPLATE = "a photo of a V*"
+TEMPLATE = "a close-up of a V*"
 SIDE = 128
 
 
 def pictures_of(
     person: Person, count: int = 6, seed: int = 0, scene: str | None = None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Frames of a person in different scenes (or one), close-ups and medium shots, with masks: what a training gets."""
+    """Close-ups of a person in different scenes (or one), with masks: what a training gets."""
     rng = random.Random(seed)
     images, masks = [], []
     for i in range(count):
-        clip = world.random_clip(
-            rng, person, framing=("close-up", "medium")[i % 2], scene=scene or world.SCENES[i % len(world.SCENES)]
-        )
+        clip = world.random_clip(rng, person, framing="close-up", scene=scene or world.SCENES[i % len(world.SCENES)])
         frame = world.render(clip, rng.randrange(world.FRAMES))
         images.append(torch.tensor(frame.image).float() / 255)
         masks.append(torch.from_numpy(frame.masks[0]))
@@ -115,7 +113,7 @@ class Studio:
         return self.vae.decode(latent).float().cpu()
 
 
-RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 2e-2}
+RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 2e-2, "augment": False}
 
 
 def robin(folder: Path) -> None:
