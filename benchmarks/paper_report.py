@@ -146,6 +146,7 @@ CLAIMS = (
     Claim("the face's sharpness, Tiled over Face", "sharpness", LAST, FACES, "shown in pictures"),
     Claim("identity, Tiled over Face", "attributes", LAST, FACES, "DINO .585 over .551"),
     Claim("two people, each its own, Face over T2V", "of the right person", BOTH_FACES, BOTH_T2V, "shown in pictures"),
+    Claim("two people, mixed up, T2V over Face", "of the other", BOTH_T2V, BOTH_FACES, "shown in pictures"),
     Claim("likeness, Face over Tiled", "likeness", FACES, LAST, "CLIP-I .752 over .747"),
 )
 

@@ -69,7 +69,7 @@ def quickstart(graph: Graph) -> None:
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=5, steps=20, cfg=3.0,
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=3, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)
@@ -80,7 +80,7 @@ def quickstart(graph: Graph) -> None:
     )
     faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=560)
     refined = graph.add(
-        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=5,
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=3,
         steps=20, cfg=2.5, denoise=0.6, refine_size=128,
     )  # fmt: skip
     graph.column("4. Tiled VCD", 340)
@@ -89,7 +89,7 @@ def quickstart(graph: Graph) -> None:
         "drawn anew; SD 1.5 takes the paper's 20 %."
     )
     tiled = graph.add(
-        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=5, steps=20,
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=3, steps=20,
         cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
     )  # fmt: skip
     save_column(graph, tiled, "quickstart")
