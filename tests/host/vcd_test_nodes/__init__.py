@@ -329,7 +329,6 @@ class Extension(ComfyExtension):
             Projection,
             Upscaler,
             TinyControlNet,
-            VideoVae,
         ]
 
 
