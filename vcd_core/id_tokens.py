@@ -182,10 +182,11 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         '(embedding:me:1.2) man'
     """
 
-    names = {"_".join(name.split()): name for name in identities}
+    names = {"_".join(name.split()): name for name in identities} | {name: name for name in identities}
 
     def put(match: re.Match[str]) -> str:
-        called = "_".join((match.group(1) or "").split())
+        called = match.group(1) or ""
+        called = called if called in names else "_".join(called.split())
         if called and called not in names:
             if not identities:
                 return match.group(0)

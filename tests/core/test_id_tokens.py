@@ -196,6 +196,11 @@ def test_marks_become_tokens_and_class_words(prompt, expected):
         assert place(prompt, names, words) == expected
 
 
+def test_names_that_differ_by_a_space_stay_apart():
+    assert place("<a b>, <a_b>", {"a b": "E", "a_b": "F"}, {}) == "E, F"
+    assert place("<a b>, <a_b>", {"a_b": "F", "a b": "E"}, {}) == "E, F"
+
+
 def test_marks_without_identities():
     assert place("a <tag> here", {}, {}) == "a <tag> here"
     with pytest.raises(ValueError, match="no identity is connected"):
