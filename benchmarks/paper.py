@@ -38,7 +38,7 @@ from vcd_core.face_tracks import masks_of
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
-from .reader import FACE, Reader, load_or_train, matches
+from .reader import FACE, READER_FILES, Reader, load_or_train, matches
 
 PEOPLE, SEEDS, STEPS = 6, (1, 2), 8
 ROOM = "forest"  # where all training pictures are taken
@@ -92,7 +92,7 @@ class Judge:
         from torchvision.models import mobilenet_v2
 
         self.studio = studio
-        self.reader, self.accuracy = load_or_train(folder / f"reader_{reader_mark()}.pt", studio.vae)
+        self.reader, self.accuracy = load_or_train(folder, studio.vae)
         self.net = mobilenet_v2()
         self.net.load_state_dict(torch.load(clips.path_of(*EMBEDDING), weights_only=True))
         self.net.eval()
@@ -262,9 +262,6 @@ def chance(people: Sequence[world.Person], count: int = 2000) -> float:
     return mean(matches(stranger, person) for stranger in strangers for person in people)
 
 
-READER_FILES = (Path(world.__file__), Path(__file__).with_name("reader.py"))
-
-
 def fingerprints() -> dict[str, str]:
     """What the kept figures of pictures and of clips depend on: the weights, and the files that say how they are made."""
     modules = (Studio.__module__, id_training.__name__, __name__)
@@ -273,14 +270,6 @@ def fingerprints() -> dict[str, str]:
     pictures = digest.hexdigest()
     digest.update(tiny.MOTION_FILE.read_bytes())
     return {"pictures": pictures, "clips": digest.hexdigest()}
-
-
-def reader_mark() -> str:
-    """What the reader depends on: the autoencoder, the world, and how it learns."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in READER_FILES))
-    for key, value in sorted(tiny.part(tiny.load_weights(), "vae").items()):
-        digest.update(key.encode() + value.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def tokens_case(tokens: int) -> str:

@@ -6,6 +6,7 @@ model's autoencoder gives them back.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -26,6 +28,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 HEADS = ATTRIBUTES | {"scene": world.SCENES, "framing": world.FRAMINGS}
 FACE = ("skin", "hair", "hair_colour", "glasses", "hat")  # what a face crop shows
 FRAMES, EPOCHS, BATCH = 6000, 6, 50
+READER_FILES = (Path(world.__file__), Path(__file__))
 NOT_THERE = -100  # what cross_entropy leaves out
 
 
@@ -165,8 +168,17 @@ def accuracy(reader: Reader, vae: Any, count: int = 400) -> dict[str, dict[str, 
     return found
 
 
-def load_or_train(path: Path, vae: Any) -> tuple[Reader, dict[str, dict[str, float]]]:
-    """The reader kept at ``path``, trained once."""
+def mark() -> str:
+    """What the reader depends on: the autoencoder, the world, and how it learns."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in READER_FILES))
+    for key, value in sorted(tiny.part(tiny.load_weights(), "vae").items()):
+        digest.update(key.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_or_train(folder: Path, vae: Any) -> tuple[Reader, dict[str, dict[str, float]]]:
+    """The reader kept in ``folder``, trained once, and its accuracy as ``train`` gives it."""
+    path = folder / f"reader_{mark()}.pt"
     if path.is_file():
         kept = torch.load(path, weights_only=True)
         reader = Reader().eval()

@@ -1,7 +1,6 @@
 """The tiny model in this process: learn an identity and draw clips with the pack's own nodes, without a server.
 
-python -m dev.studio robin      learn the identity that ships
-python -m dev.studio samples    sheets of random captions in .host/, to judge the model by
+python -m dev.studio    learn the identity that ships
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 from vcd_core.tiny.world import Person
 
-from .host import HOST, PACK
+from .host import PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
@@ -134,43 +133,5 @@ def robin(folder: Path) -> None:
     print(id_tokens.save(tokens, folder, "vcd_tiny_robin", overwrite=True), world.describe(person))
 
 
-def samples(folder: Path, count: int = 32, strips: int = 8) -> None:
-    """Pictures and clips of random captions, with the captions below, for a person to judge."""
-    from vcd_core import plots
-
-    studio, rng = Studio(), random.Random(77)
-    captions = [world.caption(world.random_clip(rng)) for _ in range(count)]
-    page = plots.Image.new("RGB", (8 * 132, (count + 7) // 8 * 176), plots.PAPER)
-    pen = plots.ImageDraw.Draw(page)
-    for i, caption in enumerate(captions):
-        x, y = i % 8 * 132, i // 8 * 176
-        frame = studio.draw(studio.prompt(caption), 100 + i, 1, 0, 20, moving=False)[0]
-        page.paste(plots.to_pil(frame), (x, y))
-        words = caption.split()
-        for line in range(4):
-            pen.text((x, y + 129 + 11 * line), " ".join(words[5 * line : 5 * line + 5]), plots.INK, plots.font(9))
-    page.save(folder / "samples.png")
-    page = plots.Image.new("RGB", (8 * 130, strips * 146), plots.PAPER)
-    pen = plots.ImageDraw.Draw(page)
-    spread: dict[bool, list[float]] = {True: [], False: []}
-    for row, caption in enumerate(captions[:strips]):
-        clip = studio.draw(studio.prompt(caption), 200 + row, steps=20)
-        apart = studio.draw(studio.prompt(caption), 200 + row, gamma=0, steps=20, moving=False)
-        for moving, frames in ((True, clip), (False, apart)):
-            spread[moving].append(float(frames.std(0).mean()))
-        pen.text((2, row * 146 + 129), caption, plots.INK, plots.font(11))
-        for column, frame in enumerate(clip[::2]):
-            page.paste(plots.to_pil(frame), (column * 130, row * 146))
-    page.save(folder / "clips.png")
-    less = 1 - sum(spread[True]) / sum(spread[False])
-    print(
-        f"{folder / 'samples.png'} and clips.png; frames of a clip differ {less:.0%} less than pictures of its caption"
-    )
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["robin"]:
-        robin(tiny.IDENTITY_FILE.parent)
-    else:
-        sys.argv = sys.argv[:1]
-        samples(HOST)
+    robin(tiny.IDENTITY_FILE.parent)
