@@ -41,8 +41,10 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 88.0, "motion": 61.0}  # minutes, those of the shipped weights
+BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 128.0, "motion": 117.0}  # minutes, those of the shipped weights
 SAVE_EVERY = 180.0  # seconds
+NOISY = 600  # seven of ten pictures and clips are learned from this time on, where layout and colours are decided
+SETTLED = 750  # below this time one sees where people stand
 STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an earlier training got to
 
 
@@ -142,6 +144,11 @@ class Stage:
         with torch.no_grad():
             for key, value in self.parameters.items():
                 value.copy_(self.average[key])
+
+
+def later_rate(folder: Path) -> float:
+    """The first learning rate of frames at 128 pixels and of motion, lower where they go on from trained weights."""
+    return 7e-4 if (folder / "start.txt").is_file() else 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -359,7 +366,8 @@ def emphasis(frame: world.Frame) -> torch.Tensor:
     """How much each latent cell [16, 16] of a frame counts: people twice, heads five times.
 
     Most of what tells people apart - hair, glasses, hat, skin - lies in few cells of the head; what is behind them fills the
-    picture.
+    picture.  Only for times below ``SETTLED``: earlier, where the place is open, cells that count more make a person likely
+    wherever one may stand, and one becomes two.
     """
     weights = torch.ones(world.SIZE, world.SIZE)
     for mask, (x, y, w, h) in zip(frame.masks, frame.faces, strict=True):
@@ -460,7 +468,9 @@ FAR = [
 def train_frames(folder: Path, minutes: float, side: int, before: str | None) -> None:
     torch.manual_seed(side)
     painter = Painter(folder)
-    stage = Stage(f"frames{side}", folder, minutes, painter.parameters(), 1.5e-3 if before is None else 1e-3)
+    stage = Stage(
+        f"frames{side}", folder, minutes, painter.parameters(), 1.5e-3 if before is None else later_rate(folder)
+    )
     if before and stage.step == 0 and (folder / f"{before}.state").is_file():
         start = torch.load(folder / f"{before}.state", weights_only=True)["average"]
         with torch.no_grad():
@@ -478,7 +488,7 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
     ]
     batch = 48 if side == 64 else 16
     # at 128 pixels four times as many cells share a colour, so the same noise hides less of it: more of the noisiest times
-    early = (500, 0.7) if side == 64 else (600, 0.7)
+    early = (500, 0.7) if side == 64 else (NOISY, 0.7)
 
     def loss_of() -> tuple[torch.Tensor, int]:
         chosen = rng.sample(usable, batch)
@@ -487,6 +497,7 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None) ->
         times = torch.where(noisy, torch.randint(early[0], 1000, (batch,)), torch.randint(0, early[0], (batch,)))
         clean, weights = (table[side][chosen].float() for table in (album.latents, album.weights))
         captions = ["" if rng.random() < 0.1 else world.caption(album.clips[i], keep, rng) for i in chosen]
+        weights[times >= SETTLED] = 1
         x, target = painter.noised(clean, times, torch.randn_like(clean))
         return weighted_error(painter.unet(x, times.float(), painter.text(captions)), target, weights), batch
 
@@ -571,7 +582,7 @@ def train_motion(folder: Path, minutes: float) -> None:
     for block, at, module in list(slots(painter.unet, motion)):
         block.insert(at, module)
     named = dict(motion.named_parameters())
-    stage = Stage("motion", folder, minutes, named, 1e-3)
+    stage = Stage("motion", folder, minutes, named, later_rate(folder))
     album = ClipAlbum(folder, painter, int(os.environ.get("VCD_CLIPS", "1200")))
     parts = Parts(folder, painter, int(os.environ.get("VCD_CLIP_PARTS", "300")), world.FRAMES)
     rng = random.Random(stage.step)
@@ -595,13 +606,13 @@ def train_motion(folder: Path, minutes: float) -> None:
         chosen = [rng.randrange(len(album.clips) - held) for _ in range(batch)]
         latents, weights = album.latents[chosen].float(), album.weights[chosen].float()
         clips = [album.clips[i] for i in chosen]
-        # the noisiest times decide where the person stands and moves
-        times = torch.where(
-            torch.rand(batch) < 0.7, torch.randint(600, 1000, (batch,)), torch.randint(0, 600, (batch,))
-        )
+        noisy = torch.rand(batch) < 0.7
+        times = torch.where(noisy, torch.randint(NOISY, 1000, (batch,)), torch.randint(0, NOISY, (batch,)))
         for i, t in enumerate(times.tolist()):
             if t < parts.LATEST and rng.random() < 0.5:
                 latents[i], clips[i] = parts.pick(rng)
+                weights[i] = 1
+            elif t >= SETTLED:
                 weights[i] = 1
         return error(latents, clips, times, rng.choice((1.0, 0.75)), weights), batch * frames
 
@@ -642,8 +653,9 @@ def export(folder: Path) -> None:
         weights |= {f"vae.{k}": v.half() for k, v in torch.load(folder / "vae.pt", weights_only=True).items()}
         weights["words"] = torch.tensor(Painter(folder).words.ids)
         tiny.MODEL_FILE.parent.mkdir(exist_ok=True)
-        about = {"stage": found[0], "pictures": str(state["pictures"]), "minutes": f"{state['spent'] / 60:.0f}"}
-        save_file(weights, tiny.MODEL_FILE, metadata=about)
+        about = f"{found[0]}, {state['pictures']} pictures, {state['spent'] / 60:.0f} minutes"
+        # one entry, since the library writes several in any order and equal weights should be equal files
+        save_file(weights, tiny.MODEL_FILE, metadata={"training": about})
         print(f"{tiny.MODEL_FILE}: {tiny.MODEL_FILE.stat().st_size / 1e6:.1f} MB")
     if (folder / "motion.state").is_file():
         motion = MotionModel(MotionInfo("v2", tuple(tiny.CHANNELS * m for m in tiny.MULTIPLIERS), 32))

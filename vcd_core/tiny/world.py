@@ -68,7 +68,7 @@ class _Shot:
 _SHOTS = {
     "close-up": _Shot(30, 64, 62, 9, 5),
     "medium": _Shot(15, 64, 44, 20, 6),
-    "far away": _Shot(7, 64, 60, 38, 10),
+    "far away": _Shot(9.5, 64, 49, 32, 8),
 }
 
 
@@ -249,7 +249,7 @@ def _place(clip: Clip, index: int, number: int) -> tuple[float, float, float]:
         x = home + direction * (time - 0.5) * 1.7 * wide
         y -= abs(math.sin(beat)) * 0.12 * radius
     elif clip.action == "jumping":
-        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 2.0}[clip.framing]
+        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 1.4}[clip.framing]
     else:
         x += 0.05 * radius * math.sin(beat / 2)
     return x, y, radius
