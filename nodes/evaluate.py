@@ -52,8 +52,14 @@ def measure(
         if absent:
             missing.append(f"{name}: needs {' and '.join(absent)}")
         else:
+            host.stop_if_asked()
             found.append(Figure(name, values(), unit))
 
+    for name, pictures in (("images", images), ("references", references)):
+        if pictures is not None and not torch.isfinite(pictures).all():
+            raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
+    if clip_vision is not None and host.vision_kind(clip_vision).startswith("dino"):
+        raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
     if dino is not None and host.vision_kind(dino) != "dinov2":
         raise ValueError(f"The model in dino is {host.vision_kind(dino)}; expected a DINOv2 (large or giant).")
     text = prompt.strip() or None

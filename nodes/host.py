@@ -21,6 +21,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.ldm.models.autoencoder
+import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -370,7 +371,14 @@ class TrainingModel:
         device = self.model.load_device
         self.load(noised.shape)  # encoding text or pictures may have unloaded it
         noised, sigma, context = noised.to(device), sigma.to(device), context.to(device)
-        return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options={}).cpu()
+        options = {"optimized_attention_override": _attention_with_gradients}
+        return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options=options).cpu()
+
+
+def _attention_with_gradients(_: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+    """PyTorch's attention in place of what ComfyUI was started with, which may be for sampling only (SageAttention)."""
+    found: torch.Tensor = comfy.ldm.modules.attention.attention_pytorch(*arguments, **named)
+    return found
 
 
 @contextlib.contextmanager
@@ -988,7 +996,10 @@ def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: a model that gives no single embedding of a picture (SigLIP).
     """
-    parts = [clip_vision.encode_image(part[..., :3])["image_embeds"].float().cpu() for part in images.split(16)]
+    parts = []
+    for part in images.split(16):
+        stop_if_asked()
+        parts.append(clip_vision.encode_image(part[..., :3])["image_embeds"].float().cpu())
     if parts[0].ndim != 2:
         raise ValueError(
             f"This CLIP vision model ({vision_kind(clip_vision)}) gives no single embedding of a picture; expected a CLIP "

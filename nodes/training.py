@@ -19,6 +19,7 @@ from .types import IdType, seed_input
 LossMap = io.Custom("LOSS_MAP")
 STATES = "vcd_training"
 NO_FOLDER = "no folders found"
+UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that VCD Pictures names and leaves out
 
 
 class Pictures(io.ComfyNode):
@@ -53,9 +54,22 @@ class Pictures(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        found = id_training.open_pictures(host.input_subfolder(folder))
+        place = host.input_subfolder(folder)
+        found = id_training.open_pictures(place)
         images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
-        return io.NodeOutput(images, masks, ui=host.shown(f"{len(found)} pictures"))
+        other = sorted(file.name for file in place.iterdir() if file.suffix.lower() in UNREAD)
+        note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
+        return io.NodeOutput(images, masks, ui=host.shown(f"{len(found)} pictures{note}"))
+
+
+def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | None) -> None:
+    """Load Image gives a black mask of 64x64 with a picture that has no transparency."""
+    for number, (picture, area) in enumerate(zip(pictures, areas or [], strict=False)):
+        if area.shape == (64, 64) != picture.shape[:2] and not area.any():
+            raise ValueError(
+                f"The mask of picture {number} is the empty one that Load Image gives with a picture without transparency. "
+                "Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load Image's mask editor."
+            )
 
 
 class IdTrainer(io.ComfyNode):
@@ -213,6 +227,7 @@ class IdTrainer(io.ComfyNode):
         with host.gradients():
             pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
             areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
+            _refuse_no_mask(pictures, areas)
             id_training.prepare(pictures, areas, settings)  # before any model is loaded
             backend = host.TrainingModel(model, clip, vae, settings.class_word)
             show = _Show(backend, settings, sample_every)

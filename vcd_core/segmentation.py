@@ -287,7 +287,12 @@ def _original_segmenter(path: Path, device: torch.device | str) -> Segmenter:
     except Exception as error:
         raise BackEndMissing(f"{path.name} is no SAM checkpoint (sam_vit_b, _l or _h): {str(error)[:100]}") from error
     model = sam_model_registry[kind](checkpoint=None)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackEndMissing(
+            f"{path.name} is no original SAM checkpoint; SAM-HQ and MobileSAM are not read. {str(error)[:100]}"
+        ) from error
     return _predictor_segmenter(SamPredictor(model.eval().to(device)), device)
 
 

@@ -247,6 +247,9 @@ def test_original_sam_files_run_through_segment_anything(tmp_path, pictures):
     expected, _, _ = predictor.predict(box=boxes[0].numpy(), multimask_output=False)
     assert torch.equal(ours[0], torch.from_numpy(expected[0]).bool())
     other = tmp_path / "sam_vit_b_01ec64.pth"
+    torch.save({"image_encoder.pos_embed": torch.ones(1, 8, 8, 768)}, other)  # SAM-HQ has SAM's widths and other parts
+    with pytest.raises(BackEndMissing, match="no original SAM checkpoint; SAM-HQ"):
+        segmentation.load_segmenter(other, "cpu")
     torch.save({"x": torch.ones(1)}, other)
     with pytest.raises(BackEndMissing, match="no SAM checkpoint"):
         load_segmenter(other)

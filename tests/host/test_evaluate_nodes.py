@@ -126,6 +126,14 @@ def test_a_projection_that_was_never_loaded_is_refused(bench, scale):
         bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
 
 
+def test_a_dino_in_place_of_clip_vision_is_refused(bench):
+    graph = bench.graph()
+    more = models(graph)
+    more["clip_vision"] = more["dino"]
+    with pytest.raises(QueueError, match="model in clip_vision is a DINO"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
+
+
 def test_a_clip_in_place_of_dino_is_refused(bench):
     graph = bench.graph()
     more = models(graph)

@@ -145,6 +145,40 @@ def test_masks_must_match(bench, tiny, pictures):
         bench.tensors(graph, node)
 
 
+def test_training_does_not_depend_on_an_attention_without_gradients(bench, tiny, pictures):
+    """SageAttention gives none, and ComfyUI says nothing: the tokens would learn from what is left."""
+    found = []
+    for on in (True, False):
+        graph, model, *_ = tiny()
+        patched = graph.VCDTest_SamplingAttention(model=model, on=on)
+        node = train(graph, model, pictures)
+        graph.prompt[node[0]]["inputs"]["model"] = patched
+        found.append(bench.tensors(graph, node)[0])
+    assert torch.equal(*found)
+
+
+def test_the_empty_mask_of_load_image_is_named(bench, tiny, pictures):
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures, masks=False)
+    mask = graph.SolidMask(value=0.0, width=64, height=64)
+    graph.prompt[node[0]]["inputs"]["images"] = graph.EmptyImage(width=96, height=120, batch_size=1, color=0xCC8844)
+    graph.prompt[node[0]]["inputs"]["masks"] = mask
+    with pytest.raises(QueueError, match=r"without transparency\. Leave masks unconnected"):
+        bench.tensors(graph, node)
+
+
+def test_pictures_that_are_not_read_are_named(bench, pictures):
+    other = bench.server.host.base / "input" / pictures / "phone.heic"
+    other.write_bytes(b"")
+    try:
+        graph = bench.graph()
+        node = graph.VCD_Pictures(folder=pictures)
+        entry = bench.server.run({**graph.prompt, "9": {"class_type": "PreviewImage", "inputs": {"images": node}}})
+    finally:
+        other.unlink()
+    assert "2 pictures; not read (save as PNG or JPEG): phone.heic" in str(entry["outputs"])
+
+
 def test_the_oldest_host_trains(oldest_bench, tiny):
     graph, model, *_ = tiny()
     picture = graph.EmptyImage(width=64, height=64, batch_size=2, color=0xCC8844)

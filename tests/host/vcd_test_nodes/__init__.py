@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
@@ -129,6 +130,31 @@ class ManyTiles(io.ComfyNode):
 
         model = model.clone()
         model.set_model_unet_function_wrapper(call)
+        return io.NodeOutput(model)
+
+
+class SamplingAttention(io.ComfyNode):
+    """Makes ComfyUI's attention one that gives no gradients, as those made for sampling do; ``on`` false: as before."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_SamplingAttention",
+            category="tests",
+            inputs=[io.Model.Input("model"), io.Boolean.Input("on")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, on):
+        attention = comfy.ldm.modules.attention
+        usual = _originals.setdefault("attention", attention.optimized_attention)
+
+        @attention.wrap_attn
+        def without_gradients(*arguments, **named):
+            return attention.attention_basic(*arguments, **named).detach()
+
+        attention.optimized_attention = without_gradients if on else usual
         return io.NodeOutput(model)
 
 
@@ -320,6 +346,7 @@ class Extension(ComfyExtension):
             SaveTensor,
             BatchIndex,
             ManyTiles,
+            SamplingAttention,
             VideoVae,
             Rows,
             World,
