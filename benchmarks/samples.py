@@ -77,7 +77,7 @@ def sheets(samples: list[Sample], folder: Path) -> None:
         for i in range(4):
             at = (x, y + SIDE + 1 + 11 * i)
             ImageDraw.Draw(page).text(at, " ".join(words[5 * i : 5 * i + 5]), plots.INK, plots.font(9))
-    page.save(folder / "pictures.jpg", quality=90)
+    page.save(folder / "pictures.jpg", quality=80)
     for first in range(0, len(samples), ROWS):
         page = Image.new("RGB", (COLUMNS * cell, ROWS * (SIDE + 18)), plots.PAPER)
         for row, sample in enumerate(samples[first : first + ROWS]):
@@ -91,7 +91,7 @@ def sheets(samples: list[Sample], folder: Path) -> None:
             ImageDraw.Draw(page).text((2, y + SIDE + 1), sample.caption + note, plots.INK, plots.font(11))
             for column, frame in enumerate(sample.clip[:: world.FRAMES // COLUMNS]):
                 page.paste(plots.to_pil(frame), (column * cell, y))
-        page.save(folder / f"clips-{first // ROWS + 1}.jpg", quality=90)
+        page.save(folder / f"clips-{first // ROWS + 1}.jpg", quality=80)
 
 
 def table(samples: list[Sample], accuracy: dict[str, float]) -> str:
@@ -119,7 +119,9 @@ def main() -> int:
     found, accuracy = draw(Studio(), folder)
     sheets(found, folder)
     text = table(found, accuracy)
-    (folder / "samples.md").write_text(text, encoding="utf-8")
+    names = ["pictures", *(f"clips-{i + 1}" for i in range(len(found) // ROWS))]
+    pages = "\n\n".join(f"![{name}]({name}.jpg)" for name in names)
+    (folder / "samples.md").write_text(f"# Random captions\n\n{text}\n{pages}\n", encoding="utf-8")
     print(text)
     share = sum(sample.right["scene, framing and action of the clip"] for sample in found) / len(found)
     print("target held" if share >= TARGET else f"TARGET MISSED: {share:.0%} of the clips, wanted {TARGET:.0%}")

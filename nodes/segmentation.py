@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import plots, segmentation
-from ..vcd_core.segmentation import Choice, IfNone
 from . import host
 from .types import CATEGORY, BoxesType
 
@@ -101,44 +102,53 @@ class PromptToSegmentation(io.ComfyNode):
                     tooltip="Where nothing is found in a picture: stop and name it, or give it an empty or a full mask.",
                 ),
             ],
+            is_input_list=True,  # the models are read once for pictures of any sizes
             outputs=[
-                io.Mask.Output(display_name="mask"),
-                BoxesType.Output(display_name="bboxes"),
-                io.Image.Output(display_name="overlay", tooltip="The pictures with masks and boxes drawn in."),
+                io.Mask.Output(display_name="mask", is_output_list=True),
+                BoxesType.Output(display_name="bboxes", is_output_list=True),
+                io.Image.Output(
+                    display_name="overlay", tooltip="The pictures with masks and boxes drawn in.", is_output_list=True
+                ),
             ],
         )
 
     @classmethod
-    def execute(
-        cls,
-        images: torch.Tensor,
-        prompt: str,
-        detector: str,
-        segmenter: str,
-        threshold: float,
-        text_threshold: float,
-        which: Choice,
-        index: int,
-        dilate: int,
-        fill_holes: bool,
-        if_none: IfNone,
-    ) -> io.NodeOutput:
-        segmentation.clean_prompt(prompt)
-        boxes_from = path_of(DETECTORS, detector, "Grounding DINO")
-        masks_from = path_of(SEGMENTERS, segmenter, "SAM")
+    def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:
+        count = max(len(images), *(len(values) for values in lists.values()))
+        batches = [images[min(i, len(images) - 1)] for i in range(count)]
+        given = [{name: values[min(i, len(values) - 1)] for name, values in lists.items()} for i in range(count)]
+        for settings in given:
+            segmentation.clean_prompt(settings["prompt"])
+        boxes_from = path_of(DETECTORS, given[0]["detector"], "Grounding DINO")
+        masks_from = path_of(SEGMENTERS, given[0]["segmenter"], "SAM")
         device = host.torch_device()
         host.make_room(4)
         find = segmentation.load_detector(boxes_from, device, host.models_path(DETECTORS) / BERT)
         cut = segmentation.load_segmenter(masks_from, device)
-        progress = host.Progress(len(images))
-        found = segmentation.segment(
-            images, prompt, find, cut, threshold, text_threshold, which, index, on_picture=progress.advance, united=True
-        )
-        size = (images.shape[1], images.shape[2])
-        masks = segmentation.masks_of(found, size, if_none, dilate, fill_holes)
-        boxes = segmentation.boxes_of(found)
-        overlay = plots.numbered_boxes(plots.with_masks(images, masks), boxes)
-        return io.NodeOutput(masks, boxes, overlay, ui=ui.PreviewImage(overlay[:: max(1, len(overlay) // 8)], cls=cls))
+        progress = host.Progress(sum(len(batch) for batch in batches))
+        found = [
+            segmentation.segment(
+                batch, settings["prompt"], find, cut, settings["threshold"], settings["text_threshold"],
+                settings["which"], settings["index"], on_picture=progress.advance, united=True,
+            )
+            for batch, settings in zip(batches, given, strict=True)
+        ]  # fmt: skip
+        segmentation.check_found(list(chain(*found)), given[0]["if_none"])
+        masks = [
+            segmentation.masks_of(
+                here, (batch.shape[1], batch.shape[2]), settings["if_none"], settings["dilate"], settings["fill_holes"]
+            )
+            for here, batch, settings in zip(found, batches, given, strict=True)
+        ]
+        boxes = [segmentation.boxes_of(here) for here in found]
+        overlays = [
+            plots.numbered_boxes(plots.with_masks(batch, mask), here)
+            for batch, mask, here in zip(batches, masks, boxes, strict=True)
+        ]
+        pictures = [picture[None] for overlay in overlays for picture in overlay]
+        few = pictures[:: max(1, len(pictures) // 8)]
+        previews = [one for picture in few for one in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
+        return io.NodeOutput(masks, boxes, overlays, ui={"images": previews})
 
 
 NODES: list[type[io.ComfyNode]] = [PromptToSegmentation]

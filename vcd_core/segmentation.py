@@ -150,6 +150,19 @@ def masks_of(
     Raises:
         ValueError: nothing was found in some pictures, and ``if_none`` says to stop; it names them.
     """
+    check_found(found, if_none)
+    out = torch.zeros(len(found), *size)
+    for i, here in enumerate(found):
+        if not len(here.boxes):
+            out[i] = 1.0 if if_none == "full mask" else 0.0
+            continue
+        assert here.masks is not None
+        out[i] = _adjust(here.masks.any(0), dilate, fill_holes)
+    return out
+
+
+def check_found(found: Sequence[Found], if_none: IfNone) -> None:
+    """Raise ValueError where nothing was found in some pictures and ``if_none`` says to stop; it names them."""
     empty = [i for i, here in enumerate(found) if not len(here.boxes)]
     if empty and if_none == "stop with an error":
         raise ValueError(
@@ -157,14 +170,6 @@ def masks_of(
             f"{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the threshold, change the prompt, or choose an "
             "empty or a full mask for them."
         )
-    out = torch.zeros(len(found), *size)
-    for i, here in enumerate(found):
-        if i in empty:
-            out[i] = 1.0 if if_none == "full mask" else 0.0
-            continue
-        assert here.masks is not None
-        out[i] = _adjust(here.masks.any(0), dilate, fill_holes)
-    return out
 
 
 def _adjust(mask: torch.Tensor, dilate: int, fill_holes: bool) -> torch.Tensor:

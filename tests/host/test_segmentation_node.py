@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from dev import clips
 from dev.server import QueueError
@@ -49,6 +50,31 @@ def test_masks_boxes_and_overlay_of_a_clip(bench, models):
     assert set(masks.unique().tolist()) <= {0.0, 1.0}
     assert overlay.shape == images.shape
     assert not torch.equal(overlay, images)
+
+
+@pytest.fixture
+def folder(bench):
+    """Two pictures of different sizes, as VCD Pictures gives them."""
+    place = bench.server.host.base / "input" / "vcd_tests_rooms"
+    place.mkdir(parents=True, exist_ok=True)
+    for i, size in enumerate([(96, 128), (160, 80)]):
+        Image.effect_noise(size, 60).convert("RGB").save(place / f"{i}.png")
+    yield place.name
+    for path in place.iterdir():
+        path.unlink()
+
+
+def test_a_list_of_pictures_of_any_sizes_is_one_run(bench, models, folder):
+    graph = bench.graph()
+    found = node(graph, graph.VCD_Pictures(folder=folder))
+    masks, overlay = bench.tensors(graph, found, [found[0], 2])  # of a list the last is kept
+    assert masks.shape == (1, 80, 160)
+    assert overlay.shape == (1, 80, 160, 3)
+    graph = bench.graph()
+    with pytest.raises(QueueError, match=r"2 of 2 pictures \(number 0, 1,"):
+        bench.tensors(
+            graph, node(graph, graph.VCD_Pictures(folder=folder), threshold=1.0, if_none="stop with an error")
+        )
 
 
 def test_boxes_go_into_the_face_nodes(bench, models):
