@@ -1,4 +1,4 @@
-"""Reads the action off clips of the tiny model's world: a small classifier, trained on true clips in two minutes.
+"""Reads the action off clips of the tiny model's world: a small classifier, trained on true clips in a few minutes.
 
 Its clips show people that are not held out; its accuracy is stated on true clips of held-out people.
 """

@@ -126,19 +126,18 @@ def test_a_projection_that_was_never_loaded_is_refused(bench, scale):
         bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
 
 
-def test_a_dino_in_place_of_clip_vision_is_refused(bench):
+@pytest.mark.parametrize(
+    ("socket", "given", "said"),
+    [
+        ("dino", "clip_vision", "model in dino is clip_vision_model; expected a DINOv2"),
+        ("clip_vision", "dino", "model in clip_vision is a DINO; connect it to dino"),
+    ],
+)
+def test_a_model_in_the_other_socket_is_refused(bench, socket, given, said):
     graph = bench.graph()
     more = models(graph)
-    more["clip_vision"] = more["dino"]
-    with pytest.raises(QueueError, match="model in clip_vision is a DINO"):
-        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
-
-
-def test_a_clip_in_place_of_dino_is_refused(bench):
-    graph = bench.graph()
-    more = models(graph)
-    more["dino"] = more["clip_vision"]
-    with pytest.raises(QueueError, match="model in dino is clip_vision_model; expected a DINOv2"):
+    more[socket] = more[given]
+    with pytest.raises(QueueError, match=said):
         bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
 
 
