@@ -177,16 +177,16 @@ def model_path(name: str, choice: str) -> Path:
 
 
 def input_subfolders() -> list[str]:
-    """The folders under ComfyUI's input folder."""
+    """The folders under ComfyUI's input folder, linked ones too; what lies in a linked folder (it may be a whole drive) is not listed."""
     top = folder_paths.get_input_directory()
-    found = [os.path.relpath(path, top) for path, *_ in os.walk(top) if path != top]
+    found = [os.path.relpath(os.path.join(path, name), top) for path, names, _ in os.walk(top) for name in names]
     return sorted(name.replace(os.sep, "/") for name in found)
 
 
 def input_subfolder(name: str) -> Path:
-    """The path of a folder under the input folder; a name that leaves it, or one that is gone, raises."""
-    top = Path(folder_paths.get_input_directory()).resolve()
-    path = (top / name).resolve()
+    """The path of a folder under the input folder, which may be a link; a name that leaves it, or one that is gone, raises."""
+    top = Path(os.path.abspath(folder_paths.get_input_directory()))
+    path = Path(os.path.abspath(top / name))
     if not path.is_relative_to(top) or not path.is_dir():
         raise ValueError(f"{name} is not a folder in {top}.")
     return path

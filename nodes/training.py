@@ -57,7 +57,8 @@ class Pictures(io.ComfyNode):
         place = host.input_subfolder(folder)
         found = id_training.open_pictures(place)
         images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
-        other = sorted(file.name for file in place.iterdir() if file.suffix.lower() in UNREAD)
+        files = (file for file in place.iterdir() if not file.name.startswith("."))
+        other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
         note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
         return io.NodeOutput(images, masks, ui=host.shown(f"{len(found)} pictures{note}"))
 

@@ -26,6 +26,7 @@ from . import id_tokens
 
 MOST_TOKENS = 32
 GRADIENT_SCALE = 2.0**14  # keeps gradients of half-precision models above what they round to zero; exact in float32
+LESS = 2.0**-4  # what the scale is multiplied by where it makes such gradients overflow
 CELL = 8  # pixels of one latent cell, a side
 BUCKET = 64  # sides of whole pictures are multiples of this
 CONTEXT = 1.5  # a crop's side over the mask's
@@ -112,13 +113,15 @@ class Picture:
 def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The pictures of a folder, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the alpha channel is the mask.
 
+    Hidden files are left out: macOS leaves a ``._name.jpg`` that is no picture beside each one it copies to other disks.
+
     Raises:
         ValueError: no picture in the folder, or one that cannot be read.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in EXTENSIONS)
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
     if not files:
         raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
     found = []
@@ -381,6 +384,7 @@ class Training:
             [self.vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
         )
         self.losses: list[float] = []
+        self.scale = GRADIENT_SCALE
         with torch.no_grad():  # a caption that is too long is found here, and not at the step that draws it
             backend.text([words + settings.template for words in ("", *FAR, *NEAR)], self.vectors)
 
@@ -395,23 +399,31 @@ class Training:
         Raises:
             ValueError: the loss is not a number; the tokens are as before the step.
         """
-        loss = masked_loss(self.backend, self.vectors, self.album.draw(self.step))
-        value = float(loss.detach())
-        self.optimizer.zero_grad()
-        (loss * GRADIENT_SCALE).backward()
-        assert self.vectors.grad is not None
-        self.vectors.grad /= GRADIENT_SCALE
-        if not (math.isfinite(value) and torch.isfinite(self.vectors.grad).all()):
+        batch = self.album.draw(self.step)
+        value, gradient = self._gradient(batch)
+        while math.isfinite(value) and not gradient.isfinite().all() and self.scale > 1:
+            self.scale *= LESS
+            value, gradient = self._gradient(batch)
+        if not (math.isfinite(value) and gradient.isfinite().all()):
             raise ValueError(
                 f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with --force-fp32, or "
                 "lower the learning rate, and go on: the state before this step is kept."
             )
+        self.vectors.grad = gradient
         self.optimizer.step()
         if self.settings.clamp_norm:
             with torch.no_grad():
                 self.vectors.copy_(self.vectors.renorm(2, 0, self.backend.norm))
         self.losses.append(value)
         return value
+
+    def _gradient(self, batch: Batch) -> tuple[float, torch.Tensor]:
+        """The loss of a batch and its gradient to the tokens."""
+        loss = masked_loss(self.backend, self.vectors, batch)
+        self.optimizer.zero_grad()
+        (loss * self.scale).backward()
+        assert self.vectors.grad is not None
+        return float(loss.detach()), self.vectors.grad / self.scale
 
     def about(self) -> dict[str, str]:
         """What a state must have in common with the training that goes on from it."""

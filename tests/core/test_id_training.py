@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import vcd_core
 from vcd_core.id_training import (
+    GRADIENT_SCALE,
     Album,
     Picture,
     Settings,
@@ -144,6 +145,23 @@ def test_a_gradient_that_overflows_keeps_tokens_and_state(tmp_path):
     again = train(backend, [two_colours()[0]], None, replace(QUICK, learning_rate=0.005), state)
     assert len(again.losses) == QUICK.steps
     assert torch.isfinite(again.vectors).all()
+
+
+def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale():
+    class Half(Mean):
+        """Its gradients pass through half precision, a thousand times too large on the way."""
+
+        def denoise(self, noised, sigma, context):
+            context = context.clone()
+            context.register_hook(lambda grad: (grad * 1024).half().float() / 1024)
+            return super().denoise(noised, sigma, context)
+
+    pictures = [two_colours()[0]], [two_colours()[1]]
+    training = Training(Half(), prepare(*pictures, QUICK), QUICK)
+    for _ in range(QUICK.steps):
+        training.advance()
+    assert training.scale < GRADIENT_SCALE
+    assert (training.vectors - train(Mean(), *pictures, QUICK).vectors).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -287,6 +305,7 @@ def test_alpha_is_the_mask_and_pictures_are_turned_upright(tmp_path):
     turned.save(tmp_path / "b.jpg", exif=exif, quality=100)
     plain.save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._a.png").write_bytes(b"what macOS leaves beside a file")
     (png, alpha), (jpg, full) = open_pictures(tmp_path)
     assert png.shape == jpg.shape == (40, 80, 3)
     assert alpha[:20].min() == 1

@@ -1,6 +1,7 @@
 """The figures of the samples benchmark, on samples that are known, and what its reader of actions learns from."""
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks import actions, samples
 from vcd_core.tiny import world
@@ -17,17 +18,38 @@ def test_the_table_counts_what_was_read_right():
     assert "action 0.98" in text
 
 
+class Plain:
+    """Stands for an autoencoder: latents are the pictures, 8 times smaller."""
+
+    def encode(self, images):
+        return F.avg_pool2d(images.movedim(-1, 1), 8)
+
+    def decode(self, latents):
+        return F.interpolate(latents, scale_factor=8).movedim(1, -1)
+
+
 def test_true_clips_come_from_their_seed_and_show_every_action():
-    clips, wanted = actions.true_clips(8, 3)
-    again, _ = actions.true_clips(8, 3)
+    clips, wanted = actions.true_clips(Plain(), 8, 3, 0.5)
+    again, _ = actions.true_clips(Plain(), 8, 3, 0.5)
     assert torch.equal(clips, again)
     assert clips.shape == (8, world.FRAMES, 3, actions.HALF, actions.HALF)
-    assert set(actions.true_clips(24, 3)[1].tolist()) == set(range(len(world.ACTIONS)))
+    assert set(actions.true_clips(Plain(), 24, 3, 0.0)[1].tolist()) == set(range(len(world.ACTIONS)))
     assert len(wanted) == 8
+    true, _ = actions.true_clips(Plain(), 8, 3, 0.0)
+    assert [torch.equal(*pair) for pair in zip(clips, true, strict=True)] == [False] * 4 + [True] * 4
+
+
+def test_flicker_changes_a_still_clip_in_some_places_and_leaves_its_mean():
+    still = torch.full((64, 128, 128, 3), 0.5)
+    still[:, 32:96, 32:96] = 0.8
+    found = actions.flickering(Plain(), still, torch.Generator().manual_seed(1))
+    moved = F.avg_pool2d((found - still).std(0).mean(-1)[None], 32)
+    assert moved.max() > 3 * moved.min() > 0
+    assert (found.mean(0) - still[0]).abs().mean() < 0.01
 
 
 def test_disturbances_keep_the_clip_and_leave_the_picture_readable():
-    clips, _ = actions.true_clips(4, 3)
+    clips, _ = actions.true_clips(Plain(), 4, 3, 0.0)
     found = actions.disturbed(clips, torch.Generator().manual_seed(0))
     assert found.shape == clips.shape
     difference = (found - clips.float() / 255).abs()

@@ -117,6 +117,25 @@ def test_the_text_projection_counts(bench):
     assert abs(values[0]) > 1e-3
 
 
+@pytest.mark.parametrize("socket", ["images", "references"])
+def test_frames_without_numbers_are_refused(bench, socket):
+    graph = bench.graph()
+    images = clips(graph)
+    given = {"images": images, "references": images, socket: graph.VCDTest_NoNumbers(images=images)}
+    with pytest.raises(QueueError, match=f"{socket} hold NaN"):
+        bench.tensors(graph, graph.VCD_Evaluate(**given, **models(graph)))
+
+
+def test_cancel_stops_between_figures(bench):
+    graph = bench.graph()
+    more = models(graph)
+    more["clip_vision"] = graph.VCDTest_Vision(kind="clip", width=64, cancel=True)
+    with pytest.raises(QueueError, match="interrupted") as stopped:
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
+    messages = dict(stopped.value.details["status"]["messages"])
+    assert messages["execution_interrupted"]["node_type"] == "VCD_Evaluate"
+
+
 @pytest.mark.parametrize("scale", [0.0, float("inf")])
 def test_a_projection_that_was_never_loaded_is_refused(bench, scale):
     graph = bench.graph()

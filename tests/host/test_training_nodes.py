@@ -179,6 +179,31 @@ def test_pictures_that_are_not_read_are_named(bench, pictures):
     assert "2 pictures; not read (save as PNG or JPEG): phone.heic" in str(entry["outputs"])
 
 
+def test_a_linked_folder_is_listed_and_read(bench, pictures, tmp_path):
+    top = bench.server.host.base / "input"
+    (tmp_path / "below").mkdir()
+    (top / pictures / "._anna.jpg").write_bytes(b"what macOS leaves")
+    for file in (top / pictures).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    link = top / "vcd_link"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    try:
+        listed = bench.server.get("/object_info/VCD_Pictures")["VCD_Pictures"]["input"]["required"]["folder"][1]
+        graph = bench.graph()
+        node = graph.VCD_Pictures(folder="vcd_link")
+        entry = bench.server.run({**graph.prompt, "9": {"class_type": "PreviewImage", "inputs": {"images": node}}})
+    finally:
+        link.unlink()
+        (top / pictures / "._anna.jpg").unlink()
+    assert "vcd_link" in listed["options"]
+    assert "vcd_link/below" not in listed["options"]
+    assert "2 pictures" in str(entry["outputs"])
+    for outside in ("..", "../output", "/etc"):
+        graph = bench.graph()
+        with pytest.raises(QueueError, match=r"not in list|not a folder"):
+            bench.tensors(graph, graph.VCD_Pictures(folder=outside))
+
+
 def test_the_oldest_host_trains(oldest_bench, tiny):
     graph, model, *_ = tiny()
     picture = graph.EmptyImage(width=64, height=64, batch_size=2, color=0xCC8844)

@@ -236,6 +236,25 @@ class Broken(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class NoNumbers(io.ComfyNode):
+    """Pictures with NaN in the last one."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_NoNumbers",
+            category="tests",
+            inputs=[io.Image.Input("images")],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, images):
+        images = images.clone()
+        images[-1, 0, 0] = float("nan")
+        return io.NodeOutput(images)
+
+
 class Looks(io.ComfyNode):
     """Stands for a CLIP vision model: its embedding of a picture is the picture's mean colour, without its brightness."""
 
@@ -253,19 +272,23 @@ class Looks(io.ComfyNode):
 
 
 class Vision(io.ComfyNode):
-    """The host's own CLIP vision and DINOv2 classes, small and with random weights."""
+    """The host's own CLIP vision and DINOv2 classes, small and with random weights; ``cancel``: the user does, at the first pictures."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="VCDTest_Vision",
             category="tests",
-            inputs=[io.String.Input("kind"), io.Int.Input("width", default=64)],
+            inputs=[
+                io.String.Input("kind"),
+                io.Int.Input("width", default=64),
+                io.Boolean.Input("cancel", default=False),
+            ],
             outputs=[io.ClipVision.Output()],
         )
 
     @classmethod
-    def execute(cls, kind, width):
+    def execute(cls, kind, width, cancel):
         config = {
             "hidden_size": width, "projection_dim": width, "intermediate_size": 2 * width, "num_hidden_layers": 3,
             "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "num_channels": 3, "hidden_act": "gelu",
@@ -279,6 +302,14 @@ class Vision(io.ComfyNode):
         state = vision.model.state_dict()
         g = torch.Generator().manual_seed(1)
         vision.model.load_state_dict({k: torch.randn(v.shape, generator=g) * 0.1 for k, v in state.items()})
+        if cancel:
+            encode_image = vision.encode_image
+
+            def encode_and_cancel(pictures):
+                comfy.model_management.interrupt_current_processing()
+                return encode_image(pictures)
+
+            vision.encode_image = encode_and_cancel
         return io.NodeOutput(vision)
 
 
@@ -351,6 +382,8 @@ class Extension(ComfyExtension):
             Rows,
             World,
             Broken,
+            NoNumbers,
+            NoNumbers,
             Looks,
             Vision,
             Projection,
