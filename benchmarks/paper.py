@@ -1,7 +1,8 @@
 """The paper's tables in miniature: the tiny model, its drawn world, people that no training saw.
 
 Written to ``.host/bench/paper``: ``paper.csv`` (every clip), ``paper.md`` (the tables) and a chart for each table.  What is done is kept
-there, and a run that was stopped goes on; other weights or settings begin anew.
+there, and a run that was stopped goes on; other weights or settings begin anew.  People are shared out among processes, one for each
+core up to three.
 
     python run.py bench paper
 
@@ -15,6 +16,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import random
 import statistics
 import sys
@@ -172,25 +174,47 @@ def mean(values: Iterable[float]) -> float:
 
 
 class Bench:
-    """What is done is kept in ``folder``: a line of ``rows.jsonl`` for each clip, a file for each identity."""
+    """What is done is kept in ``folder``: a line of ``rows.jsonl`` for each clip, a file for each identity.
 
-    def __init__(self, folder: Path) -> None:
+    A process that works beside others is given ``mine``, its people; it adds lines and leaves the rest of the file alone.
+    """
+
+    mine: Sequence[int] = range(PEOPLE)
+
+    def __init__(self, folder: Path, mine: Sequence[int] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.file, mark = folder, folder / "rows.jsonl", folder / "marks.json"
-        before, now = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}, fingerprints()
-        if before.get("pictures") != now["pictures"]:
-            for path in [self.file, *folder.glob("id_*.pt")]:
-                path.unlink(missing_ok=True)
-        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
-        self.rows: list[Row] = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
-        if before.get("clips") != now["clips"]:
-            self.rows = [row for row in self.rows if row["table"] == PICTURES]
-        mark.write_text(json.dumps(now), encoding="utf-8")
-        self.done = {key_of(row) for row in self.rows}
-        self.file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self.folder, self.file = folder, folder / "rows.jsonl"
+        self.rows: list[Row] = []
+        if mine is None:
+            self.begin()
+        else:
+            self.mine = mine
+        self.read()
         self.people = cast()
         self.plain: dict[tuple[str, int, int], torch.Tensor] = {}  # clips of the class words, which people share
         self.spent: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Drop what other weights or settings made, and a last line that is torn."""
+        mark = self.folder / "marks.json"
+        before, now = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}, fingerprints()
+        if before.get("pictures") != now["pictures"]:
+            for path in [self.file, *self.folder.glob("id_*.pt")]:
+                path.unlink(missing_ok=True)
+        self.read()
+        kept = [row for row in self.rows if before.get("clips") == now["clips"] or row["table"] == PICTURES]
+        self.file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        mark.write_text(json.dumps(now), encoding="utf-8")
+
+    def read(self) -> None:
+        """Take over what is in the file, also what others added."""
+        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True) if self.file.is_file() else []
+        self.rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        self.done = {key_of(row) for row in self.rows}
+
+    @property
+    def shots(self) -> list[Shot]:
+        return [shot for shot in SHOTS if shot.who in self.mine]
 
     @cached_property
     def studio(self) -> Studio:
@@ -227,7 +251,9 @@ class Bench:
             return nodes.Identity(core.IdTokens("id", torch.load(path, weights_only=True)), word)
         start = time.monotonic()
         found = self.studio.learn(self.people[who], who, masked, ROOM, tokens=tokens)
-        torch.save(found.tokens.vectors, path)
+        partial = path.with_suffix(f".{os.getpid()}")  # another process may need the same pair of people
+        torch.save(found.tokens.vectors, partial)
+        partial.replace(path)
         self.spent["training"] = self.spent.get("training", 0) + time.monotonic() - start
         return found
 
@@ -313,7 +339,7 @@ def judge_clip(bench: Bench, shot: Shot, clip: torch.Tensor) -> Row:
 
 def pictures(bench: Bench) -> None:
     """Tokens, masks and bounds on single pictures: what a prompt with the identity shows."""
-    for shot in SHOTS:
+    for shot in bench.shots:
         for case in ("class word", "words", *map(tokens_case, TOKENS), "4 tokens without masks"):
             bench.add(PICTURES, case, shot, picture_row, bench, shot, case)
 
@@ -321,7 +347,7 @@ def pictures(bench: Bench) -> None:
 def gammas(bench: Bench) -> None:
     """The noise prior: gammas beside the one of the stages, one that falls through the clip, and the class word."""
     falling = noise_prior.parse_schedule(FALLING, world.FRAMES)
-    for shot in SHOTS:
+    for shot in bench.shots:
         for gamma in GAMMAS:
             if gamma != GAMMA:
                 bench.add("gamma", f"gamma {gamma:g}", shot, clip_row, bench, shot, gamma, "4 tokens")
@@ -331,7 +357,7 @@ def gammas(bench: Bench) -> None:
 
 def stages(bench: Bench) -> None:
     """T2V with gamma 0.1, Face and Tiled on it; the first is also the clip of two other tables."""
-    for shot in SHOTS:
+    for shot in bench.shots:
         work = Stages(bench, shot)
         bench.add("gamma", f"gamma {GAMMA:g}", shot, work.clip_row)
         bench.add("methods", "4 tokens", shot, work.clip_row)
@@ -453,7 +479,8 @@ class Pair:
 
 def two_people(bench: Bench) -> None:
     """Two people in one clip, before and after Face VCD; no person is in two pairs."""
-    for who, prompt, seed in itertools.product(range(0, PEOPLE, 2), range(len(BOTH)), SEEDS):
+    firsts = (who for who in bench.mine if who % 2 == 0)
+    for who, prompt, seed in itertools.product(firsts, range(len(BOTH)), SEEDS):
         shot = Shot(who, prompt, seed)
         pair = Pair(bench, shot)
         for stage in ("T2V", "Face"):
@@ -489,7 +516,7 @@ def long_row(bench: Bench, shot: Shot) -> Row:
 
 def long_clips(bench: Bench) -> None:
     """64 frames through ComfyUI's context windows of 16."""
-    for who in range(PEOPLE):
+    for who in bench.mine:
         shot = Shot(who, who % len(PROMPTS), SEEDS[0])
         bench.add("long", f"{LONG} frames, context windows", shot, long_row, bench, shot)
 
@@ -497,21 +524,37 @@ def long_clips(bench: Bench) -> None:
 TABLES = (pictures, stages, gammas, two_people, long_clips)
 
 
+def share(number: int, count: int) -> list[int]:
+    """The people of process ``number`` of ``count``."""
+    return [who for who in range(PEOPLE) if who * count // PEOPLE == number]
+
+
+def work(number: int, count: int, folder: Path) -> None:
+    """Make the tables' rows of one share of the people, as process ``number`` of ``count``."""
+    sys.argv = sys.argv[:1]  # the host reads the command line
+    logging.disable(logging.WARNING)  # that a clip has no face is a figure here
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    bench = Bench(folder, share(number, count))
+    for table in TABLES:
+        begun = time.monotonic()
+        table(bench)
+        print(f"people {bench.mine}, {table.__name__}: {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"people {bench.mine}: " + ", ".join(f"{k} {v:.0f} s" for k, v in bench.spent.items()), flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     from .paper_report import markdown, mean_over_people, write
 
     start = time.monotonic()
-    sys.argv = sys.argv[:1]  # the host reads the command line
-    logging.disable(logging.WARNING)  # that a clip has no face is a figure here
+    sys.argv = sys.argv[:1]
     bench = Bench(HOST / "bench" / "paper")
-    accuracy, luck = bench.judge.accuracy, chance(bench.people)
-    for table in TABLES:
-        begun = time.monotonic()
-        table(bench)
-        print(f"{table.__name__}: {time.monotonic() - begun:.0f} s", flush=True)
-        write(bench.rows, accuracy, luck, bench.folder)
+    accuracy, luck = bench.judge.accuracy, chance(bench.people)  # the reader is there before others need it
+    count = min(3, os.cpu_count() or 1)
+    torch.multiprocessing.spawn(work, (count, bench.folder), nprocs=count)
+    bench.read()
+    write(bench.rows, accuracy, luck, bench.folder)
     print(markdown(bench.rows, accuracy, luck))
-    print(f"{time.monotonic() - start:.0f} s: " + ", ".join(f"{k} {v:.0f}" for k, v in bench.spent.items()))
+    print(f"{len(bench.rows)} rows, {(time.monotonic() - start) / 60:.0f} minutes with {count} processes")
     with_id, word = (
         mean_over_people(bench.rows, "identity", case, "attributes") for case in ("4 tokens", "class word")
     )

@@ -42,7 +42,7 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], dict[str, float]]:
     """The samples, and the accuracy of the readers on true frames and clips."""
     folder.mkdir(parents=True, exist_ok=True)
     frame_reader, accuracy = reader.load_or_train(folder, studio.vae)
-    clip_reader, of_actions = actions.load_or_train(folder)
+    clip_reader, of_actions = actions.load_or_train(folder, studio.vae)
     rng, found = random.Random(SEED), []
     for number in range(COUNT):
         clip = world.random_clip(rng)
@@ -63,7 +63,7 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], dict[str, float]]:
             f"{number + 1}/{COUNT} {caption}: " + (", ".join(k for k, ok in right.items() if not ok) or "right"),
             flush=True,
         )
-    return found, {**{name: accuracy["true frames"][name] for name in ("scene", "framing")}, "action": of_actions}
+    return found, {**{name: accuracy["true frames"][name] for name in ("scene", "framing")}, **of_actions}
 
 
 def sheets(samples: list[Sample], folder: Path) -> None:

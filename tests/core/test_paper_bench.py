@@ -89,6 +89,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert not (tmp_path / "id_0_4_masked.pt").exists()
 
 
+def test_processes_share_the_people_and_keep_each_others_lines(tmp_path):
+    for count in (1, 2, 3):
+        assert sorted(who for number in range(count) for who in paper.share(number, count)) == list(range(paper.PEOPLE))
+    whole = paper.Bench(tmp_path)
+    first, second = (paper.Bench(tmp_path, paper.share(number, 2)) for number in range(2))
+    for bench in (first, second):
+        for shot in bench.shots:
+            bench.add("t", "a", shot, lambda: {})
+    whole.read()
+    assert {paper.key_of(row)[2:] for row in whole.rows} == {(s.who, s.prompt, s.seed) for s in paper.SHOTS}
+    assert len(whole.rows) == len(paper.SHOTS)
+
+
 def test_figures_may_not_hide_which_clip_they_are_of(tmp_path):
     with pytest.raises(AssertionError, match="names the clip"):
         paper.Bench(tmp_path).add("t", "a", Shot(0, 0, 1), lambda: {"prompt": 1.0})
