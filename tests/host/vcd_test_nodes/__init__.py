@@ -282,13 +282,13 @@ class Vision(io.ComfyNode):
             inputs=[
                 io.String.Input("kind"),
                 io.Int.Input("width", default=64),
-                io.Boolean.Input("cancel", default=False),
+                io.Boolean.Input("cancel", default=False, optional=True),
             ],
             outputs=[io.ClipVision.Output()],
         )
 
     @classmethod
-    def execute(cls, kind, width, cancel):
+    def execute(cls, kind, width, cancel=False):
         config = {
             "hidden_size": width, "projection_dim": width, "intermediate_size": 2 * width, "num_hidden_layers": 3,
             "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "num_channels": 3, "hidden_act": "gelu",
