@@ -159,6 +159,16 @@ class Server:
             time.sleep(0.1)
         raise TimeoutError(f"The graph was not done within {timeout:.0f} s.\n{self.log_tail()}")
 
+    def wait_for_all(self, timeout: float = 600) -> dict[str, Any]:
+        """The history entry of the last graph, once nothing is queued: the page shows outputs before a graph is finished."""
+        deadline = time.monotonic() + timeout
+        while any(self.get("/queue").values()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The queue was not empty within {timeout:.0f} s.\n{self.log_tail()}")
+            time.sleep(0.1)
+        last: dict[str, Any] = list(self.get("/history").values())[-1]
+        return last
+
     def run(self, prompt: dict[str, Any], timeout: float = 600) -> dict[str, Any]:
         return self.wait(self.queue(prompt), timeout)
 

@@ -172,7 +172,7 @@ def test_the_quickstart_runs_with_the_run_button(tab, nodes_2):
         " return n.length && n.every(n => window.app.nodeOutputs?.[n.id]); }",
         timeout=400_000,
     )
-    files = tab.server.outputs(list(tab.server.get("/history").values())[-1])
+    files = tab.server.outputs(tab.server.wait_for_all())
     assert sum(f.suffix == ".mp4" and f.stat().st_size > 1000 for f in files) == 2
     tab.page.wait_for_timeout(2500)
     tab.shot(f"run_01_quickstart{'_nodes2' if nodes_2 else ''}")
