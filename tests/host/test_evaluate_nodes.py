@@ -134,6 +134,7 @@ def test_cancel_stops_between_figures(bench):
         bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
     messages = dict(stopped.value.details["status"]["messages"])
     assert messages["execution_interrupted"]["node_type"] == "VCD_Evaluate"
+    assert bench.server.log_tail(400).count("pictures before cancel") == 1
 
 
 @pytest.mark.parametrize("scale", [0.0, float("inf")])

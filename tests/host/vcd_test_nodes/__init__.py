@@ -306,8 +306,10 @@ class Vision(io.ComfyNode):
             encode_image = vision.encode_image
 
             def encode_and_cancel(pictures):
+                logging.warning("looking at %d pictures before cancel", len(pictures))
+                found = encode_image(pictures)
                 comfy.model_management.interrupt_current_processing()
-                return encode_image(pictures)
+                return found
 
             vision.encode_image = encode_and_cancel
         return io.NodeOutput(vision)
