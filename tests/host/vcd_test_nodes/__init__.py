@@ -385,7 +385,6 @@ class Extension(ComfyExtension):
             World,
             Broken,
             NoNumbers,
-            NoNumbers,
             Looks,
             Vision,
             Projection,
