@@ -56,7 +56,7 @@ STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an 
 class Peers:
     """Processes that train one stage together, each on clips of its own; by default this one alone.
 
-    On few cores two processes of one thread each train nearly twice as fast as one process of two threads.
+    Its layers are too small for threads to gain much; the log says how many pictures a second are learned.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -186,6 +186,7 @@ class Stage:
             now = time.monotonic()
             if self.peers.rank:
                 continue
+            before = time.thread_time()
             if now - reported > every:
                 rate = self.pictures / self.spent
                 self.log(f"step {self.step} loss {smooth:.4f} {rate:.0f} pictures/s {self.pictures} seen; {report()}")
@@ -193,6 +194,7 @@ class Stage:
             if now - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()
+            start += time.thread_time() - before  # reports are not training
         if self.peers.rank:
             return
         self.save()
