@@ -117,7 +117,9 @@ NEGATIVE = "blurry, deformed, watermark, text"
 ID = "vcd/my_id.safetensors"
 
 
-def model_column(graph: Graph, prompt: str, gamma: bool = True, motion: bool = True, freeu: bool = False) -> Stage:
+def model_column(
+    graph: Graph, prompt: str, gamma: bool = True, motion: bool = True, freeu: bool = False, frames: int = 16
+) -> Stage:
     """Checkpoint, motion, identity and prompts."""
     graph.column("1. Model, identity, prompt", 340)
     graph.note(
@@ -136,22 +138,27 @@ def model_column(graph: Graph, prompt: str, gamma: bool = True, motion: bool = T
         model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
     identity = graph.add("VCD_IdLoader", file=ID, class_word="man", tall=170)
-    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", tall=220, **ids(identity))
+    positive = graph.add(
+        "VCD_IdTextEncode", clip=clip, prompt=prompt, frames=frames, title="Prompt", tall=220, **ids(identity)
+    )
     negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", tall=140)
     return model, Out(checkpoint.node, 2), positive, negative
 
 
-def save_column(graph: Graph, images: Out, name: str, fps: float = 8.0) -> None:
+def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None) -> None:
+    """A video of the frames: at 8 a second, or with the speed and the sound of the one that was loaded."""
     graph.column("Save", 380)
-    video = graph.add("CreateVideo", images=images, fps=fps)
+    like = {"fps": 8.0} if loaded is None else {"audio": Out(loaded.node, 1), "fps": Out(loaded.node, 2)}
+    video = graph.add("CreateVideo", images=images, **like)
     graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=420)
 
 
-def load_column(graph: Graph) -> Out:
+def load_column(
+    graph: Graph,
+    note: str = "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows (Manual).",
+) -> Out:
     graph.column("0. The clip", 320)
-    graph.note(
-        "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows (Manual)."
-    )
+    graph.note(note)
     video = graph.add("LoadVideo", tall=300)
     return graph.add("GetVideoComponents", video=video)
 
@@ -276,7 +283,7 @@ def face_refine(graph: Graph) -> None:
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
     graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
-    save_column(graph, refined, "face")
+    save_column(graph, refined, "face", images)
 
 
 def tiled_upscale(graph: Graph) -> None:
@@ -290,7 +297,7 @@ def tiled_upscale(graph: Graph) -> None:
     large = graph.add(
         "VCD_TiledDenoise", images=images, model=model, vae=vae, positive=positive, negative=negative, seed=1
     )
-    save_column(graph, large, "tiled")
+    save_column(graph, large, "tiled", images)
 
 
 def full_pipeline(graph: Graph) -> None:
@@ -360,7 +367,9 @@ def two_people(graph: Graph) -> None:
 
 
 def long_clip(graph: Graph) -> None:
-    model, vae, positive, negative = model_column(graph, "photo of V*, walking through the city", gamma=False)
+    model, vae, positive, negative = model_column(
+        graph, "photo of V*, walking through the city", gamma=False, frames=64
+    )
     graph.column("2. Sixty-four frames", 360)
     graph.note(
         "The motion module sees 16 frames at a time; ComfyUI's context windows let them overlap. The noise prior runs through the "
@@ -392,13 +401,13 @@ DINOV2 = ("dinov2-large.safetensors", f"{HUB}/facebook/dinov2-large/resolve/main
 
 
 def evaluate(graph: Graph) -> None:
-    images = load_column(graph)
+    images = load_column(graph, "Any clip of any length; nothing is drawn here.")
     references = graph.add("LoadImage", title="A picture of the subject", tall=330)
     graph.column("1. What judges", 360)
     graph.note(
         "CLIP's picture half and DINOv2 in `models/clip_vision`, CLIP's text half in `models/text_encoders`: one file of OpenAI "
-        "holds both halves. They come as model.safetensors: save them under the names shown here. Leave any of them out, and the "
-        "figures that need it are named instead."
+        "holds both halves. They come as model.safetensors: save them under the names shown here. Delete the loader of what you "
+        "leave out: the figures that need it are named instead."
     )
     vision = graph.add("CLIPVisionLoader", clip_name=CLIP_L[0])
     graph.models(vision, (*CLIP_L, "clip_vision"))

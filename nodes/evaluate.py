@@ -34,7 +34,7 @@ host.add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
 
 def measure(
     images: torch.Tensor,
-    references: torch.Tensor | None,
+    references: list[torch.Tensor],
     prompt: str,
     clip_vision: Any,
     dino: Any,
@@ -55,8 +55,8 @@ def measure(
             host.stop_if_asked()
             found.append(Figure(name, values(), unit))
 
-    for name, pictures in (("images", images), ("references", references)):
-        if pictures is not None and not torch.isfinite(pictures).all():
+    for name, pictures in (("images", images), *(("references", batch) for batch in references)):
+        if not torch.isfinite(pictures).all():
             raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
     if clip_vision is not None and host.vision_kind(clip_vision).startswith("dino"):
         raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
@@ -68,21 +68,21 @@ def measure(
         metrics.to_text(host.embed_images(clip_vision, images[:1]), wanted)
     if faces is not None:
         faces.check(images)
-    likeness = None if face_model == NO_MODEL or references is None else _face_likeness(images, references, face_model)
+    likeness = None if face_model == NO_MODEL or not references else _face_likeness(images, references, face_model)
     # so far what can be wrong with the inputs was found out; what takes long follows
     seen = None if clip_vision is None else host.embed_images(clip_vision, images)
 
     def against(model: Any, frames: torch.Tensor) -> torch.Tensor:
-        return metrics.to_references(frames, host.embed_images(model, references))  # type: ignore[arg-type]
+        return metrics.to_references(frames, torch.cat([host.embed_images(model, batch) for batch in references]))
 
     add(
         "DINO",
         "cosine",
         lambda: against(dino, host.embed_images(dino, images)),
-        references=references,
+        references=references or None,
         a_DINOv2_in_dino=dino,
     )
-    add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references, clip_vision=clip_vision)  # type: ignore[arg-type]
+    add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references or None, clip_vision=clip_vision)  # type: ignore[arg-type]
     add(
         "CLIP-T", "cosine", lambda: metrics.to_text(seen, wanted), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
         a_prompt=text,
@@ -117,10 +117,11 @@ def measure(
     return found, missing
 
 
-def _face_likeness(images: torch.Tensor, references: torch.Tensor, model: str) -> tuple[torch.Tensor | None, str]:
+def _face_likeness(images: torch.Tensor, references: list[torch.Tensor], model: str) -> tuple[torch.Tensor | None, str]:
     """The likeness of each face that is found, and what to say where some or all are not."""
     path = host.model_file(FACE_MODELS, model)
-    wanted, _ = metrics.face_embeddings(references.cpu(), path)
+    of_each = [metrics.face_embeddings(batch.cpu(), path)[0] for batch in references]
+    wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
     found, _ = metrics.face_embeddings(images, path)
     for who, embeddings in (("reference pictures", wanted), ("clip", found)):
         if not len(embeddings):
@@ -142,6 +143,22 @@ def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
     return "\n".join(
         [*lines, *(["", "Not computed, or in part:", *(f"- {line}" for line in missing)] if missing else [])]
     )
+
+
+def one_clip(batches: list[torch.Tensor], name: str) -> torch.Tensor:
+    """The clip that a list input holds: one batch of frames, or a list of single frames of one size."""
+    if len({batch.shape[1:3] for batch in batches}) == 1 and (len(batches) == 1 or all(len(b) == 1 for b in batches)):
+        return torch.cat(batches)
+    raise ValueError(
+        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side by side."
+    )
+
+
+def settings_of(lists: dict[str, list[Any]]) -> dict[str, Any]:
+    """The shared inputs as ``measure`` takes them: the references one by one, of any sizes, of all others the first."""
+    given = {name: values[0] for name, values in lists.items()}
+    defaults = {"prompt": "", "clip_vision": None, "dino": None, "clip": None, "face_model": NO_MODEL}
+    return {**defaults, **given, "references": [batch for batch in lists.get("references", []) if batch is not None]}
 
 
 def shared_inputs() -> list[io.Input]:
@@ -180,6 +197,7 @@ class Evaluate(io.ComfyNode):
             "prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
             search_aliases=ALIASES,
             is_output_node=True,
+            is_input_list=True,  # references of any sizes, as VCD Pictures gives them
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 *shared_inputs(),
@@ -198,18 +216,8 @@ class Evaluate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        images: torch.Tensor,
-        references: torch.Tensor | None = None,
-        clip_vision: Any = None,
-        dino: Any = None,
-        clip: Any = None,
-        prompt: str = "",
-        face_model: str = NO_MODEL,
-        faces: Faces | None = None,
-    ) -> io.NodeOutput:
-        figures, missing = measure(images, references, prompt, clip_vision, dino, clip, face_model, faces)
+    def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:
+        figures, missing = measure(one_clip(images, "images"), **settings_of(lists))
         text, chart = (
             as_text({"this clip": figures}, missing),
             plots.figures_chart({"this clip": figures}, metrics.PAPER),
@@ -236,6 +244,7 @@ class Compare(io.ComfyNode):
             "stage helped.",
             search_aliases=ALIASES,
             is_output_node=True,
+            is_input_list=True,  # references of any sizes, as VCD Pictures gives them
             inputs=[
                 io.String.Input(
                     "names",
@@ -252,18 +261,9 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        names: str,
-        clips: dict[str, torch.Tensor],
-        references: torch.Tensor | None = None,
-        clip_vision: Any = None,
-        dino: Any = None,
-        clip: Any = None,
-        prompt: str = "",
-        face_model: str = NO_MODEL,
-    ) -> io.NodeOutput:
-        named = name_clips(names, [images for images in clips.values() if images is not None])
+    def execute(cls, names: list[str], clips: dict[str, list[torch.Tensor]], **lists: Any) -> io.NodeOutput:
+        given = [one_clip(batches, name) for name, batches in clips.items() if batches]
+        named, settings = name_clips(names[0], given), settings_of(lists)
         sizes = {name: (images.shape[2], images.shape[1]) for name, images in named.items()}
         if len(set(sizes.values())) > 1:
             shown = ", ".join(f"{name} {w}x{h}" for name, (w, h) in sizes.items())
@@ -274,7 +274,7 @@ class Compare(io.ComfyNode):
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
         for name, images in named.items():
-            figures[name], lacking = measure(images, references, prompt, clip_vision, dino, clip, face_model)
+            figures[name], lacking = measure(images, **settings)
             missing |= dict.fromkeys(lacking)
             progress.advance()
         text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, metrics.PAPER)

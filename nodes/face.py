@@ -115,7 +115,9 @@ class FaceTrack(io.ComfyNode):
                     "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
                 ),
                 io.Boolean.Input(
-                    "small_faces", default=False, tooltip="Also search at twice the size, for faces under 10 pixels."
+                    "small_faces",
+                    default=False,
+                    tooltip="Also search at twice the size, for faces under a 64th of the longer side.",
                 ),
                 BoxesType.Input(
                     "bboxes",

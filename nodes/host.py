@@ -505,7 +505,10 @@ def kind_of(model: Model) -> str:
     """What kind of model this is, in the host's words; "SD15" for SD 1.5."""
     if not hasattr(model.model.diffusion_model, "input_blocks"):
         return type(model.model).__name__
-    return "SD20" if model.model.model_config.unet_config.get("context_dim") == 1024 else "SD15"
+    config = model.model.model_config.unet_config
+    if config.get("adm_in_channels"):
+        return type(model.model).__name__
+    return "SD20" if config.get("context_dim") == 1024 else "SD15"
 
 
 def with_beta_schedule(model: Model, schedule: str) -> Model:

@@ -28,6 +28,11 @@ class Identity:
     strength: float = 1.0
 
 
+def with_slashes(file: str) -> str:
+    """A file's name as the graphs of all systems write it; Windows lists folders with a backslash."""
+    return file.replace("\\", "/")
+
+
 class IdLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -41,7 +46,8 @@ class IdLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=id_tokens.names_of(host.model_files(EMBEDDINGS)) or [NONE_THERE],
+                    options=[with_slashes(name) for name in id_tokens.names_of(host.model_files(EMBEDDINGS))]
+                    or [NONE_THERE],
                     tooltip="A file in models/embeddings, subfolders included.",
                 ),
                 io.String.Input(
@@ -61,10 +67,21 @@ class IdLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, class_word: str, strength: float) -> float:
-        return Path(host.model_file(EMBEDDINGS, file)).stat().st_mtime
+        return Path(host.model_file(EMBEDDINGS, with_slashes(file))).stat().st_mtime
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """Also takes the names of graphs made on Windows, with a backslash; ``None`` is a name that comes through a link."""
+        try:
+            if file is not None:
+                host.model_file(EMBEDDINGS, with_slashes(file))
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, file: str, class_word: str, strength: float) -> io.NodeOutput:
+        file = with_slashes(file)
         tokens = id_tokens.load(host.model_file(EMBEDDINGS, file))
         name = f"embedding:{Path(file).with_suffix('').as_posix()}"
         written = name if strength == 1 else f"({name}:{strength:g})"
@@ -128,6 +145,11 @@ class IdTextEncode(io.ComfyNode):
         keys = id_tokens.parse_schedule(prompt)
         if keys is None:
             return io.NodeOutput(encode(clip, prompt, found))
+        if keys[-1][0] >= frames:
+            raise ValueError(
+                f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the length of "
+                "the clip."
+            )
         rows = [encode(clip, text, found)[0] for _, text in keys]
         weights = id_tokens.schedule_weights([start for start, _ in keys], frames, blend)
         return io.NodeOutput(host.blend_conditioning(rows, weights, encode(clip, "", {})[0]))

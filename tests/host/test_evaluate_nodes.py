@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from dev.server import QueueError
 
@@ -115,6 +116,41 @@ def test_the_text_projection_counts(bench):
         values.append(bench.tensors(graph, [node[0], 4]))
     assert values[0] == pytest.approx(-values[1], abs=1e-4)
     assert abs(values[0]) > 1e-3
+
+
+@pytest.fixture
+def folder(bench):
+    """Two pictures of different sizes and colours in a folder of the input folder."""
+    folder = bench.server.host.base / "input" / "vcd_tests_references"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, size, colour in (("a", (90, 120), (220, 60, 40)), ("b", (128, 80), (20, 90, 200))):
+        Image.new("RGB", size, colour).save(folder / f"{name}.png")
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_references_of_any_sizes_count_together(bench, folder):
+    found = []
+    for chosen in (["a"], ["b"], ["a", "b"]):
+        for path in folder.iterdir():
+            path.rename(path.with_suffix(".png" if path.stem in chosen else ".left_out"))
+        graph = bench.graph()
+        node = graph.VCD_Evaluate(
+            images=clips(graph), references=graph.VCD_Pictures(folder=folder.name), **models(graph)
+        )
+        text, dino, likeness = bench.tensors(graph, node, [node[0], 2], [node[0], 3])
+        assert isinstance(text, str)
+        found.append((dino, likeness))
+    first, second, both = found
+    assert first != second
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)], abs=1e-5)
+
+
+def test_several_clips_in_one_socket_are_refused(bench, folder):
+    graph = bench.graph()
+    with pytest.raises(QueueError, match="images is a list of 2 batches or sizes; expected one clip"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=graph.VCD_Pictures(folder=folder.name)))
 
 
 @pytest.mark.parametrize("socket", ["images", "references"])

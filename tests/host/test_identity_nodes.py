@@ -135,12 +135,30 @@ def test_saved_files_are_listed_at_once_and_read_by_stock_nodes(bench, tiny):
         ("V*", ["wide"], f"'wide' is 768 wide and this model's clip_l text encoder is {TINY_TEXT} wide"),
         ("V*", ["cut"], "cut.safetensors cannot be read"),
         ("3: V*", ["anna"], "begin at 0 and rise"),
+        ("0: V* | 16: V* angry", ["anna"], "last prompt begins at frame 16, but frames is 16"),
     ],
 )
 def test_bad_input_is_refused(bench, tiny, prompt, ids, message):
     graph, model, *_ = tiny()
     with pytest.raises(QueueError, match=message):
         bench.tensors(graph, encode(graph, [model[0], 1], prompt, *(load(graph, name) for name in ids)))
+
+
+def test_names_of_graphs_made_on_windows_are_read(bench, tiny):
+    texts = []
+    for mark in ("\\", "/"):
+        graph = bench.graph()
+        node = graph.VCD_IdLoader(file=f"vcd_tests{mark}anna.safetensors", class_word="man", strength=1.0)
+        texts.append(bench.tensors(graph, [node[0], 1]))
+    assert texts == ["embedding:vcd_tests/anna man"] * 2
+
+
+def test_an_identity_that_is_gone_is_named_before_anything_runs(bench):
+    graph = bench.graph()
+    graph.VCD_IdSave(id=load(graph, "gone"), name="vcd_tests/copy", overwrite=True)
+    with pytest.raises(QueueError, match=r"vcd_tests/gone\.safetensors is not there") as refused:
+        bench.server.run(graph.prompt)
+    assert "node_errors" in str(refused.value.details)
 
 
 def test_names_that_leave_the_folder_are_refused(bench):
