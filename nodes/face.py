@@ -43,7 +43,7 @@ def track_faces(
     """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
     if bboxes is not None:
-        detections = face_tracks.from_boxes(bboxes, frames)
+        detections = face_tracks.from_boxes(bboxes, frames, height, width)
     elif masks is not None:
         detections = face_tracks.from_masks(masks)
     else:
@@ -424,17 +424,29 @@ class FaceRefine(io.ComfyNode):
             no_faces(if_none)
             return io.NodeOutput(images, images, len(images), ui=host.shown("No face was found."))
         prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
+        who = face_tracks.people(tracks)
         if any(prompts[1:]):
-            tracks = face_tracks.choose(tracks, "left to right")
+            order = sorted(range(len(tracks)), key=lambda i: (who[i], tracks[i].start))
+            tracks, who = [tracks[i] for i in order], [who[i] for i in order]
+        if any(prompts[1:]) and max(who) + 1 > face_tracks.most_at_once(tracks):
+            logging.warning(
+                "Face VCD: %d people are told apart, but never more than %d are seen at once. If one of them got another's "
+                "prompt, raise max_gap in Face VCD Track.", max(who) + 1, face_tracks.most_at_once(tracks),
+            )  # fmt: skip
         settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
         progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
         out, pairs = images.clone(), []
         for number, track in enumerate(tracks):
             place = crop_paste.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
             crops = crop_paste.crop(images, place, size)
-            prompt = prompts[number] if number < len(prompts) and prompts[number] is not None else positive
-            cut = partial(cut_like, place=place, size=size, picture=(faces.height, faces.width))
-            prompt, against = (host.conditioning_of(c, track.frames, len(images), cut) for c in (prompt, negative))
+            person = who[number]
+            prompt = prompts[person] if person < len(prompts) and prompts[person] is not None else positive
+            picture = (faces.height, faces.width)
+            cut = partial(cut_like, place=place, size=size, picture=picture)
+            controls: dict[int, Any] = {}
+            prompt, against = (
+                host.conditioning_of(c, track.frames, len(images), picture, cut, controls) for c in (prompt, negative)
+            )
             try:
                 refined = refine(crops, model, vae, prompt, against, settings, gamma, progress)
             except NotFinite as error:
@@ -453,7 +465,7 @@ def cut_like(
 ) -> torch.Tensor:
     """Masks or hints of a clip cut as its pictures were, whatever their own size."""
     same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
-    return crop_paste.crop(same.movedim(1, -1), place, size)
+    return crop_paste.crop(same.movedim(1, -1), place, size, limits=None)
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import logging
 import math
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -25,6 +27,7 @@ import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.ops
 import comfy.patcher_extension
 import comfy.sample
@@ -517,7 +520,12 @@ def with_beta_schedule(model: Model, schedule: str) -> Model:
     class Settings:
         sampling_settings = {"beta_schedule": schedule, "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
 
-    sampling = comfy.model_base.model_sampling(Settings, model.model.model_type)
+    current = model.get_model_object("model_sampling")
+    if not isinstance(current, comfy.model_sampling.ModelSamplingDiscrete):
+        logging.warning("The beta schedule is left as it is: %s has no betas.", type(current).__name__)
+        return model
+    # of the same kind, so that what a ModelSamplingDiscrete node chose (v prediction, LCM, zsnr) stays
+    sampling = type(current)(Settings, zsnr=getattr(current, "zsnr", None))
     model = model.clone()
     model.add_object_patch("model_sampling", sampling)
     return model
@@ -649,7 +657,7 @@ def with_tiles(
         out = [torch.zeros_like(x) for _ in conds]
         # windows of another pack that run inside ours know the clip's frames alone, not a stack of tiles
         others_inside = executor.idx < len(executor.wrappers) - 1
-        size = 1 if others_inside else _tiles_at_once(base, x, grid, conds)
+        size = 1 if others_inside else _tiles_at_once(base, x, grid, conds, model_options)
         waiting = list(range(len(grid.tiles)))
         while waiting:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -695,8 +703,16 @@ def _predict(executor, base, conds, x, timestep, model_options, grid, group):  #
     return executor(base, cut, parts, torch.cat([timestep] * len(group)), model_options)
 
 
-def _tiles_at_once(base: Any, x: torch.Tensor, grid: tiles.Grid, conds: list[Any]) -> int:
-    """How many tiles fit into memory together; one on a CPU, which gains nothing, or where conditionings differ by place."""
+def _tiles_at_once(
+    base: Any, x: torch.Tensor, grid: tiles.Grid, conds: list[Any], model_options: dict[str, Any]
+) -> int:
+    """How many tiles fit into memory together.
+
+    One on a CPU, which gains nothing, where conditionings differ by place, or where other packs patch the attention: they
+    may give each frame its own (IPAdapter) and would take a stack of tiles for one long clip.
+    """
+    options = model_options.get("transformer_options", {})
+    patched = options.get("patches_replace") or any(name.startswith("attn") for name in options.get("patches", {}))
     placed = any(
         key in entry for cond in conds for entry in cond or () for key in ("mask", "area", "control", "gligen")
     )
@@ -706,7 +722,7 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: tiles.Grid, conds: list[Any
         for entry in cond or ()
         for value in entry["model_conds"].values()
     )
-    if x.device.type == "cpu" or placed or per_place:
+    if x.device.type == "cpu" or placed or per_place or patched:
         return 1
     tile = grid.tiles[0]
     shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
@@ -961,15 +977,30 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return out
 
 
-def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def conditioning_of(
+    conditioning: Any,
+    frames: range,
+    clip: int,
+    picture: tuple[int, int],
+    cut: Callable[[torch.Tensor], torch.Tensor],
+    controls: dict[int, Any],
+) -> Any:
     """A conditioning for a video that was cut out of some frames of a clip.
 
     Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas and GLIGEN boxes, which are
     places in the whole picture, are left out.  Hints of fewer frames are repeated, as the host does.
 
     Args:
+        picture: height and width of the clip; a hint of another shape is fitted to it as the host does, by its middle.
         cut: ``cut(images [clip, H, W, C])`` gives the video's frames.
+        controls: remembers the ControlNets cut so, so that conditionings that share one still do.
     """
+
+    def cut_hint(control: Any, hint: torch.Tensor) -> torch.Tensor:
+        if tuple(hint.shape[-2:]) != picture:
+            hint = comfy.utils.common_upscale(hint, picture[1], picture[0], control.upscale_algorithm, "center")
+        return cut(_for_frames(hint, clip).movedim(1, -1)).movedim(-1, 1)
+
     part = []
     for tensor, options in conditioning:
         options = {k: v for k, v in options.items() if k not in ("area", "set_area_to_bounds", "gligen")}
@@ -977,14 +1008,32 @@ def conditioning_of(conditioning: Any, frames: range, clip: int, cut: Callable[[
         if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
             options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
         if "mask" in options:
-            options["mask"] = cut(options["mask"].expand(clip, -1, -1)[..., None])[..., 0]
+            options["mask"] = cut(options["mask"].expand(clip, -1, -1)[..., None])[..., 0].clamp(0, 1)
         if options.get("control") is not None:
-            options["control"] = _with_hint(
-                options["control"],
-                lambda hint: cut(_for_frames(hint, clip).movedim(1, -1)).movedim(-1, 1),
-            )
+            control = options["control"]
+            if id(control) not in controls:
+                controls[id(control)] = _with_hint(control, partial(cut_hint, control))
+            options["control"] = controls[id(control)]
         part.append([tensor[frames.start : frames.stop] if whole else tensor, options])
     return part
+
+
+def enlarged_areas(conditioning: Any, scale: float) -> Any:
+    """A conditioning whose areas and GLIGEN boxes, places in a clip's latent, fit the clip enlarged by ``scale``."""
+
+    def enlarged(place: Any) -> Any:
+        return place if isinstance(place[0], str) else tuple(round(value * scale) for value in place)
+
+    changed = []
+    for tensor, options in conditioning:
+        options = dict(options)
+        if options.get("area") is not None:
+            options["area"] = enlarged(options["area"])
+        if options.get("gligen") is not None:
+            kind, gligen, boxes = options["gligen"]
+            options["gligen"] = (kind, gligen, [(box[0], *enlarged(box[1:])) for box in boxes])
+        changed.append([tensor, options])
+    return changed
 
 
 def _for_frames(hint: torch.Tensor, frames: int) -> torch.Tensor:

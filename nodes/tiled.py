@@ -168,6 +168,7 @@ class TiledDenoise(io.ComfyNode):
         else:
             large = host.upscale(upscale_model, large, height, width, progress)
         settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
+        positive, negative = (host.enlarged_areas(c, scale) for c in (positive, negative))
 
         def patch(model: host.Model, on_tiles: Callable[[float], None]) -> host.Model:
             return apply(model, tile_size, overlap, shift_grid, on_tiles)

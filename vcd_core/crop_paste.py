@@ -65,18 +65,21 @@ def crop_size(side: int, aspect: float = 1.0) -> Size:
     return 8 * round(side / math.sqrt(aspect) / 8), 8 * round(side * math.sqrt(aspect) / 8)
 
 
-def crop(images: torch.Tensor, place: Windows, size: Size) -> torch.Tensor:
-    """The windows' content [n, size[0], size[1], C] in 0..1, one resampling.
+def crop(
+    images: torch.Tensor, place: Windows, size: Size, limits: tuple[float, float] | None = (0.0, 1.0)
+) -> torch.Tensor:
+    """The windows' content [n, size[0], size[1], C], one resampling.
 
     Args:
         images: the clip, IMAGE [F, H, W, C].
         place: the windows; their frames are taken from the clip.
         size: height and width of the result in pixels.
+        limits: what values are kept within; None where they may be any, as in the hints of an inpainting ControlNet.
     """
     out = torch.empty(len(place.centres), *size, images.shape[-1])
     for i, frame in enumerate(place.frames):
         out[i] = _view(images[frame], place, i, size)
-    return out.clamp_(0, 1)
+    return out if limits is None else out.clamp_(*limits)
 
 
 def paste(

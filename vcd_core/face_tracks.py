@@ -186,8 +186,8 @@ def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
     """
     height, width = image.shape[:2]
     x, y, w, h = box
-    left, right = max(0, int(x - 0.25 * w)), min(width, math.ceil(x + 1.25 * w))
-    top, bottom = max(0, int(y - 0.5 * h)), min(height, math.ceil(y + 1.25 * h))
+    left, right = min(max(0, int(x - 0.25 * w)), width - 1), min(width, math.ceil(x + 1.25 * w))
+    top, bottom = min(max(0, int(y - 0.5 * h)), height - 1), min(height, math.ceil(y + 1.25 * h))
     part = image[top : max(bottom, top + 1), left : max(right, left + 1), :3].movedim(-1, 0)[None]
     small = torch.nn.functional.adaptive_avg_pool2d(part.float(), 8).flatten()
     return (small - 0.5).cpu().numpy()
@@ -263,6 +263,48 @@ def choose(
     return [tracks[int(np.argmax(likeness))]]
 
 
+def people(tracks: Sequence[Track]) -> list[int]:
+    """Which person each track shows, counted from 0 from left to right.
+
+    A face that was lost for longer than the tracker bridges comes back as a new track: one that begins about where another
+    ended, at about its size, is the same person.
+
+    Example:
+        >>> def track(start, x):
+        ...     return Track(start, np.array([[x, 0.0, 20.0, 20.0]] * 10), np.ones(10, bool))
+        >>> people([track(0, 10), track(0, 90), track(15, 12)])
+        [0, 1, 0]
+    """
+    pairs = []
+    for i, before in enumerate(tracks):
+        for j, after in enumerate(tracks):
+            gap = after.start - before.frames.stop
+            if gap < 0:
+                continue
+            one, other = before.boxes[-1], after.boxes[0]
+            side = max(one[2:].max(), other[2:].max())
+            distance = float(np.linalg.norm(_centre(one) - _centre(other))) / side
+            if distance < 1 and abs(math.log(one[2:].max() / other[2:].max())) < math.log(1.6):
+                pairs.append((distance + 0.01 * gap, i, j))
+    earlier: dict[int, int] = {}
+    for _, i, j in sorted(pairs):
+        if i not in earlier.values() and j not in earlier:
+            earlier[j] = i
+    first = list(range(len(tracks)))
+    for j in sorted(earlier, key=lambda j: tracks[j].start):
+        first[j] = first[earlier[j]]
+    boxes = {one: np.concatenate([t.boxes for t, f in zip(tracks, first, strict=True) if f == one]) for one in first}
+    across = sorted(boxes, key=lambda one: float(np.median(_centres(boxes[one])[:, 0])))
+    return [across.index(one) for one in first]
+
+
+def most_at_once(tracks: Sequence[Track]) -> int:
+    """How many faces are there in the fullest frame."""
+    return max(
+        (sum(frame in track.frames for track in tracks) for track in tracks for frame in track.frames), default=0
+    )
+
+
 def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
     """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
     frames: list[list[dict[str, float | str]]] = [[] for _ in range(faces.frames)]
@@ -287,11 +329,14 @@ def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
     return masks
 
 
-def from_boxes(boxes: object, frames: int) -> list[list[Face]]:
+def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list[Face]]:
     """ComfyUI's BOUNDING_BOX (a list for each frame, or one list for a single frame) as detections.
 
+    Args:
+        frames, height, width: those of the clip.
+
     Raises:
-        ValueError: boxes of a clip with another number of frames, or of another form.
+        ValueError: boxes of a clip with another number of frames, of another form, or outside of the pictures.
     """
     listed = [boxes] if isinstance(boxes, dict) else list(boxes) if isinstance(boxes, (list, tuple)) else []
     if listed and all(isinstance(entry, dict) for entry in listed):
@@ -312,6 +357,13 @@ def from_boxes(boxes: object, frames: int) -> list[list[Face]]:
             )
         except (TypeError, KeyError) as error:
             raise ValueError("A bounding box needs x, y, width and height (in pixels).") from error
+    for face in (face for frame in found for face in frame):
+        x, y, w, h = face.box
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            raise ValueError(
+                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect the "
+                "images that the detector saw."
+            )
     return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
 
 

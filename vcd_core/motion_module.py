@@ -21,6 +21,8 @@ SD15_CHANNELS = (320, 640, 1280, 1280)
 Place = Literal["down", "mid", "up"]
 _ATTENTION_BATCH = 1 << 15  # fused attention kernels take no more than 65535 sequences at once
 _FIRST = "down_blocks.0.motion_modules.0.temporal_transformer"
+_ENCODING = ".pos_encoder.pe"
+_UNSTATED_FRAMES = 64  # of AnimateLCM, whose file leaves out its position encoding
 StateDict = dict[str, torch.Tensor]
 
 
@@ -194,14 +196,13 @@ def inspect(state: StateDict, name: str = "The file") -> MotionInfo:
             widths[int(key.split(".")[1])] = value.shape[0]
     if sorted(widths) != [0, 1, 2, 3]:
         raise ValueError(f"{name} is no AnimateDiff motion module for SD 1.5: {_what_is(state, widths)}.")
-    frames = state[
-        "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
-    ]
+    encoding = next((value for key, value in state.items() if key.endswith(_ENCODING)), None)
+    frames = _UNSTATED_FRAMES if encoding is None else encoding.shape[1]
     if any(key.startswith("mid_block.") for key in state):
         version: Literal["v1", "v2", "v3"] = "v2"
     else:
-        version = "v3" if frames.shape[1] == 32 else "v1"
-    return MotionInfo(version, tuple(widths[i] for i in range(4)), frames.shape[1])
+        version = "v3" if encoding is None or frames == 32 else "v1"
+    return MotionInfo(version, tuple(widths[i] for i in range(4)), frames)
 
 
 def build(state: StateDict, name: str = "The file", ops: Any = nn, dtype: torch.dtype | None = None) -> MotionModel:
@@ -214,7 +215,10 @@ def build(state: StateDict, name: str = "The file", ops: Any = nn, dtype: torch.
     state = {key: value for key, value in state.items() if "temporal_transformer" in key}
     with torch.device("meta"):
         model = MotionModel(info, ops)
-    expected = model.state_dict()
+        expected = MotionModel(info).state_dict()  # a host's layers may have no weights before they are loaded
+    if not any(key.endswith(_ENCODING) for key in state):
+        encodings = [key for key in expected if key.endswith(_ENCODING)]
+        state |= {key: sinusoid(info.frames, expected[key].shape[2])[None] for key in encodings}
     wrong = [k for k in expected if k not in state] + [k for k in state if k not in expected]
     wrong += [k for k in expected if k in state and expected[k].shape != state[k].shape]
     if wrong:

@@ -17,6 +17,8 @@ from vcd_core.face_tracks import (
     link,
     look,
     masks_of,
+    most_at_once,
+    people,
     scene_cuts,
     smooth,
 )
@@ -322,12 +324,37 @@ def test_other_clips_are_refused():
     with pytest.raises(ValueError, match="3 refined frames came back for 4"):
         paste(images, torch.zeros(3, 64, 64, 3), place)
     box = {"x": 1, "y": 2, "width": 3, "height": 4}
-    assert from_boxes([[box], []], 2)[0][0].box == (1, 2, 3, 4)
-    assert from_boxes(box, 1)[0][0].box == (1, 2, 3, 4)
+    assert from_boxes([[box], []], 2, 64, 64)[0][0].box == (1, 2, 3, 4)
+    assert from_boxes(box, 1, 64, 64)[0][0].box == (1, 2, 3, 4)
     with pytest.raises(ValueError, match="for 2 frames and the clip has 5"):
-        from_boxes([[box], []], 5)
+        from_boxes([[box], []], 5, 64, 64)
     with pytest.raises(ValueError, match="needs x, y, width and height"):
-        from_boxes([[{"x": 1}]], 1)
+        from_boxes([[{"x": 1}]], 1, 64, 64)
+    with pytest.raises(ValueError, match=r"at 90, 10 \(20x20\) lies outside of the 64x48 pictures"):
+        from_boxes([{"x": 90, "y": 10, "width": 20, "height": 20}], 1, 48, 64)
+    assert np.isfinite(look(torch.rand(64, 64, 3), (90, 10, 20, 20))).all()
+
+
+def moving(start, frames, x, step=0.0, side=20.0):
+    boxes = [[x + step * i, 40.0, side, side] for i in range(frames)]
+    return Track(start, np.array(boxes), np.ones(frames, bool))
+
+
+def test_a_face_that_was_lost_is_the_same_person_again():
+    left, back, right = moving(0, 10, 20), moving(20, 12, 24), moving(0, 32, 200)
+    assert people([right, left, back]) == [1, 0, 0]
+    assert people([right, left, moving(20, 12, 24, side=60)]) == [2, 0, 1]  # another shot: larger, so another person
+    assert most_at_once([right, left, back]) == 2
+    # three who stay apart, and a fourth track where the second one walked to
+    walked = moving(0, 10, 100, step=4)
+    assert people([moving(0, 30, 10), walked, moving(0, 30, 300), moving(14, 8, 142)]) == [0, 1, 2, 1]
+    assert people([]) == []
+
+
+def test_two_faces_at_one_time_are_two_people():
+    assert people([moving(0, 10, 20), moving(9, 10, 22)]) == [0, 1]
+    # two lost at once come back where they were
+    assert people([moving(0, 5, 20), moving(0, 5, 60), moving(9, 5, 58), moving(9, 5, 24)]) == [0, 1, 1, 0]
 
 
 def test_masks_become_their_boxes():

@@ -1,6 +1,7 @@
 """Motion modules: the maths against a plain reference, files, placement, refusals."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,44 @@ def test_versions_are_told_apart_and_come_back_whole(version, frames, tensors, t
     model = build(again)
     assert {k: v.dtype for k, v in model.state_dict().items()} == {k: v.dtype for k, v in state.items()}
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_file_without_position_encoding_gets_the_usual_one():
+    """AnimateLCM's."""
+    state = small_file("v3")
+    bare = {key: value for key, value in state.items() if not key.endswith(".pe")}
+    assert inspect(bare) == MotionInfo("v3", SMALL, 64)
+    built = build(bare)
+    x = torch.randn(16, 32, 2, 2, generator=torch.Generator().manual_seed(0))
+    one, other = (model.down_blocks[0].motion_modules[0](x, 16) for model in (built, build(state)))
+    assert torch.allclose(one, other, atol=2e-3)  # the file's encoding is in half precision
+    built.down_blocks[0].motion_modules[0](torch.zeros(64, 32, 2, 2), 64)
+
+
+def test_layers_of_a_host_that_have_no_weights_before_they_are_loaded():
+    """ComfyUI's are so where it loads models as they are used."""
+
+    class Late(torch.nn.Linear):
+        def __init__(self, *sizes, bias=True):
+            super().__init__(*sizes, bias=bias)
+            self.weight = self.bias = None
+
+        def _load_from_state_dict(self, state, prefix, *_):
+            for name in ("weight", "bias"):
+                if prefix + name in state:
+                    setattr(self, name, torch.nn.Parameter(state[prefix + name]))
+
+    ops = SimpleNamespace(Linear=Late, LayerNorm=torch.nn.LayerNorm, GroupNorm=torch.nn.GroupNorm)
+    state = small_file()
+    model = build(state, ops=ops)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert len(model.state_dict()) == len(state)
+    with pytest.raises(ValueError, match="1 tensors are missing"):
+        build(
+            {key: value for key, value in state.items() if not key.endswith("mid_block.0.proj_in.weight")}
+            | {"x.temporal_transformer": state[f"{PREFIX}.temporal_transformer.norm.bias"]},
+            ops=ops,
+        )
 
 
 @pytest.mark.slow

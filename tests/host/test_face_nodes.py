@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import motion
+from graphs import motion, same
 
 from dev.server import QueueError
 
@@ -94,6 +94,24 @@ def test_hints_of_another_number_of_frames_are_repeated_or_cut(bench, tiny):
     again = graph.ImageFromBatch(image=hints, batch_index=0, length=4)
     twelve, sixteen = bench.tensors(graph, refined(hints), refined(graph.ImageBatch(image1=hints, image2=again)))
     assert torch.equal(twelve, sixteen)
+
+
+def test_hints_of_another_shape_are_fitted_by_their_middle(bench, tiny):
+    """As ComfyUI's own samplers do it: what lies above and below the clip's shape does not count."""
+    graph, model, vae, positive, negative = tiny()
+    images, net = world(graph, "medium", "standing"), graph.VCDTest_ControlNet()
+
+    def refined(hint):
+        applied = graph.ControlNetApplyAdvanced(
+            positive=positive, negative=negative, control_net=net, image=hint, strength=1.0, start_percent=0.0,
+            end_percent=1.0,
+        )  # fmt: skip
+        return refine(graph, images, model, vae, applied, out(applied, 1))
+
+    hint = graph.ImageFromBatch(image=world(graph, "close-up", "walking"), batch_index=0, length=1)
+    tall = graph.ImagePadForOutpaint(image=hint, left=0, top=64, right=0, bottom=64, feathering=0)
+    square, padded = bench.tensors(graph, refined(hint), refined(tall))
+    assert same(square, padded, 1e-4)
 
 
 def test_two_people_keep_two_prompts(bench, tiny):

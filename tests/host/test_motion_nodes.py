@@ -42,6 +42,20 @@ def test_places_have_their_own_scale(bench, tiny):
     assert not same(up, off, 1e-3)
 
 
+def test_the_schedule_keeps_what_the_model_predicts(bench, tiny):
+    """A v-prediction model that was told so by ComfyUI's own node stays one."""
+    graph, model, _, positive, negative = tiny()
+    told = graph.ModelSamplingDiscrete(model=model, sampling="v_prediction", zsnr=False)
+    changes = [{"strength": 0.0}, {"strength": 0.0, "beta_schedule": "the model's own"}]
+    v, own, eps = bench.samples(
+        graph,
+        *(sample(graph, motion(graph, told, **change), positive, negative) for change in changes),
+        sample(graph, motion(graph, model, **changes[0]), positive, negative),
+    )
+    assert not torch.equal(v, eps)
+    assert not torch.equal(v, own)  # the betas are AnimateDiff's
+
+
 def test_a_second_module_replaces_the_first(bench, tiny):
     graph, model, _, positive, negative = tiny()
     twice = motion(graph, motion(graph, model, "test_tiny_v1.safetensors"), "test_tiny_v3.safetensors")

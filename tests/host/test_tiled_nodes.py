@@ -209,6 +209,23 @@ def test_an_upscale_model_enlarges_and_makes_its_tiles_smaller_when_memory_runs_
         bench.tensors(graph, denoise(graph, images, model, vae, positive, negative, denoise=0.0, upscale_model=none))
 
 
+def test_areas_are_places_in_the_clip(bench, tiny):
+    """Two halves with one prompt are the prompt; before their enlargement they would leave most of the picture without one."""
+    graph, model, vae, positive, negative = tiny()
+    images = pictures(graph, vae, 128, 64, 2)
+    halves = [
+        graph.ConditioningSetArea(conditioning=positive, width=64, height=64, x=x, y=0, strength=1.0) for x in (0, 64)
+    ]
+    both = graph.ConditioningCombine(conditioning_1=halves[0], conditioning_2=halves[1])
+    sizes = {"tile_size": 64, "overlap": 0}
+    one, two = bench.tensors(
+        graph,
+        denoise(graph, images, model, vae, positive, negative, **sizes),
+        denoise(graph, images, model, vae, both, negative, **sizes),
+    )
+    assert same(one, two, 1e-4)
+
+
 def test_a_control_net_is_cut_to_each_tile(bench, tiny):
     graph, model, _, positive, negative = tiny()
     net = graph.VCDTest_ControlNet()

@@ -120,7 +120,7 @@ class ManyTiles(io.ComfyNode):
     def execute(cls, model, most):
         host = next(m for name, m in sys.modules.items() if name.endswith("video_custom_diffusion.nodes.host"))
         at_once = _originals.setdefault("at_once", host._tiles_at_once)
-        host._tiles_at_once = (lambda base, x, grid, conds: len(grid.tiles)) if most else at_once
+        host._tiles_at_once = (lambda base, x, grid, *_: len(grid.tiles)) if most else at_once
 
         def call(apply, arguments):
             if most and len(arguments["input"]) > most:
