@@ -42,14 +42,16 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-# minutes of each process, those of the shipped weights; one process trained all but the last 57 of motion
-BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 128.0, "motion": 174.0}
+# minutes of each process, those of the shipped weights; one process trained all but the last 117 of motion
+BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 128.0, "motion": 234.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # seven of ten pictures are learned from this time on, where layout and colours are decided
 SETTLED = 750  # below this time one sees where people stand
 CLIP_TIMES = ((0, 600, 0.15), (600, 800, 0.25), (800, 1000, 0.6))  # shares of clips: how people move is decided early
 STILL = 0.3  # what a clip's mean frame counts at noisy times, beside one for what changes from frame to frame
-JUMPS = 2  # how much likelier a clip of someone jumping is learned than another
+LIVELY = 0.25  # how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a quarter
+LOUDEST = 3.0  # what a clip that changes less counts at most
+OFTEN = {"jumping": 2, "waving": 3}  # how much likelier clips of these actions are learned than others
 STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an earlier training got to
 
 
@@ -629,15 +631,16 @@ class ClipAlbum:
         self.weights: torch.Tensor = stored["weights"]
 
 
-def clip_error(found: torch.Tensor, wanted: torch.Tensor, frames: int) -> torch.Tensor:
-    """The squared error of clips [N * frames, C, h, w] in which a clip's mean frame counts ``STILL`` and the rest of it 1.
+def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """The squared error of one clip's v [frames, C, h, w]: its mean frame counts ``STILL``, what changes 1, or more in a calm clip.
 
     At noisy times most of the error is what the scene looks like, which all frames share; how they differ, the movement, is
-    lost in it.
+    lost in it, and a small movement in the larger ones of other clips.
     """
-    error = (found - wanted).unflatten(0, (-1, frames))
-    still = error.mean(1, keepdim=True)
-    return (error - still).pow(2).mean() + STILL * still.pow(2).mean()
+    error = found - wanted
+    still, liveliness = error.mean(0), float(clean.var(0, correction=0).mean())
+    loudness = LIVELY / min(LIVELY, max(LIVELY / LOUDEST, liveliness))
+    return loudness * (error - still).pow(2).mean() + STILL * still.pow(2).mean()
 
 
 def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
@@ -658,7 +661,7 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
     rng = random.Random(stage.step + 1000003 * peers.rank)
     batch, frames, held = 2, world.FRAMES, 48
     shown = album.clips[:-held]
-    likelihood = [JUMPS if clip.action == "jumping" else 1 for clip in shown]
+    likelihood = [OFTEN.get(clip.action, 1) for clip in shown]
     handler = lambda module, x, *_: module(x, frames)  # noqa: E731
     painter.options = {"patches": {"forward_timestep_embed_patch": [(MotionModule, handler)]}}
 
@@ -686,8 +689,10 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
         captions = [world.caption(clip, keep, rng) if rng.random() > 0.1 else "" for clip in clips]
         _, found, wanted = predict(latents, torch.tensor(times), captions, torch.randn_like(latents))
         losses = [
-            clip_error(one, true, frames) if t >= SETTLED else weighted_error(one, true, weight)
-            for one, true, weight, t in zip(found.split(frames), wanted.split(frames), weights, times, strict=True)
+            clip_error(one, true, clean) if t >= NOISY else weighted_error(one, true, weight)
+            for one, true, clean, weight, t in zip(
+                found.split(frames), wanted.split(frames), latents, weights, times, strict=True
+            )
         ]
         return torch.stack(losses).mean(), batch * frames
 

@@ -258,7 +258,7 @@ def _place(clip: Clip, index: int, number: int) -> tuple[float, float, float]:
         x = home + direction * (time - 0.5) * 1.7 * wide
         y -= abs(math.sin(beat)) * 0.12 * radius
     elif clip.action == "jumping":
-        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 1.4}[clip.framing]
+        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 1.9}[clip.framing]
     else:
         x += 0.05 * radius * math.sin(beat / 2)
     return x, y, radius
@@ -278,7 +278,7 @@ def _pose(clip: Clip, index: int, number: int) -> _Pose:
         lift = 0.3 + 1.3 * abs(math.sin(beat / 2))
         return _Pose(0.15, lift, lift, 0.0, blink)
     if clip.action == "waving":
-        return _Pose(0.0, 0.2, 2.5 + 0.4 * math.sin(1.5 * beat), 0.0, blink)
+        return _Pose(0.0, 0.2, 2.75 + 0.4 * math.sin(beat), 0.0, blink)
     return _Pose(0.0, 0.2, 0.2, 0.05 * math.sin(beat / 2), blink)
 
 

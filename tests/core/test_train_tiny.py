@@ -1,0 +1,29 @@
+"""What the tiny model's motion training counts."""
+
+import pytest
+import torch
+
+from dev.train_tiny import LIVELY, LOUDEST, STILL, clip_error
+
+
+def clip(change, frames=16):
+    """A clip [frames, 4, 8, 8] whose every value swings by ``change`` around zero from frame to frame."""
+    signs = torch.tensor([1.0, -1.0]).repeat(frames // 2)
+    return change * signs.view(-1, 1, 1, 1).expand(-1, 4, 8, 8)
+
+
+def test_what_changes_counts_more_than_what_stays():
+    lively = clip(LIVELY**0.5)
+    none = torch.zeros_like(lively)
+    assert float(clip_error(clip(0.3), none, lively)) == pytest.approx(0.3**2)
+    assert float(clip_error(none + 0.3, none, lively)) == pytest.approx(STILL * 0.3**2)
+
+
+@pytest.mark.parametrize(
+    ("liveliness", "counts"), [(4 * LIVELY, 1), (LIVELY, 1), (LIVELY / 2, 2), (LIVELY / 100, LOUDEST), (0, LOUDEST)]
+)
+def test_small_movements_count_more_up_to_a_limit(liveliness, counts):
+    clean = clip(liveliness**0.5)
+    none = torch.zeros_like(clean)
+    assert float(clip_error(clip(0.3), none, clean)) == pytest.approx(counts * 0.3**2)
+    assert float(clip_error(none + 0.3, none, clean)) == pytest.approx(STILL * 0.3**2)
