@@ -119,6 +119,14 @@ def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tenso
     return model.model.process_latent_out(start / weight)
 
 
+def predicts(model: Model) -> str:
+    """ "eps", "v" or the host's name of what else a model predicts, as it is or as a node (ModelSamplingDiscrete) told it."""
+    kinds = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v"}
+    sampling = type(model.get_model_object("model_sampling"))
+    how = next(kind for kind in sampling.__mro__ if "calculate_denoised" in vars(kind))
+    return kinds.get(how, how.__name__)
+
+
 def latent_cell(model: Model) -> int:
     """How many pixels a side one cell of a model's latents is."""
     return int(getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8))
@@ -280,12 +288,11 @@ class TrainingModel:
     MARK = "vcd_id_in_training"
 
     def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
-        kind = model.model.model_type
-        kinds = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
-        if kind not in kinds:
+        self.prediction = predicts(model)
+        if self.prediction not in ("eps", "v"):
             raise ValueError(
-                f"This model ({kind_of(model)}) predicts {kind.name}; identities are trained on models that predict "
-                "noise (eps) or v. Use SD 1.5 or a finetune of it."
+                f"This model ({kind_of(model)}) predicts {self.prediction}; identities are trained on models that predict "
+                "noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells it to sample otherwise."
             )
         if list(text_widths(clip)) != ["clip_l"] or kind_of(model) != "SD15":
             raise ValueError(
@@ -304,7 +311,7 @@ class TrainingModel:
                 f"The VAE's latents have {vae.latent_channels} channels; SD 1.5's have 4. Take its own VAE."
             )
         self.model, self.clip, self.vae = _always_loaded(model), _clip_always_loaded(clip), vae
-        self.prediction, self.class_word = kinds[kind], class_word
+        self.class_word = class_word
         self.load()
         self.sigmas = self.model.model.model_sampling.sigmas.detach().clone().cpu()
         norms = self._table().norm(dim=1)

@@ -137,6 +137,22 @@ def test_bad_input_is_refused(bench, tiny, pictures, changes, shown):
         trained(bench, tiny, pictures, **changes)
 
 
+def test_what_a_node_says_the_model_predicts_is_learned(bench, tiny, pictures):
+    """The loss of v weighs noisy times as that of the noise does; the same v counted as noise vanishes there."""
+    first = {}
+    for sampling in ("eps", "v_prediction", "x0"):
+        graph, model, *_ = tiny()
+        told = graph.ModelSamplingDiscrete(model=model, sampling=sampling, zsnr=False)
+        node = train(graph, model, pictures, steps=1, batch=16, sample_every=0)
+        graph.prompt[node[0]]["inputs"]["model"] = told
+        if sampling == "x0":
+            with pytest.raises(QueueError, match="predicts X0; identities are trained"):
+                bench.tensors(graph, node)
+        else:
+            first[sampling] = bench.tensors(graph, [node[0], 1])["loss"][0]
+    assert first["v_prediction"] > 0.5 * first["eps"]
+
+
 def test_masks_must_match(bench, tiny, pictures):
     graph, model, *_ = tiny()
     node = train(graph, model, pictures, masks=False)
