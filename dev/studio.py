@@ -1,7 +1,4 @@
-"""The tiny model in this process: learn an identity and draw clips with the pack's own nodes, without a server.
-
-python -m dev.studio    learn the identity that ships
-"""
+"""The tiny model in this process: learn an identity and draw clips with the pack's own nodes, without a server."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import importlib
 import random
 import sys
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,27 +108,4 @@ class Studio:
         return self.vae.decode(latent).float().cpu()
 
 
-ROBIN_SEED = 1  # with seed 0 the tokens draw two people where they wave
 RECIPE: dict[str, Any] = {"steps": 200, "batch": 4, "learning_rate": 2e-2, "augment": False}
-
-
-def robin(folder: Path) -> None:
-    """Learn the identity that ships, and write it beside the weights."""
-    sys.argv = sys.argv[:1]
-    studio = Studio()
-    person = world.identities(1)[0]
-    identity = studio.learn(person, ROBIN_SEED)
-    id_tokens = studio.module("vcd_core.id_tokens")
-    about = {"class_word": person.class_word, "base_model": "VCD Tiny Model", "steps": str(RECIPE["steps"])}
-    about |= {
-        "learning_rate": f"{RECIPE['learning_rate']:g}",
-        "pictures": "6",
-        "seed": str(ROBIN_SEED),
-        "who": world.describe(person),
-    }
-    tokens = id_tokens.IdTokens("vcd_tiny_robin", identity.tokens.vectors, about)
-    print(id_tokens.save(tokens, folder, "vcd_tiny_robin", overwrite=True), world.describe(person))
-
-
-if __name__ == "__main__":
-    robin(tiny.IDENTITY_FILE.parent)
