@@ -416,7 +416,7 @@ class FaceRefine(io.ComfyNode):
             if conditioning is not None:
                 host.check_conditioning(conditioning, len(images), name)
         if faces is None:
-            faces = track_faces(images)
+            faces = track_faces(images, progress=host.Progress(len(images)))
         faces.check(images)
         tracks = face_tracks.choose(faces.tracks, which, index) if faces.tracks else []
         shown = Faces(faces.frames, faces.height, faces.width, tracks)
@@ -435,7 +435,7 @@ class FaceRefine(io.ComfyNode):
             )  # fmt: skip
         settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
         progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
-        out, pairs = images.clone(), []
+        out, pairs, done = images.clone(), [], 0
         for number, track in enumerate(tracks):
             place = crop_paste.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
             crops = crop_paste.crop(images, place, size)
@@ -455,8 +455,11 @@ class FaceRefine(io.ComfyNode):
             pairs.append(torch.cat([crops, refined], 2))
             if refined is not crops:
                 crop_paste.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
+                done += 1
         missed = shown.without_face()
-        text = f"{len(tracks)} faces refined; {missed} of {len(images)} frames have none and passed through."
+        left = "denoise is 0" if denoise == 0 else "see the log"
+        text = f"{done} of {len(tracks)} faces refined" + (f" ({left})" if done < len(tracks) else "")
+        text += f"; {missed} of {len(images)} frames have none and passed through."
         return io.NodeOutput(out, torch.cat(pairs), missed, ui=host.shown(text))
 
 

@@ -39,6 +39,7 @@ import folder_paths
 import latent_preview
 import torch
 import torch.utils.checkpoint
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy_api.latest import ComfyAPI, io
 from comfy_execution.utils import get_executing_context
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
@@ -305,6 +306,11 @@ class TrainingModel:
             raise ValueError(
                 f"MODEL and CLIP do not fit: the UNet takes {latent} channels and text {context} wide, the CLIP's is "
                 f"{text_widths(clip)['clip_l']} wide. Take both from one SD 1.5 checkpoint (not an inpainting one)."
+            )
+        if model.injections:
+            raise ValueError(
+                "Layers were added to this MODEL (a motion module?); an identity is learned from single pictures. Connect the "
+                "model as it is before 'AnimateDiff Motion Module'."
             )
         if vae.latent_channels != 4:
             raise ValueError(
@@ -589,7 +595,10 @@ def with_blocks(
 
 
 def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) -> Model:
-    """A clone whose UNet takes the statistics of its group norms over all frames of a clip together."""
+    """A clone whose UNet takes the statistics of its residual blocks' group norms over all frames of a clip together.
+
+    So AnimateDiff v1 was trained: there residual blocks and the output see the clip as one volume, attention its frames.
+    """
 
     def pooled(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         clip = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames())
@@ -597,7 +606,10 @@ def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) ->
 
     def norms(owner: Model) -> list[torch.nn.GroupNorm]:
         unet = owner.model.diffusion_model
-        return [part for part in unet.modules() if isinstance(part, torch.nn.GroupNorm)]
+        blocks = [part for part in unet.modules() if isinstance(part, ResBlock)]
+        return [
+            part for block in (*blocks, unet.out) for part in block.modules() if isinstance(part, torch.nn.GroupNorm)
+        ]
 
     def inject(owner: Model) -> None:
         for norm in norms(owner):
@@ -984,6 +996,15 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return out
 
 
+WHOLE_PICTURE = (
+    "area",
+    "set_area_to_bounds",
+    "gligen",
+    "concat_latent_image",
+    "concat_mask",
+)  # what cuts do not take over
+
+
 def conditioning_of(
     conditioning: Any,
     frames: range,
@@ -995,7 +1016,8 @@ def conditioning_of(
     """A conditioning for a video that was cut out of some frames of a clip.
 
     Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas and GLIGEN boxes, which are
-    places in the whole picture, are left out.  Hints of fewer frames are repeated, as the host does.
+    places in the whole picture, are left out, as is the latent of the whole picture that inpainting models are shown (they
+    then draw all of the cut anew).  Hints of fewer frames are repeated, as the host does.
 
     Args:
         picture: height and width of the clip; a hint of another shape is fitted to it as the host does, by its middle.
@@ -1010,7 +1032,7 @@ def conditioning_of(
 
     part = []
     for tensor, options in conditioning:
-        options = {k: v for k, v in options.items() if k not in ("area", "set_area_to_bounds", "gligen")}
+        options = {k: v for k, v in options.items() if k not in WHOLE_PICTURE}
         whole = tensor.shape[0] == clip and clip > 1
         if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
             options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
@@ -1078,7 +1100,8 @@ def embed_text(clip: Any, text: str) -> torch.Tensor:
     Raises:
         ValueError: a text encoder without projection into that space.
     """
-    encoder = getattr(clip.cond_stage_model, "clip_g", None) or getattr(clip.cond_stage_model, "clip_l", None)
+    encoders = (getattr(clip.cond_stage_model, name, None) for name in ("clip_g", "clip_h", "clip_l"))
+    encoder = next((encoder for encoder in encoders if encoder is not None), None)
     projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)
     if projection is None:
         raise ValueError("This CLIP has no text encoder of the CLIP family; CLIP-T cannot be computed with it.")

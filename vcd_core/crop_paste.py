@@ -237,7 +237,13 @@ def _rounded_box(x: torch.Tensor, y: torch.Tensor, width: float, height: float, 
 
 def _soften(mask: torch.Tensor, feather: float) -> torch.Tensor:
     size = 2 * max(1, round(feather / 2)) + 1
-    return torch.nn.functional.avg_pool2d(mask[None, None].float(), size, 1, size // 2, count_include_pad=False)[0, 0]
+    half, values = size // 2, mask[None, None].float()
+    for side, edge in (
+        ((size, 1), (half, 0)),
+        ((1, size), (0, half)),
+    ):  # the mean of a square is that of its lines' means
+        values = torch.nn.functional.avg_pool2d(values, side, 1, edge, count_include_pad=False)
+    return values[0, 0]
 
 
 def _colour_match(
@@ -251,8 +257,9 @@ def _colour_match(
     for i, frame in enumerate(place.frames):
         half_x, half_y = paste_factor * place.face[i, 2] / 2, paste_factor * place.face[i, 3] / 2
         ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
-        if ring.any() and torch.isfinite(refined[i]).all():
-            old, new = _view(images[frame], place, i, size)[ring].double(), refined[i][ring].double()
+        window = _view(images[frame], place, i, size).clamp(0, 1)
+        if ring.any() and usable(refined[i], window):
+            old, new = window[ring].double(), refined[i][ring].double()
             count += len(old)
             sums += torch.stack([old.sum(0), (old * old).sum(0), new.sum(0), (new * new).sum(0)])
     if not count:

@@ -106,12 +106,11 @@ def covariance(frames: int, gamma: Gamma, closed_loop: bool = False) -> torch.Te
                 [0.5000, 1.0000, 0.5000],
                 [0.2500, 0.5000, 1.0000]], dtype=torch.float64)
     """
-    steps = transitions(frames, gamma, closed_loop)
-    index = torch.arange(frames)
-    distance = (index[:, None] - index[None, :]).abs().double()
+    steps, index = transitions(frames, gamma, closed_loop), torch.arange(frames)
     if closed_loop:
         g = torch.tensor(steps[0] if steps else 0.0, dtype=torch.float64)
-        return (g**distance + g ** (frames - distance)) / (1 + g**frames)
+        by_distance = (g**index + g ** (frames - index)) / (1 + g**frames)
+        return by_distance[(index[:, None] - index[None, :]).abs()]
     factor = torch.tensor([1.0, *steps], dtype=torch.float64)
     sigma = torch.eye(frames, dtype=torch.float64)
     for m in range(frames):
@@ -183,6 +182,8 @@ def parse_schedule(text: str, frames: int) -> list[float]:
         ) from None
     if any(a[0] >= b[0] for a, b in itertools.pairwise(keys)):
         raise ValueError(f"The frame numbers of the gamma schedule must rise; found {[k for k, _ in keys]}.")
+    for _, value in keys:
+        check_gamma(value)
     return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)] if keys else values)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vcd_core import crop_paste
 from vcd_core.crop_paste import crop, paste, windows
 from vcd_core.face_tracks import (
     Faces,
@@ -313,6 +314,20 @@ def test_colour_match_takes_the_rings_mean_and_spread():
     matched = paste(images, shifted, place, match_colour=True)
     assert (matched - images).abs().max() < 0.02
     assert (plain - images).abs().max() > 0.1
+
+
+def test_frames_that_are_left_out_do_not_count_for_the_colour():
+    images = pictures(4)
+    place = windows(track_of([Face((60.0, 40.0, 20.0, 20.0), 1.0)] * 4), 120, 160)
+    refined = crop(images, place, (120, 120))
+    refined[1], refined[2] = float("nan"), 0.0
+    assert (paste(images, refined, place, match_colour=True) - images).abs().max() < 0.02
+
+
+def test_a_masks_edge_is_its_mean_over_a_square():
+    mask = (torch.rand(40, 60, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    square = torch.nn.functional.avg_pool2d(mask[None, None], 9, 1, 4, count_include_pad=False)[0, 0]
+    assert torch.allclose(crop_paste._soften(mask, 8), square, atol=1e-6)
 
 
 def test_other_clips_are_refused():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vcd_core.noise_prior import correlate, covariance, measured_covariance, parse_schedule, sample
@@ -39,6 +39,7 @@ def test_recursion_is_the_cholesky_factor():
 
 
 @given(gamma=st.floats(0, 1), frames=st.integers(1, 24))
+@example(gamma=0.7095502098361263, frames=13)
 @settings(max_examples=40, deadline=None)
 def test_covariance_is_a_correlation_matrix(gamma, frames):
     for closed in (False, True):
@@ -162,6 +163,8 @@ def test_schedules_are_read_as_written():
         parse_schedule("4: 0.1, 4: 0.2", 9)
     with pytest.raises(ValueError, match="gamma is 2"):
         parse_schedule("0: 2, 4: 0.1", 9)
+    with pytest.raises(ValueError, match=r"gamma is 1\.5"):
+        parse_schedule("0: 0.1, 8: 1.5", 2)
     with pytest.raises(ValueError, match=r"2 values.*8 transitions"):
         parse_schedule("0.1, 0.2", 9)
 

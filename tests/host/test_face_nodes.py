@@ -65,6 +65,15 @@ def test_boxes_of_another_detector_are_taken_and_given(bench):
         bench.tensors(graph, out(short, 1))
 
 
+def test_what_was_not_refined_is_not_counted(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    node = refine(graph, images, model, vae, positive, negative, denoise=0.0)
+    graph.PreviewImage(images=node)
+    shown = bench.server.run(graph.prompt, 300)["outputs"]
+    assert "0 of 1 faces refined (denoise is 0)" in shown[node[0]]["text"][0]
+
+
 def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = world(graph, "medium", "standing")

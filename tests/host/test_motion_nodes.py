@@ -25,6 +25,19 @@ def test_each_version_moves_the_clip_and_leaves_the_model_as_it_was(bench, tiny,
     assert not same(before, after)
 
 
+def test_v1_takes_statistics_over_the_clip_where_animatediff_did(bench, tiny):
+    """Residual blocks and the output see a clip as one volume; attention, the motion modules' too, sees its frames."""
+    graph, model, *_ = tiny()
+    v1, v2 = (motion(graph, model, f"test_tiny_{version}.safetensors") for version in ("v1", "v2"))
+    pooled, none = bench.tensors(graph, *(graph.VCDTest_PooledNorms(model=one) for one in (v1, v2)))
+    during, after = pooled.split("|")
+    assert none.strip() == "|"
+    assert not after
+    assert "out.0" in during.split()
+    assert all(name == "out.0" or name.endswith(("in_layers.0", "out_layers.0")) for name in during.split())
+    assert len(during.split()) > 20
+
+
 def test_strength_zero_is_the_model_without_motion(bench, tiny):
     graph, model, _, positive, negative = tiny()
     off = motion(graph, model, strength=0.0, beta_schedule="the model's own")

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from graphs import motion
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -151,6 +152,14 @@ def test_what_a_node_says_the_model_predicts_is_learned(bench, tiny, pictures):
         else:
             first[sampling] = bench.tensors(graph, [node[0], 1])["loss"][0]
     assert first["v_prediction"] > 0.5 * first["eps"]
+
+
+def test_a_model_that_moves_is_refused(bench, tiny, pictures):
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures)
+    graph.prompt[node[0]]["inputs"]["model"] = motion(graph, model)
+    with pytest.raises(QueueError, match="Connect the model as it is before"):
+        bench.tensors(graph, node)
 
 
 def test_masks_must_match(bench, tiny, pictures):

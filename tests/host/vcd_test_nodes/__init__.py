@@ -158,6 +158,28 @@ class SamplingAttention(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class PooledNorms(io.ComfyNode):
+    """The names of the UNet's group norms that are not as the host made them while the model samples, as text."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_PooledNorms",
+            category="tests",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.String.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        named = list(model.model.diffusion_model.named_modules())
+        model.inject_model()
+        changed = [name for name, part in named if "forward" in vars(part)]
+        model.eject_model()
+        left = [name for name, part in named if "forward" in vars(part)]
+        return io.NodeOutput(" ".join([*changed, "|", *left]))
+
+
 class VideoVae(io.ComfyNode):
     """A VAE that says it is a video model's."""
 
@@ -380,6 +402,7 @@ class Extension(ComfyExtension):
             BatchIndex,
             ManyTiles,
             SamplingAttention,
+            PooledNorms,
             VideoVae,
             Rows,
             World,
