@@ -232,7 +232,9 @@ def sam3(graph: Graph, images: Out) -> Out:
 
 def prompt_to_segmentation(graph: Graph) -> None:
     graph.column("0. Pictures", 320)
-    graph.note("The pictures of one subject, or a clip. Each is looked at on its own.")
+    graph.note(
+        "A picture. For those of a folder put VCD Pictures in its place, for a clip Load Video and Get Video Components: each is looked at on its own."
+    )
     images = graph.add("LoadImage", tall=330)
     graph.column("1. Grounding DINO and SAM", 380)
     found = grounded(graph, images)
@@ -246,7 +248,7 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
     graph.column("0. Pictures", 320)
     graph.note(
         "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. Press R, "
-        "then choose it."
+        "then choose it. Say what it is (a man, a dog, a cup) in the words for the masks and in `class_word`, and later in VCD ID Loader."
     )
     images = graph.add("VCD_Pictures", folder="my_pictures", tall=120)
     graph.column("1. Masks", 380)
@@ -291,7 +293,7 @@ def tiled_upscale(graph: Graph) -> None:
     model, vae, positive, negative = model_column(graph, "photo of V*, walking on the beach, detailed", gamma=False)
     graph.column("2. Enlarge and refine", 360)
     graph.note(
-        "Enlarged twice with Lanczos; connect an ESRGAN model to `upscale_model` for sharper edges. Then the last 20 % is "
+        "Enlarged twice with Lanczos; connect an ESRGAN model (Load Upscale Model) to `upscale_model` for sharper edges. Then the last 20 % is "
         "denoised tile by tile."
     )
     large = graph.add(
@@ -316,7 +318,7 @@ def full_pipeline(graph: Graph) -> None:
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
     graph.column("4. Tiled VCD", 360)
-    graph.note("Connect an ESRGAN model to `upscale_model`; without one Lanczos enlarges.")
+    graph.note("Connect an ESRGAN model (Load Upscale Model) to `upscale_model`; without one Lanczos enlarges.")
     tiled = graph.add(
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=1
     )
@@ -335,7 +337,10 @@ def two_people(graph: Graph) -> None:
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     graph.column("2. Two identities", 360)
-    graph.note("`<name>` in a prompt is the identity of that file name. Left and right are those of the picture.")
+    graph.note(
+        "`<name>` in a prompt is the identity of that file name: train and save two, `my_id` and `her_id`, each with its class word. "
+        "Left and right are those of the picture."
+    )
     left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", tall=170)
     right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", tall=170)
     positive = graph.add(
@@ -373,7 +378,7 @@ def long_clip(graph: Graph) -> None:
     graph.column("2. Sixty-four frames", 360)
     graph.note(
         "The motion module sees 16 frames at a time; ComfyUI's context windows let them overlap. The noise prior runs through the "
-        "whole clip: calm at first, from frame 32 on stiller still (a gamma schedule)."
+        "whole clip: lively at first (0.05), calmer from frame 32 on, until 0.2 at frame 40 (a gamma schedule)."
     )
     model = graph.add(
         "VCD_ApplyNoisePrior", model=model, gamma=0.1, gamma_schedule="0: 0.05, 31: 0.05, 40: 0.2", tall=180

@@ -434,7 +434,8 @@ class Training:
         """Write the state whole or not at all."""
         state = {"vectors": self.vectors.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         state |= {f"optimizer.{k}": v for k, v in self.optimizer.state.get(self.vectors, {}).items()}
-        id_tokens.write_whole(path, state, {**self.about(), "goal": str(self.settings.steps)})
+        about = {**self.about(), "goal": str(self.settings.steps), "scale": f"{self.scale:g}"}
+        id_tokens.write_whole(path, state, about)
 
     def resume(self, path: Path) -> None:
         """Go on from a state.
@@ -445,6 +446,7 @@ class Training:
         tensors, about = id_tokens.read_state(path)
         self._compare(about, path.stem)
         self.losses = tensors["losses"].tolist()
+        self.scale = float(about.get("scale", GRADIENT_SCALE))
         with torch.no_grad():
             self.vectors.copy_(tensors["vectors"])
         if self.losses:

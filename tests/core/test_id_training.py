@@ -147,7 +147,7 @@ def test_a_gradient_that_overflows_keeps_tokens_and_state(tmp_path):
     assert torch.isfinite(again.vectors).all()
 
 
-def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale():
+def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale(tmp_path):
     class Half(Mean):
         """Its gradients pass through half precision, a thousand times too large on the way."""
 
@@ -161,6 +161,10 @@ def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale():
     for _ in range(QUICK.steps):
         training.advance()
     assert training.scale < GRADIENT_SCALE
+    training.save(tmp_path / "half.safetensors")
+    again = Training(Half(), prepare(*pictures, QUICK), QUICK)
+    again.resume(tmp_path / "half.safetensors")
+    assert again.scale == training.scale
     assert (training.vectors - train(Mean(), *pictures, QUICK).vectors).abs().max() < 1e-3
 
 
