@@ -17,16 +17,18 @@ import torch
 from dev import clips, convert_yunet
 from vcd_core import yunet
 from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import Track, link, look, scene_cuts
+from vcd_core.face_tracks import WEAK, Track, link, look, scene_cuts
 from vcd_core.tiny import world
 
 from .measure import interleaved, table
 
 
 def tracks_of(images: torch.Tensor) -> tuple[list[list[yunet.Face]], list[Track]]:
-    detections = yunet.detect(images)
+    threshold = 0.6
+    detections = yunet.detect(images, WEAK * threshold)
     looks = [[look(image, f.box) for f in faces] for image, faces in zip(images, detections, strict=True)]
-    return detections, link(detections, looks, scene_cuts(images))
+    strong = [[f for f in faces if f.score >= threshold] for faces in detections]
+    return strong, link(detections, looks, scene_cuts(images), threshold=threshold)
 
 
 def jitter(path: np.ndarray) -> float:

@@ -49,15 +49,15 @@ def track_faces(
     else:
         detections = []
         for chunk in images.split(16):
-            detections += yunet.detect(chunk, threshold, small_faces, device=host.torch_device())
+            detections += yunet.detect(chunk, face_tracks.WEAK * threshold, small_faces, device=host.torch_device())
             if progress:
                 progress.advance(len(chunk))
     looks = [
         [face_tracks.look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)
     ]
     given = bboxes is not None or masks is not None
-    cuts = face_tracks.scene_cuts(images)
-    tracks = face_tracks.link(detections, looks, cuts, max_gap, min_length, **({"sure": 0.0} if given else {}))
+    counts: dict[str, float] = {"sure": 0.0} if given else {"threshold": threshold}
+    tracks = face_tracks.link(detections, looks, face_tracks.scene_cuts(images), max_gap, min_length, **counts)
     return Faces(frames, height, width, tracks)
 
 
@@ -106,7 +106,12 @@ class FaceTrack(io.ComfyNode):
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 *which_inputs(),
                 io.Float.Input(
-                    "threshold", default=0.6, min=0.05, max=0.99, step=0.01, tooltip="The least score of a detection."
+                    "threshold",
+                    default=0.6,
+                    min=0.05,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="The least score of a detection. A face that was found goes on where its score is two thirds of it.",
                 ),
                 io.Int.Input(
                     "max_gap", default=8, min=0, max=256, tooltip="Frames for which a face may be lost and is bridged."

@@ -19,6 +19,8 @@ from .yunet import Face, iou
 Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
 CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")
 _FAR = 1e6
+WEAK = 2 / 3
+"""The share of the threshold at which a detection goes on a track that it could not begin."""
 
 
 @dataclass
@@ -71,6 +73,7 @@ def link(
     max_gap: int = 8,
     min_length: int = 3,
     sure: float = 0.75,
+    threshold: float = 0.0,
 ) -> list[Track]:
     """Link the detections of a clip into tracks, the longest-seen first.
 
@@ -82,6 +85,8 @@ def link(
         min_length: tracks detected in fewer frames are dropped (never more than the clip has).
         sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in most
             of its own: a hand looks like a face for a moment. 0 takes every detection at its word.
+        threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns away
+            or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv 2110.06864).
 
     Example:
         >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
@@ -114,10 +119,11 @@ def link(
     paths = done + open_tracks
 
     def lasts(path: _Path) -> bool:
-        if len(path.at) < min(min_length, len(detections)):
+        strong = [at for at, score in zip(path.at, path.scores, strict=True) if score >= threshold]
+        if len(strong) < max(1, min(min_length, len(detections))):
             return False
-        steady = 2 * len(path.at) >= path.at[-1] - path.at[0] + 1
-        return max(path.scores) >= sure or (steady and len(path.at) >= min(8, (len(detections) + 1) // 2))
+        steady = 2 * len(strong) >= strong[-1] - strong[0] + 1
+        return max(path.scores) >= sure or (steady and len(strong) >= min(8, (len(detections) + 1) // 2))
 
     return sorted((path.track() for path in paths if lasts(path)), key=lambda t: (-int(t.seen.sum()), t.start))
 

@@ -134,6 +134,19 @@ def test_short_tracks_and_stray_detections_are_dropped():
     assert len(link([[face] for face in walk(2)] + [[]] * 9, min_length=1, sure=0.0)) == 1
 
 
+def test_weak_detections_go_on_a_track_and_begin_none():
+    weak = [face._replace(score=0.45) for face in walk()]
+    faces = [[face] for face in walk()]
+    faces[0], faces[18], faces[19] = [weak[0]], [weak[18]], [weak[19]]
+    faces[5] = [weak[5], Face((200.0, 300.0, 30.0, 30.0), 0.45)]  # and something that looks a little like a face
+    (track,) = link(faces, threshold=0.6)
+    assert track.frames == range(20)
+    assert track.seen.all()
+    assert link([[face] for face in weak], threshold=0.6, sure=0.0) == []
+    few = [[weak[i] if i > 1 else walk()[i]] for i in range(20)]
+    assert link(few, min_length=3, threshold=0.6) == []
+
+
 def test_people_who_cross_keep_their_names():
     red, blue = np.full(192, 0.4), np.full(192, -0.4)
     red[::2] = -0.1
