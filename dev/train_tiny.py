@@ -47,11 +47,11 @@ BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 274.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # seven of ten pictures are learned from this time on, where layout and colours are decided
 SETTLED = 750  # below this time one sees where people stand
-CLIP_TIMES = ((0, 600, 0.15), (600, 800, 0.25), (800, 1000, 0.6))  # shares of clips: how people move is decided early
+CLIP_TIMES = ((0, 400, 0.1), (400, 750, 0.35), (750, 1000, 0.55))  # shares of clips: how people move is decided early
 STILL = 0.3  # what a clip's mean frame counts at noisy times, beside one for what changes from frame to frame
 LIVELY = 0.25  # how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a quarter
-LOUDEST = 3.0  # what a clip that changes less counts at most
-OFTEN = {"jumping": 2, "waving": 3}  # how much likelier clips of these actions are learned than others
+LOUDEST = 4.0  # what a clip that changes less counts at most
+OFTEN = {"waving": 3, "walking": 2, "standing": 2}  # how much likelier clips of these actions are learned than others
 STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an earlier training got to
 
 
@@ -631,8 +631,10 @@ class ClipAlbum:
         self.weights: torch.Tensor = stored["weights"]
 
 
-def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The squared error of one clip's v [frames, C, h, w]: its mean frame counts ``STILL``, what changes 1, or more in a calm clip.
+
+    Each cell counts as ``weights`` [frames, h, w] say.
 
     At noisy times most of the error is what the scene looks like, which all frames share; how they differ, the movement, is
     lost in it, and a small movement in the larger ones of other clips.
@@ -640,7 +642,8 @@ def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor) -
     error = found - wanted
     still, liveliness = error.mean(0), float(clean.var(0, correction=0).mean())
     loudness = LIVELY / min(LIVELY, max(LIVELY / LOUDEST, liveliness))
-    return loudness * (error - still).pow(2).mean() + STILL * still.pow(2).mean()
+    cells = loudness * (error - still).pow(2).mean(1) + STILL * still.pow(2).mean(0)
+    return (cells * weights).sum() / weights.sum()
 
 
 def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
@@ -656,7 +659,7 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
         block.insert(at, module)
     named = dict(motion.named_parameters())
     stage = Stage("motion", folder, minutes, named, later_rate(folder), peers)
-    album = peers.first(lambda: ClipAlbum(folder, painter, int(os.environ.get("VCD_CLIPS", "1200"))))
+    album = peers.first(lambda: ClipAlbum(folder, painter, int(os.environ.get("VCD_CLIPS", "2400"))))
     parts = peers.first(lambda: Parts(folder, painter, int(os.environ.get("VCD_CLIP_PARTS", "300")), world.FRAMES))
     rng = random.Random(stage.step + 1000003 * peers.rank)
     batch, frames, held = 2, world.FRAMES, 48
@@ -685,11 +688,13 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
             if t < parts.LATEST and rng.random() < 0.5:
                 latents[i], clips[i] = parts.pick(rng)
                 weights[i] = 1
+            elif t >= SETTLED:
+                weights[i] = 1
         keep = rng.choice((1.0, 0.75))
         captions = [world.caption(clip, keep, rng) if rng.random() > 0.1 else "" for clip in clips]
         _, found, wanted = predict(latents, torch.tensor(times), captions, torch.randn_like(latents))
         losses = [
-            clip_error(one, true, clean) if t >= NOISY else weighted_error(one, true, weight)
+            clip_error(one, true, clean, weight) if t >= parts.LATEST else weighted_error(one, true, weight)
             for one, true, clean, weight, t in zip(
                 found.split(frames), wanted.split(frames), latents, weights, times, strict=True
             )

@@ -12,11 +12,14 @@ def clip(change, frames=16):
     return change * signs.view(-1, 1, 1, 1).expand(-1, 4, 8, 8)
 
 
+ALIKE = torch.ones(16, 8, 8)
+
+
 def test_what_changes_counts_more_than_what_stays():
     lively = clip(LIVELY**0.5)
     none = torch.zeros_like(lively)
-    assert float(clip_error(clip(0.3), none, lively)) == pytest.approx(0.3**2)
-    assert float(clip_error(none + 0.3, none, lively)) == pytest.approx(STILL * 0.3**2)
+    assert float(clip_error(clip(0.3), none, lively, ALIKE)) == pytest.approx(0.3**2)
+    assert float(clip_error(none + 0.3, none, lively, ALIKE)) == pytest.approx(STILL * 0.3**2)
 
 
 @pytest.mark.parametrize(
@@ -25,5 +28,16 @@ def test_what_changes_counts_more_than_what_stays():
 def test_small_movements_count_more_up_to_a_limit(liveliness, counts):
     clean = clip(liveliness**0.5)
     none = torch.zeros_like(clean)
-    assert float(clip_error(clip(0.3), none, clean)) == pytest.approx(counts * 0.3**2)
-    assert float(clip_error(none + 0.3, none, clean)) == pytest.approx(STILL * 0.3**2)
+    assert float(clip_error(clip(0.3), none, clean, ALIKE)) == pytest.approx(counts * 0.3**2)
+    assert float(clip_error(none + 0.3, none, clean, ALIKE)) == pytest.approx(STILL * 0.3**2)
+
+
+def test_cells_count_as_their_weights_say():
+    clean = clip(LIVELY**0.5)
+    left = torch.zeros(16, 8, 8)
+    left[..., :4] = 5
+    wrong = torch.where(left[:, None] > 0, clip(0.3), clip(0.9))
+    found = clip_error(wrong, torch.zeros_like(clean), clean, left)
+    assert float(found) == pytest.approx(0.3**2)
+    both = clip_error(wrong, torch.zeros_like(clean), clean, left + 1)
+    assert float(both) == pytest.approx((6 * 0.3**2 + 0.9**2) / 7)
