@@ -42,8 +42,8 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-# minutes of each process, those of the shipped weights; one process trained all but the last 20 of frames128 and 157 of motion
-BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 274.0}
+# minutes of each process, those of the shipped weights; one process trained all but the last 20 of frames128 and 209 of motion
+BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 326.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # seven of ten pictures are learned from this time on, where layout and colours are decided
 SETTLED = 750  # below this time one sees where people stand
