@@ -47,8 +47,9 @@ BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 326.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # seven of ten pictures are learned from this time on, where layout and colours are decided
 SETTLED = 750  # below this time one sees where people stand
-CLIP_TIMES = ((0, 400, 0.1), (400, 750, 0.35), (750, 1000, 0.55))  # shares of clips: how people move is decided early
-STILL = 0.3  # what a clip's mean frame counts at noisy times, beside one for what changes from frame to frame
+# shares of clips: how people move is decided early
+CLIP_TIMES = ((0, 400, 0.1), (400, SETTLED, 0.35), (SETTLED, 1000, 0.55))
+STILL = 0.3  # what a clip's mean frame counts from t = 400 on, beside one for what changes from frame to frame
 LIVELY = 0.25  # how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a quarter
 LOUDEST = 4.0  # what a clip that changes less counts at most
 OFTEN = {"waving": 3, "walking": 2, "standing": 2}  # how much likelier clips of these actions are learned than others
@@ -634,10 +635,8 @@ class ClipAlbum:
 def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The squared error of one clip's v [frames, C, h, w]: its mean frame counts ``STILL``, what changes 1, or more in a calm clip.
 
-    Each cell counts as ``weights`` [frames, h, w] say.
-
-    At noisy times most of the error is what the scene looks like, which all frames share; how they differ, the movement, is
-    lost in it, and a small movement in the larger ones of other clips.
+    Each cell counts as ``weights`` [frames, h, w] say.  At noisy times most of the error is what the scene looks like, which
+    all frames share; how they differ, the movement, is lost in it, and a small movement in the larger ones of other clips.
     """
     error = found - wanted
     still, liveliness = error.mean(0), float(clean.var(0, correction=0).mean())
@@ -685,10 +684,10 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
         ranges = rng.choices(CLIP_TIMES, [share for _, _, share in CLIP_TIMES], k=batch)
         times = [rng.randrange(low, high) for low, high, _ in ranges]
         for i, t in enumerate(times):
-            if t < parts.LATEST and rng.random() < 0.5:
+            enlarged = t < parts.LATEST and rng.random() < 0.5
+            if enlarged:
                 latents[i], clips[i] = parts.pick(rng)
-                weights[i] = 1
-            elif t >= SETTLED:
+            if enlarged or t >= SETTLED:
                 weights[i] = 1
         keep = rng.choice((1.0, 0.75))
         captions = [world.caption(clip, keep, rng) if rng.random() > 0.1 else "" for clip in clips]

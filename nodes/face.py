@@ -52,12 +52,9 @@ def track_faces(
             detections += yunet.detect(chunk, face_tracks.WEAK * threshold, small_faces, device=host.torch_device())
             if progress:
                 progress.advance(len(chunk))
-    looks = [
-        [face_tracks.look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)
-    ]
     given = bboxes is not None or masks is not None
-    counts: dict[str, float] = {"sure": 0.0} if given else {"threshold": threshold}
-    tracks = face_tracks.link(detections, looks, face_tracks.scene_cuts(images), max_gap, min_length, **counts)
+    counts = {"sure": 0.0} if given else {"threshold": threshold}
+    tracks = face_tracks.follow(images, detections, max_gap=max_gap, min_length=min_length, **counts)
     return Faces(frames, height, width, tracks)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -181,6 +181,17 @@ class _Path:
         scores = np.zeros(count)
         scores[known] = self.scores
         return Track(start, filled, seen, scores)
+
+
+def follow(images: torch.Tensor, detections: Sequence[Sequence[Face]], **counts: Any) -> list[Track]:
+    """The tracks of a clip IMAGE [F, H, W, 3]: :func:`link` with what its faces look like and where its scenes begin.
+
+    Args:
+        detections: faces of each frame, down to ``WEAK`` times the threshold.
+        counts: ``max_gap``, ``min_length``, ``sure`` and ``threshold`` of :func:`link`.
+    """
+    looks = [[look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)]
+    return link(detections, looks, scene_cuts(images), **counts)
 
 
 def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 
 from dev import clips
 from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import link, look, scene_cuts
+from vcd_core.face_tracks import WEAK, follow
 from vcd_core.yunet import detect
 
 pytestmark = pytest.mark.slow
@@ -17,9 +17,7 @@ def test_one_person_is_one_steady_track(name):
         images = clips.clip(name)
     except clips.Missing as missing:
         pytest.skip(str(missing))
-    detections = detect(images)
-    looks = [[look(image, f.box) for f in faces] for image, faces in zip(images, detections, strict=True)]
-    tracks = link(detections, looks, scene_cuts(images))
+    tracks = follow(images, detect(images, WEAK * 0.6), threshold=0.6)
     assert len(tracks) == 1
     assert len(tracks[0].frames) >= 0.98 * len(images)
     place = windows(tracks[0], *images.shape[1:3])

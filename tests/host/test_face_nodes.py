@@ -65,6 +65,18 @@ def test_boxes_of_another_detector_are_taken_and_given(bench):
         bench.tensors(graph, out(short, 1))
 
 
+def test_a_face_that_was_found_is_followed_where_it_is_hard_to_see(bench):
+    """In the first frame of this jump its score lies between two thirds of the threshold and the threshold."""
+    graph = bench.graph()
+    images = world(graph, "far away", "jumping", seed=9)
+    mask = bench.tensors(graph, out(track(graph, images), 3))
+    assert mask.amax((1, 2)).tolist() == [1.0] * 16
+    graph = bench.graph()
+    first = graph.ImageFromBatch(image=world(graph, "far away", "jumping", seed=9), batch_index=0, length=1)
+    mask = bench.tensors(graph, out(track(graph, first, min_length=1), 3))
+    assert not mask.any()
+
+
 def test_what_was_not_refined_is_not_counted(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = world(graph, "medium", "standing")
