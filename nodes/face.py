@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -340,7 +340,9 @@ class FaceRefine(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         more = [
             io.Conditioning.Input(
-                f"positive_{i}", optional=True, tooltip=f"The prompt of face {i}, counted from left to right."
+                f"positive_{i}",
+                optional=True,
+                tooltip=f"The prompt of face {i}, counted from left to right among all faces.",
             )
             for i in range(2, MORE_IDENTITIES + 1)
         ]
@@ -426,25 +428,26 @@ class FaceRefine(io.ComfyNode):
             no_faces(if_none)
             return io.NodeOutput(images, images, len(images), ui=host.shown("No face was found."))
         prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
-        who = face_tracks.people(tracks)
+        people = face_tracks.people(faces.tracks)  # of all faces, so that a chosen one keeps its number
+        person_of = {id(track): person for track, person in zip(faces.tracks, people, strict=True)}
         if any(prompts[1:]):
-            order = sorted(range(len(tracks)), key=lambda i: (who[i], tracks[i].start))
-            tracks, who = [tracks[i] for i in order], [who[i] for i in order]
-        if any(prompts[1:]) and max(who) + 1 > face_tracks.most_at_once(tracks):
-            logging.warning(
-                "Face VCD: %d people are told apart, but never more than %d are seen at once. If one of them got another's "
-                "prompt, raise max_gap in Face VCD Track.", max(who) + 1, face_tracks.most_at_once(tracks),
-            )  # fmt: skip
+            tracks = sorted(tracks, key=lambda track: (person_of[id(track)], track.start))
+            count, at_once = max(people) + 1, face_tracks.most_at_once(faces.tracks)
+            if count > at_once:
+                logging.warning(
+                    "Face VCD: %d people are told apart, but never more than %d are seen at once. If one of them got "
+                    "another's prompt, raise max_gap in Face VCD Track, or refine each scene by itself.", count, at_once,
+                )  # fmt: skip
         settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
         progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
         out, pairs, done = images.clone(), [], 0
         for number, track in enumerate(tracks):
             place = crop_paste.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
             crops = crop_paste.crop(images, place, size)
-            person = who[number]
+            person = person_of[id(track)]
             prompt = prompts[person] if person < len(prompts) and prompts[person] is not None else positive
             picture = (faces.height, faces.width)
-            cut = partial(cut_like, place=place, size=size, picture=picture)
+            cut = partial(cut_like, place=replace(place, start=0), size=size, picture=picture)
             controls: dict[int, Any] = {}
             prompt, against = (
                 host.conditioning_of(c, track.frames, len(images), picture, cut, controls) for c in (prompt, negative)
@@ -468,7 +471,7 @@ class FaceRefine(io.ComfyNode):
 def cut_like(
     images: torch.Tensor, place: crop_paste.Windows, size: tuple[int, int], picture: tuple[int, int]
 ) -> torch.Tensor:
-    """Masks or hints of a clip cut as its pictures were, whatever their own size."""
+    """Masks or hints of a window's frames cut as the pictures were, whatever their own size."""
     same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
     return crop_paste.crop(same.movedim(1, -1), place, size, limits=None)
 

@@ -45,6 +45,7 @@ from comfy_execution.utils import get_executing_context
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 from einops import rearrange
 from PIL import Image
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..vcd_core import id_tokens, metrics, tiles
 
@@ -594,6 +595,36 @@ def with_blocks(
     return model
 
 
+def with_hints_of_windows(model: Model, key: str) -> Model:
+    """A clone whose ControlNets see, in each context window, the hints of its frames.
+
+    The host hands every window the hints of the whole clip, of which the nets then take the first.
+    """
+
+    def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
+        window = model_options.get("transformer_options", {}).get("context_window")
+        if window is None or window.dim != 0:
+            return executor(base, conds, x, timestep, model_options)
+        before = getattr(window, "causal_anchor_index", None)  # a frame that newer hosts put before a window
+        frames = [before, *window.index_list] if before is not None and before >= 0 else list(window.index_list)
+        if len(frames) != x.shape[0]:
+            return executor(base, conds, x, timestep, model_options)
+        controls: dict[int, Any] = {}
+
+        def of_window(entry: dict[str, Any]) -> dict[str, Any]:
+            control = entry.get("control")
+            if control is None:
+                return entry
+            if id(control) not in controls:
+                controls[id(control)] = _with_hint(control, lambda hint: _of_frames(hint, frames))
+            return {**entry, "control": controls[id(control)]}
+
+        conds = [cond if cond is None else [of_window(entry) for entry in cond] for cond in conds]
+        return executor(base, conds, x, timestep, model_options)
+
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, wrapper)
+
+
 def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) -> Model:
     """A clone whose UNet takes the statistics of its residual blocks' group norms over all frames of a clip together.
 
@@ -655,12 +686,15 @@ def with_tiles(
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
     It wraps the host's ``calc_cond_batch``: inside context windows in time, outside everything that happens for one
-    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.
+    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.  The host frees memory
+    for a tile before it samples, not for the whole picture.
 
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
         on_tiles: called after each model call with the part of this step's tiles that is done, 0..1.
     """
+
+    hints = WeakTensorKeyDictionary()
 
     def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
         if x.ndim not in (4, 5):
@@ -683,7 +717,7 @@ def with_tiles(
             group = waiting[:size]
             results = None
             try:
-                results = _predict(executor, base, conds, x, timestep, model_options, grid, group)
+                results = _predict(executor, base, conds, x, timestep, model_options, grid, group, hints)
             except Exception as error:
                 _raise_unless_memory(error)
                 if size == 1:
@@ -700,7 +734,16 @@ def with_tiles(
                 on_tiles(1 - len(waiting) / len(grid.tiles))
         return out
 
-    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, wrapper)
+    def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
+        tile = grid_of(noise_shape[-2], noise_shape[-1], 0).tiles[0]
+        return executor(patcher, [*noise_shape[:-2], tile.height, tile.width], *args, **kwargs)
+
+    wrappers = comfy.patcher_extension.WrappersMP
+    model = _with_wrapper(model, wrappers.PREPARE_SAMPLING, key, prepare)
+    done = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
+    model.remove_callbacks_with_key(done, key)
+    model.add_callback_with_key(done, key, lambda owner: hints.clear())
+    return _with_wrapper(model, wrappers.CALC_COND_BATCH, key, wrapper)
 
 
 def _raise_unless_memory(error: Exception) -> None:
@@ -711,11 +754,11 @@ def _raise_unless_memory(error: Exception) -> None:
         raise error
 
 
-def _predict(executor, base, conds, x, timestep, model_options, grid, group):  # type: ignore[no-untyped-def]
+def _predict(executor, base, conds, x, timestep, model_options, grid, group, hints):  # type: ignore[no-untyped-def]
     """The model's predictions for a group of tiles, stacked along the batch."""
     parts = torch.cat([grid.tiles[number].cut(x) for number in group])
     controls: dict[int, Any] = {}
-    cut = [_cut_conds(cond, grid.tiles[group[0]], x, controls) for cond in conds]
+    cut = [_cut_conds(cond, grid.tiles[group[0]], x, controls, hints) for cond in conds]
     if len(group) > 1:
         options = dict(model_options.get("transformer_options", {}), **{CLIPS_IN_BATCH: len(group)})
         model_options = {**model_options, "transformer_options": options}
@@ -727,8 +770,9 @@ def _tiles_at_once(
 ) -> int:
     """How many tiles fit into memory together.
 
-    One on a CPU, which gains nothing, where conditionings differ by place, or where other packs patch the attention: they
-    may give each frame its own (IPAdapter) and would take a stack of tiles for one long clip.
+    One on a CPU, which gains nothing, where conditionings differ by place or have rows that are not those of the frames,
+    which the host repeats over the whole stack, or where other packs patch the attention: they may give each frame its own
+    (IPAdapter) and would take a stack of tiles for one long clip.
     """
     options = model_options.get("transformer_options", {})
     patched = options.get("patches_replace") or any(name.startswith("attn") for name in options.get("patches", {}))
@@ -737,6 +781,7 @@ def _tiles_at_once(
     )
     per_place = any(
         isinstance(value, comfy.conds.CONDNoiseShape)
+        or (torch.is_tensor(value.cond) and value.cond.ndim and len(value.cond) not in (1, len(x)))
         for cond in conds
         for entry in cond or ()
         for value in entry["model_conds"].values()
@@ -750,7 +795,11 @@ def _tiles_at_once(
 
 
 def _cut_conds(
-    entries: list[dict[str, Any]] | None, tile: tiles.Tile, x: torch.Tensor, controls: dict[int, Any]
+    entries: list[dict[str, Any]] | None,
+    tile: tiles.Tile,
+    x: torch.Tensor,
+    controls: dict[int, Any],
+    hints: WeakTensorKeyDictionary,
 ) -> list[dict[str, Any]] | None:
     """A conditioning cut to one tile; an entry whose mask or area does not reach the tile is left out.
 
@@ -779,7 +828,7 @@ def _cut_conds(
         if part.get("control") is not None:
             key = id(part["control"])
             if key not in controls:
-                controls[key] = _cut_control(part["control"], tile, x)
+                controls[key] = _cut_control(part["control"], tile, x, hints)
             part["control"] = controls[key]
         kept.append(part)
     return kept
@@ -802,8 +851,11 @@ def _cut_area(area: Any, tile: tiles.Tile) -> tuple[int, ...] | None:
     return inside if len(area) == 4 else (area[0], *inside[:2], area[3], *inside[2:])
 
 
-def _cut_control(control: Any, tile: tiles.Tile, x: torch.Tensor) -> Any:
-    """A ControlNet whose hint is cut to the tile; the net itself is shared."""
+def _cut_control(control: Any, tile: tiles.Tile, x: torch.Tensor, hints: WeakTensorKeyDictionary) -> Any:
+    """A ControlNet whose hint is cut to the tile; the net itself is shared.
+
+    ``hints`` remembers, for each hint, what it is at the picture's size: tiles and steps after the first find it there.
+    """
     ratio = control.compression_ratio
     if getattr(control, "vae", None) is not None:
         ratio *= control.vae.spacial_compression_encode()
@@ -811,9 +863,12 @@ def _cut_control(control: Any, tile: tiles.Tile, x: torch.Tensor) -> Any:
 
     def cut(hint: torch.Tensor) -> torch.Tensor:
         full = (x.shape[-1] * ratio, x.shape[-2] * ratio)
-        if (hint.shape[-1], hint.shape[-2]) != full:
-            hint = comfy.utils.common_upscale(hint, *full, control.upscale_algorithm, "center")
-        return place.cut(hint)
+        if (hint.shape[-1], hint.shape[-2]) == full:
+            return place.cut(hint)
+        large = hints.get(hint)
+        if large is None or (large.shape[-1], large.shape[-2]) != full:
+            hints[hint] = large = comfy.utils.common_upscale(hint, *full, control.upscale_algorithm, "center")
+        return place.cut(large)
 
     return _with_hint(control, cut)
 
@@ -996,6 +1051,7 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return out
 
 
+AREA_CELL = 8  # pixels that the host counts as one in a conditioning's area
 WHOLE_PICTURE = (
     "area",
     "set_area_to_bounds",
@@ -1015,36 +1071,56 @@ def conditioning_of(
 ) -> Any:
     """A conditioning for a video that was cut out of some frames of a clip.
 
-    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were; areas and GLIGEN boxes, which are
-    places in the whole picture, are left out, as is the latent of the whole picture that inpainting models are shown (they
-    then draw all of the cut anew).  Hints of fewer frames are repeated, as the host does.
+    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were, and areas as the masks that they
+    are; what then lies nowhere in the video is left out.  GLIGEN boxes, which are places in the whole picture, are left
+    out, as is the latent of the whole picture that inpainting models are shown (they then draw all of the cut anew).  Hints
+    of fewer frames are repeated, as the host does.
 
     Args:
         picture: height and width of the clip; a hint of another shape is fitted to it as the host does, by its middle.
-        cut: ``cut(images [clip, H, W, C])`` gives the video's frames.
+        cut: ``cut(images [frames, H, W, C])``, given those of the video, gives its frames.
         controls: remembers the ControlNets cut so, so that conditionings that share one still do.
     """
 
     def cut_hint(control: Any, hint: torch.Tensor) -> torch.Tensor:
+        hint = _of_frames(hint, frames)
         if tuple(hint.shape[-2:]) != picture:
             hint = comfy.utils.common_upscale(hint, picture[1], picture[0], control.upscale_algorithm, "center")
-        return cut(_for_frames(hint, clip).movedim(1, -1)).movedim(-1, 1)
+        return cut(hint.movedim(1, -1)).movedim(-1, 1)
 
-    part = []
+    part: list[Any] = []
+    elsewhere: list[Any] = []
     for tensor, options in conditioning:
+        area = options.get("area")
         options = {k: v for k, v in options.items() if k not in WHOLE_PICTURE}
         whole = tensor.shape[0] == clip and clip > 1
         if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
             options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
-        if "mask" in options:
-            options["mask"] = cut(options["mask"].expand(clip, -1, -1)[..., None])[..., 0].clamp(0, 1)
+        masks = [options["mask"]] if "mask" in options else []
+        masks += [_mask_of_area(area, picture)] if area is not None else []
+        if masks:
+            there = (cut(_of_frames(mask, frames)[..., None])[..., 0] for mask in masks)
+            options["mask"] = torch.stack(list(there)).prod(0).clamp(0, 1)
         if options.get("control") is not None:
             control = options["control"]
             if id(control) not in controls:
                 controls[id(control)] = _with_hint(control, partial(cut_hint, control))
             options["control"] = controls[id(control)]
-        part.append([tensor[frames.start : frames.stop] if whole else tensor, options])
-    return part
+        entry = [tensor[frames.start : frames.stop] if whole else tensor, options]
+        (elsewhere if masks and not options["mask"].any() else part).append(entry)
+    return part or elsewhere
+
+
+def _mask_of_area(area: tuple[Any, ...], picture: tuple[int, int]) -> torch.Tensor:
+    """The mask [1, H, W] of a conditioning's area: height, width, top and left in latent cells, or parts of the picture."""
+    shares = isinstance(area[0], str)
+    places = area[1:] if shares else area
+    height, width, top, left = (
+        round(float(value) * (side if shares else AREA_CELL)) for value, side in zip(places, 2 * picture, strict=True)
+    )
+    mask = torch.zeros(1, *picture)
+    mask[:, top : top + height, left : left + width] = 1
+    return mask
 
 
 def enlarged_areas(conditioning: Any, scale: float) -> Any:
@@ -1065,10 +1141,9 @@ def enlarged_areas(conditioning: Any, scale: float) -> Any:
     return changed
 
 
-def _for_frames(hint: torch.Tensor, frames: int) -> torch.Tensor:
-    if len(hint) == 1:
-        return hint.expand(frames, -1, -1, -1)
-    return hint[torch.arange(frames) % len(hint)]
+def _of_frames(rows: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+    """The rows of these frames; fewer rows than frames in the clip are repeated."""
+    return rows[torch.as_tensor(list(frames)) % len(rows)]
 
 
 def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:

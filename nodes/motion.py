@@ -50,6 +50,7 @@ def apply(model: host.Model, motion: MotionModel, strength: float, scales: dict[
         model = host.with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
     else:
         model.remove_injections(f"{KEY}_norms")
+    model = host.with_hints_of_windows(model, KEY)
     return host.with_unet_call(model, KEY, before)
 
 

@@ -21,6 +21,8 @@ CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "l
 _FAR = 1e6
 WEAK = 2 / 3
 """The share of the threshold at which a detection goes on a track that it could not begin."""
+_ALIKE = 0.15
+"""The most that looks of one person differ across a cut: of drawn people 9 of 10 in one scene do, no two persons."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Track:
     boxes: np.ndarray  # [n, 4] x, y, width, height in pixels; bridged frames are interpolated
     seen: np.ndarray  # [n] bool: whether the face was detected in that frame
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    scene: int = 0  # counted from the clip's first, by its cuts
+    look: np.ndarray | None = None  # of the face as it was last seen, see :func:`look`
 
     @property
     def frames(self) -> range:
@@ -113,7 +117,7 @@ def link(
                     taken.add(column)
         for i, face in enumerate(faces):
             if i not in taken:
-                path = _Path()
+                path = _Path(sum(cut <= frame for cut in cuts))
                 path.add(frame, face, views[i])
                 open_tracks.append(path)
     paths = done + open_tracks
@@ -131,7 +135,8 @@ def link(
 class _Path:
     """A track in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, scene: int) -> None:
+        self.scene = scene
         self.at: list[int] = []
         self.boxes: list[np.ndarray] = []
         self.scores: list[float] = []
@@ -166,10 +171,7 @@ class _Path:
         waited = frame - self.last
         if distance > 0.7 + 0.25 * min(waited, 6) or growth > math.log(1.6) + 0.05 * waited:
             return _FAR
-        unlike = 0.0
-        if view is not None and self.look is not None:
-            unlike = 1 - float(view @ self.look / (np.linalg.norm(view) * np.linalg.norm(self.look) + 1e-9))
-        return distance + (1 - iou(tuple(guess), face.box)) + growth + 3.0 * unlike
+        return distance + (1 - iou(tuple(guess), face.box)) + growth + 3.0 * unlike(view, self.look)
 
     def track(self) -> Track:
         start, count = self.at[0], self.at[-1] - self.at[0] + 1
@@ -180,7 +182,7 @@ class _Path:
         filled = np.stack([np.interp(frames, known, boxes[:, i]) for i in range(4)], 1)
         scores = np.zeros(count)
         scores[known] = self.scores
-        return Track(start, filled, seen, scores)
+        return Track(start, filled, seen, scores, self.scene, self.look)
 
 
 def follow(images: torch.Tensor, detections: Sequence[Sequence[Face]], **counts: Any) -> list[Track]:
@@ -208,6 +210,13 @@ def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
     part = image[top : max(bottom, top + 1), left : max(right, left + 1), :3].movedim(-1, 0)[None]
     small = torch.nn.functional.adaptive_avg_pool2d(part.float(), 8).flatten()
     return (small - 0.5).cpu().numpy()
+
+
+def unlike(one: np.ndarray | None, other: np.ndarray | None) -> float:
+    """How different two looks are: 0 for the same, up to 2; 0 also where one is not known."""
+    if one is None or other is None:
+        return 0.0
+    return 1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other) + 1e-9))
 
 
 def scene_cuts(images: torch.Tensor, threshold: float = 0.12) -> list[int]:
@@ -284,7 +293,7 @@ def people(tracks: Sequence[Track]) -> list[int]:
     """Which person each track shows, counted from 0 from left to right.
 
     A face that was lost for longer than the tracker bridges comes back as a new track: one that begins about where another
-    ended, at about its size, is the same person.
+    ended, at about its size, is the same person. Behind a cut somebody else may stand there, so it must look alike, too.
 
     Example:
         >>> def track(start, x):
@@ -296,7 +305,7 @@ def people(tracks: Sequence[Track]) -> list[int]:
     for i, before in enumerate(tracks):
         for j, after in enumerate(tracks):
             gap = after.start - before.frames.stop
-            if gap < 0:
+            if gap < 0 or (before.scene != after.scene and not _alike(before, after)):
                 continue
             one, other = before.boxes[-1], after.boxes[0]
             side = max(one[2:].max(), other[2:].max())
@@ -313,6 +322,10 @@ def people(tracks: Sequence[Track]) -> list[int]:
     boxes = {one: np.concatenate([t.boxes for t, f in zip(tracks, first, strict=True) if f == one]) for one in first}
     across = sorted(boxes, key=lambda one: float(np.median(_centres(boxes[one])[:, 0])))
     return [across.index(one) for one in first]
+
+
+def _alike(one: Track, other: Track) -> bool:
+    return one.look is not None and other.look is not None and unlike(one.look, other.look) < _ALIKE
 
 
 def most_at_once(tracks: Sequence[Track]) -> int:

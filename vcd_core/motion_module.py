@@ -306,7 +306,8 @@ def check_frames(batch: int, frames: int, longest: int) -> None:
     if frames > longest:
         raise ValueError(
             f"The clip has {frames} frames at once, and this motion module was made for at most {longest}. Put "
-            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter."
+            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where it is there, "
+            "lower its context length: newer ComfyUI adds a frame to its windows."
         )
 
 

@@ -1,6 +1,7 @@
 """Faces: detection on the drawn world and against OpenCV, tracks, windows, crop and paste."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -383,6 +384,23 @@ def test_two_faces_at_one_time_are_two_people():
     assert people([moving(0, 10, 20), moving(9, 10, 22)]) == [0, 1]
     # two lost at once come back where they were
     assert people([moving(0, 5, 20), moving(0, 5, 60), moving(9, 5, 58), moving(9, 5, 24)]) == [0, 1, 1, 0]
+
+
+def test_behind_a_cut_the_same_person_must_look_alike():
+    dark, fair = np.eye(4)[0], np.eye(4)[1]
+
+    def shot(start, scene, look):
+        return replace(moving(start, 10, 20), scene=scene, look=look)
+
+    assert people([shot(0, 0, dark), shot(12, 0, fair)]) == [0, 0]  # lost and found, in other light
+    assert people([shot(0, 0, dark), shot(10, 1, fair)]) == [0, 1]
+    assert people([shot(0, 0, dark), shot(10, 1, fair), shot(20, 2, 0.9 * dark)]) == [0, 1, 0]
+    assert people([shot(0, 0, dark), shot(10, 1, None)]) == [0, 1]
+    faces, looks = [[face] for face in walk(32)], [[dark]] * 16 + [[fair]] * 16
+    first, second = link(faces, looks, cuts=[16])
+    assert (first.scene, second.scene) == (0, 1)
+    assert np.array_equal(first.look, dark)
+    assert np.array_equal(second.look, fair)
 
 
 def test_masks_become_their_boxes():

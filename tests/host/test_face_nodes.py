@@ -148,6 +148,61 @@ def test_two_people_keep_two_prompts(bench, tiny):
     assert not torch.equal(one[:, :, 64:], two[:, :, 64:])
 
 
+def test_a_chosen_face_keeps_its_prompt(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    other = graph.CLIPTextEncode(clip=out(model, 1), text="somebody else")
+    images = world(graph, "medium", "standing", people=2, seed=5)
+    both = refine(graph, images, model, vae, positive, negative, positive_2=other)
+    right = refine(graph, images, model, vae, positive, negative, positive_2=other, which="by index", index=1)
+    images, both, right = bench.tensors(graph, images, both, right)
+    assert torch.equal(right[:, :, :64], images[:, :, :64])
+    assert torch.equal(right[:, :, 64:], both[:, :, 64:])
+
+
+def test_a_prompt_for_an_area_holds_there_alone(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing", people=2, seed=5)
+    other = graph.CLIPTextEncode(clip=out(model, 1), text="somebody else")
+    right = graph.ConditioningSetArea(conditioning=other, width=64, height=128, x=64, y=0, strength=1.0)
+    share = graph.ConditioningSetAreaPercentage(conditioning=other, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0)
+    shape = {"which": "all", "crop_factor": 2.0}
+    one, two, percent = (
+        refine(graph, images, model, vae, prompt, negative, **shape)
+        for prompt in (
+            positive,
+            graph.ConditioningCombine(conditioning_1=positive, conditioning_2=right),
+            graph.ConditioningCombine(conditioning_1=positive, conditioning_2=share),
+        )
+    )
+    one, two, percent = bench.tensors(graph, one, two, percent)
+    assert torch.equal(one[:, :, :60], two[:, :, :60])
+    assert not torch.equal(one[:, :, 64:], two[:, :, 64:])
+    assert torch.equal(two, percent)
+
+
+def test_a_face_that_comes_late_sees_the_hints_of_its_frames(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    nobody = graph.EmptyImage(width=128, height=128, batch_size=6, color=0x808080)
+    person = graph.ImageFromBatch(image=world(graph, "medium", "standing"), batch_index=0, length=10)
+    images, net = graph.ImageBatch(image1=nobody, image2=person), graph.VCDTest_ControlNet()
+    grey = graph.EmptyImage(width=128, height=128, batch_size=10, color=0x808080)
+
+    def refined(first, last):
+        hints = graph.ImageBatch(image1=first, image2=last)
+        applied = graph.ControlNetApplyAdvanced(
+            positive=positive, negative=negative, control_net=net, image=hints, strength=1.0, start_percent=0.0,
+            end_percent=1.0,
+        )  # fmt: skip
+        return refine(graph, images, model, vae, applied, out(applied, 1))
+
+    white = graph.EmptyImage(width=128, height=128, batch_size=6, color=0xFFFFFF)
+    usual, before, there = bench.tensors(
+        graph, refined(nobody, grey), refined(white, grey), refined(nobody, world(graph, "close-up", frames=10))
+    )
+    assert torch.equal(usual, before)
+    assert not torch.equal(usual, there)
+
+
 def test_no_face_passes_through_or_stops(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = graph.EmptyImage(width=64, height=64, batch_size=4, color=0x808080)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import evolved, ksampler, motion, same, three_ways, windows
+from graphs import SIZE, evolved, ksampler, motion, same, three_ways, windows
 
 from dev.server import QueueError
 
@@ -112,6 +112,28 @@ def test_long_clips_need_context_windows_and_work_with_them(bench, tiny):
         bench.tensors(
             graph, sample(graph, motion(graph, model, "test_tiny_v1.safetensors"), positive, negative, frames=40)
         )
+
+
+def test_each_window_sees_the_hints_of_its_frames(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    net = graph.VCDTest_ControlNet()
+    apart = windows(graph, motion(graph, model), length=8, context_overlap=0, causal_window_fix=False)
+    grey, white = (
+        graph.EmptyImage(width=SIZE, height=SIZE, batch_size=8, color=colour) for colour in (0x808080, 0xFFFFFF)
+    )
+
+    def run(first, second):
+        applied = graph.ControlNetApplyAdvanced(
+            positive=positive, negative=negative, control_net=net, image=graph.ImageBatch(image1=first, image2=second),
+            strength=1.0, start_percent=0.0, end_percent=1.0,
+        )  # fmt: skip
+        return sample(graph, apart, applied, [applied[0], 1], frames=16)
+
+    usual, early, late = bench.samples(graph, run(grey, grey), run(white, grey), run(grey, white))
+    assert torch.equal(usual[8:], early[8:])
+    assert not torch.equal(usual[:8], early[:8])
+    assert torch.equal(usual[:8], late[:8])
+    assert not torch.equal(usual[8:], late[8:])
 
 
 def test_short_clips_are_warned_of(bench, tiny):

@@ -226,6 +226,13 @@ def test_areas_are_places_in_the_clip(bench, tiny):
     assert same(one, two, 1e-4)
 
 
+def test_the_host_makes_room_for_a_tile(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    tiled = graph.VCDTest_Prepared(model=patch(graph, model, 64, 16))
+    bench.samples(graph, ksampler(graph, tiled, positive, negative, latent(graph, 192, 128, 4), steps=1))
+    assert "prepares [4, 4, 8, 8]" in bench.server.log_tail(40)
+
+
 def test_a_control_net_is_cut_to_each_tile(bench, tiny):
     graph, model, _, positive, negative = tiny()
     net = graph.VCDTest_ControlNet()

@@ -13,6 +13,7 @@ import comfy.clip_vision
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import folder_paths
 import numpy as np
 import torch
@@ -155,6 +156,29 @@ class SamplingAttention(io.ComfyNode):
             return attention.attention_basic(*arguments, **named).detach()
 
         attention.optimized_attention = without_gradients if on else usual
+        return io.NodeOutput(model)
+
+
+class Prepared(io.ComfyNode):
+    """Logs the shape for which the host makes room before it samples."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Prepared",
+            category="tests",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        def wrapper(executor, patcher, shape, *args, **kwargs):
+            logging.info("prepares %s", list(shape))
+            return executor(patcher, shape, *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, wrapper)
         return io.NodeOutput(model)
 
 
@@ -402,6 +426,7 @@ class Extension(ComfyExtension):
             BatchIndex,
             ManyTiles,
             SamplingAttention,
+            Prepared,
             PooledNorms,
             VideoVae,
             Rows,
