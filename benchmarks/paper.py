@@ -435,7 +435,7 @@ def face_stage(bench: Bench, images: torch.Tensor, positive: Any, seed: int, fac
 def tiled_stage(bench: Bench, images: torch.Tensor, positive: Any, seed: int) -> torch.Tensor:
     node, studio = bench.studio.module("nodes.tiled"), bench.studio
     return node.TiledDenoise.execute(
-        images=images, model=studio.moving, vae=studio.vae, positive=positive, negative=studio.prompt(""), scale=2.0,
+        images=images, model=studio.moving_tiles, vae=studio.vae, positive=positive, negative=studio.prompt(""), scale=2.0,
         tile_size=144, overlap=32, steps=3, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=0.2, gamma=GAMMA,
         seed=seed,
     ).args[0]  # fmt: skip

@@ -86,7 +86,7 @@ class Painter:
     def tiled(self, frames: torch.Tensor, positive: object) -> torch.Tensor:
         node = self.studio.module("nodes.tiled")
         return node.TiledDenoise.execute(
-            images=frames, model=self.studio.moving, vae=self.studio.vae, positive=positive, negative=self.negative, scale=2.0,
+            images=frames, model=self.studio.moving_tiles, vae=self.studio.vae, positive=positive, negative=self.negative, scale=2.0,
             tile_size=128, overlap=32, steps=20, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=0.1, gamma=0.1,
             seed=SEED,
         ).args[0]  # fmt: skip

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vcd_core.tiny.model import MOTION_END
+
 from .graph import Graph, Out
 from .host import ROOT, link, prepare
 from .server import Server
@@ -53,7 +55,7 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
         "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
     )
     checkpoint = graph.add("VCD_TinyModel")
-    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, tall=250)
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=MOTION_END, tall=250)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", tall=170)
@@ -65,6 +67,7 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
 
 def quickstart(graph: Graph) -> None:
     (model, vae, positive, negative), face = tiny_column(graph)
+    checkpoint = vae.node
     graph.column("2. T2V VCD", 340)
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
@@ -86,7 +89,10 @@ def quickstart(graph: Graph) -> None:
     graph.column("4. Tiled VCD", 340)
     graph.note(
         "Enlarged to 256x256, refined in overlapping tiles. The tiny model has learned whole pictures only, so here the last 10 % is "
-        "drawn anew; SD 1.5 takes the paper's 20 %."
+        "drawn anew, with motion to the end; SD 1.5 takes the paper's 20 % and the motion of the other stages."
+    )
+    model = graph.add(
+        "VCD_MotionModule", model=Out(checkpoint, 0), motion_module=TINY_MOTION, title="Motion for tiles", tall=250
     )
     tiled = graph.add(
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=3, steps=20,

@@ -54,9 +54,19 @@ class Studio:
 
     @cached_property
     def moving(self) -> Any:
-        """The model with its motion module."""
+        """The model with its motion module, for whole pictures."""
+        return self.with_motion(tiny.MOTION_END)
+
+    @cached_property
+    def moving_tiles(self) -> Any:
+        """The model with its motion module, for tiles: the frames alone know enlarged pictures too little to end it early."""
+        return self.with_motion(1.0)
+
+    def with_motion(self, end: float) -> Any:
+        """The model with its motion module up to this part of the sampling."""
         motion = self.module("nodes.motion")
-        return motion.MotionModuleNode.execute(self.model, tiny.MOTION_FILE.name, 1.0, "linear (AnimateDiff)").args[0]
+        name, schedule = tiny.MOTION_FILE.name, "linear (AnimateDiff)"
+        return motion.MotionModuleNode.execute(self.model, name, 1.0, schedule, end_percent=end).args[0]
 
     def learn(
         self, person: Person, seed: int = 0, masked: bool = True, scene: str | None = None, **changes: Any

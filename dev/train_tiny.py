@@ -42,17 +42,17 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-# minutes of each process, those of the shipped weights; one process trained all but the last 20 of frames128 and 209 of motion
-BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 326.0}
+# minutes of each process, those of the shipped weights; one process trained all but the last 20 of frames128 and 235 of motion
+BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 148.0, "motion": 352.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # seven of ten pictures are learned from this time on, where layout and colours are decided
 SETTLED = 750  # below this time one sees where people stand
-# shares of clips: how people move is decided early
-CLIP_TIMES = ((0, 400, 0.1), (400, SETTLED, 0.35), (SETTLED, 1000, 0.55))
+# shares of clips: how people move is decided early, what heads look like after it
+CLIP_TIMES = ((0, 400, 0.2), (400, SETTLED, 0.5), (SETTLED, 1000, 0.3))
 STILL = 0.3  # what a clip's mean frame counts from t = 400 on, beside one for what changes from frame to frame
 LIVELY = 0.25  # how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a quarter
 LOUDEST = 4.0  # what a clip that changes less counts at most
-OFTEN = {"waving": 3, "walking": 2, "standing": 2}  # how much likelier clips of these actions are learned than others
+OFTEN = {"waving": 3, "jumping": 3, "walking": 2, "standing": 2}  # shares of the clips that are learned, by action
 STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an earlier training got to
 
 
@@ -663,7 +663,7 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
     rng = random.Random(stage.step + 1000003 * peers.rank)
     batch, frames, held = 2, world.FRAMES, 48
     shown = album.clips[:-held]
-    likelihood = [OFTEN.get(clip.action, 1) for clip in shown]
+    likelihood = [OFTEN[clip.action] for clip in shown]
     handler = lambda module, x, *_: module(x, frames)  # noqa: E731
     painter.options = {"patches": {"forward_timestep_embed_patch": [(MotionModule, handler)]}}
 

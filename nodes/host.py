@@ -665,6 +665,36 @@ def with_unet_call(model: Model, key: str, before: Callable[[torch.Tensor, dict[
     return _with_wrapper(model, comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, key, wrapper)
 
 
+class WhileSampling:
+    """Whether the sampler is within a part of the sampling, given from 0 to 1 as for the host's ControlNets.
+
+    ``attached(model, key)`` is a clone that tells it, before each sampling, what noise its own schedule has there.
+    """
+
+    def __init__(self, part: tuple[float, float]) -> None:
+        self.part, self.now = part, True
+        self.sigmas = (math.inf, 0.0)
+
+    def attached(self, model: Model, key: str) -> Model:
+        kind = comfy.patcher_extension.CallbacksMP.ON_PRE_RUN
+        model = model.clone()
+        model.remove_callbacks_with_key(kind, key)
+        model.add_callback_with_key(kind, key, self._begin)
+        return model
+
+    def _begin(self, owner: Model) -> None:
+        sampling = owner.get_model_object("model_sampling")
+        first, last = (float(sampling.percent_to_sigma(value)) for value in self.part)
+        self.sigmas = (first, last)
+
+    def update(self, transformer_options: dict[str, Any]) -> bool:
+        """Whether the step that these options belong to is within the part; kept in ``now``."""
+        sigmas = transformer_options.get("sigmas")
+        if self.part != (0.0, 1.0) and sigmas is not None:
+            self.now = self.sigmas[0] >= float(sigmas.flatten()[0]) > self.sigmas[1]
+        return self.now
+
+
 def clip_frames(batch: int, transformer_options: dict[str, Any]) -> int:
     """The frames of one clip in a UNet batch: the host stacks whole clips, one for each conditioning."""
     clips = len(transformer_options.get("cond_or_uncond", (0,))) * transformer_options.get(CLIPS_IN_BATCH, 1)

@@ -24,22 +24,37 @@ host.add_model_folder(FILES, "animatediff_models", EXTENSIONS)
 host.add_model_folder(LORAS, "animatediff_motion_lora", EXTENSIONS)
 
 
-def apply(model: host.Model, motion: MotionModel, strength: float, scales: dict[Place, float]) -> host.Model:
+def apply(
+    model: host.Model,
+    motion: MotionModel,
+    strength: float,
+    scales: dict[Place, float],
+    part: tuple[float, float] = (0.0, 1.0),
+) -> host.Model:
     """``model`` with motion modules in its UNet; each adds its branch with ``strength`` times its place's scale.
 
+    Args:
+        part: where in the sampling, from 0 to 1, they begin and end to add it.
+
     Raises:
-        ValueError: a model whose UNet is not SD 1.5-shaped.
+        ValueError: a model whose UNet is not SD 1.5-shaped, or a part that ends before it begins.
     """
+    if not 0 <= part[0] < part[1] <= 1:
+        raise ValueError(
+            f"start_percent is {part[0]:g} and end_percent {part[1]:g}; expected 0 <= start_percent < end_percent <= 1."
+        )
     list(motion_module.slots(model.model.diffusion_model, motion))
     longest, clip = motion.info.frames, {"frames": 1}
     warned: set[int] = set()
+    on = host.WhileSampling(part)
 
     def call(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
         assert isinstance(module, MotionModule)
-        return module(x, frames, strength * scales[module.place])
+        return module(x, frames, strength * scales[module.place]) if on.now else x
 
     def before(x: torch.Tensor, transformer_options: dict[str, Any]) -> None:
-        clip["frames"] = frames = host.clip_frames(x.shape[0], transformer_options)
+        frames = host.clip_frames(x.shape[0], transformer_options)
+        clip["frames"] = frames if on.update(transformer_options) else 1
         motion_module.check_frames(x.shape[0], frames, longest)
         if frames < FEWEST and frames not in warned:
             warned.add(frames)
@@ -51,12 +66,17 @@ def apply(model: host.Model, motion: MotionModel, strength: float, scales: dict[
     else:
         model.remove_injections(f"{KEY}_norms")
     model = host.with_hints_of_windows(model, KEY)
-    return host.with_unet_call(model, KEY, before)
+    return host.with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
 
 
 class MotionModuleNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        def percent(name: str, default: float, tooltip: str) -> io.Float.Input:
+            return io.Float.Input(
+                name, default=default, min=0.0, max=1.0, step=0.001, optional=True, advanced=True, tooltip=tooltip
+            )
+
         def scale(place: str) -> io.Float.Input:
             return io.Float.Input(
                 f"{place}_scale",
@@ -116,6 +136,13 @@ class MotionModuleNode(io.ComfyNode):
                 scale("down"),
                 scale("mid"),
                 scale("up"),
+                percent("start_percent", 0.0, "Where in the sampling the motion begins; 0: with the first step."),
+                percent(
+                    "end_percent",
+                    1.0,
+                    "Where in the sampling the motion ends. Below 1 the last steps draw each frame's details on their own: "
+                    "sharper where a motion module blurs them, less steady where it does not.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -132,9 +159,12 @@ class MotionModuleNode(io.ComfyNode):
         down_scale: float = 1.0,
         mid_scale: float = 1.0,
         up_scale: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
     ) -> io.NodeOutput:
         motion = load(model, motion_module, motion_lora, lora_strength)
-        model = apply(model, motion, strength, {"down": down_scale, "mid": mid_scale, "up": up_scale})
+        scales: dict[Place, float] = {"down": down_scale, "mid": mid_scale, "up": up_scale}
+        model = apply(model, motion, strength, scales, (start_percent, end_percent))
         schedule = SCHEDULES[beta_schedule]
         return io.NodeOutput(host.with_beta_schedule(model, schedule) if schedule else model)
 

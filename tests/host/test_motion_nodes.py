@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import SIZE, evolved, ksampler, motion, same, three_ways, windows
+from graphs import SAMPLER, SIZE, empty, evolved, ksampler, motion, same, three_ways, windows
 
 from dev.server import QueueError
 
@@ -53,6 +53,38 @@ def test_places_have_their_own_scale(bench, tiny):
     none, off, up = bench.samples(graph, *(sample(graph, m, positive, negative) for m in (none, off, up)))
     assert same(none, off)
     assert not same(up, off, 1e-3)
+
+
+def test_motion_begins_and_ends_within_the_sampling(bench, tiny):
+    """Motion up to the middle is two samplers in a row, one with it and one without; and the reverse."""
+    graph, model, _, positive, negative = tiny()
+    moves, still = motion(graph, model), motion(graph, model, strength=0.0)
+
+    def advanced(model, source, first, last):
+        return graph.KSamplerAdvanced(
+            model=model, positive=positive, negative=negative, latent_image=source, noise_seed=77, steps=4, cfg=4.0,
+            add_noise="disable" if first else "enable", start_at_step=first, end_at_step=last,
+            return_with_leftover_noise="disable" if first else "enable", **SAMPLER,
+        )  # fmt: skip
+
+    def in_a_row(first, second):
+        return advanced(second, advanced(first, empty(graph), 0, 2), 2, 4)
+
+    def whole(**part):
+        return ksampler(graph, motion(graph, model, **part), positive, negative, empty(graph), steps=4)
+
+    ends, begins, always, early, late = bench.samples(
+        graph, whole(end_percent=0.5), whole(start_percent=0.5), whole(start_percent=0.0, end_percent=1.0),
+        in_a_row(moves, still), in_a_row(still, moves),
+    )  # fmt: skip
+    assert same(ends, early)
+    assert same(begins, late)
+    assert not same(ends, always, 1e-3)
+    graph, model, _, positive, negative = tiny()
+    with pytest.raises(QueueError, match=r"start_percent is 0\.6 and end_percent 0\.4"):
+        bench.samples(
+            graph, sample(graph, motion(graph, model, start_percent=0.6, end_percent=0.4), positive, negative)
+        )
 
 
 def test_the_schedule_keeps_what_the_model_predicts(bench, tiny):
