@@ -72,7 +72,7 @@ def quickstart(graph: Graph) -> None:
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=3, steps=20, cfg=3.0,
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=2, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)
@@ -83,7 +83,7 @@ def quickstart(graph: Graph) -> None:
     )
     faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=560)
     refined = graph.add(
-        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=3,
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=2,
         steps=20, cfg=2.5, denoise=0.6, refine_size=128,
     )  # fmt: skip
     graph.column("4. Tiled VCD", 340)
@@ -95,7 +95,7 @@ def quickstart(graph: Graph) -> None:
         "VCD_MotionModule", model=Out(checkpoint, 0), motion_module=TINY_MOTION, title="Motion for tiles", tall=250
     )
     tiled = graph.add(
-        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=3, steps=20,
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=2, steps=20,
         cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
     )  # fmt: skip
     save_column(graph, tiled, "quickstart")
