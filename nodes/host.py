@@ -1102,7 +1102,7 @@ def conditioning_of(
     """A conditioning for a video that was cut out of some frames of a clip.
 
     Rows are those of the frames; masks and ControlNet hints are cut as the pictures were, and areas as the masks that they
-    are; what then lies nowhere in the video is left out.  GLIGEN boxes, which are places in the whole picture, are left
+    are; what then lies nowhere in the video is left out, unless nothing would remain.  GLIGEN boxes, which are places in the whole picture, are left
     out, as is the latent of the whole picture that inpainting models are shown (they then draw all of the cut anew).  Hints
     of fewer frames are repeated, as the host does.
 
@@ -1136,9 +1136,18 @@ def conditioning_of(
             if id(control) not in controls:
                 controls[id(control)] = _with_hint(control, partial(cut_hint, control))
             options["control"] = controls[id(control)]
-        entry = [tensor[frames.start : frames.stop] if whole else tensor, options]
-        (elsewhere if masks and not options["mask"].any() else part).append(entry)
+        rows = tensor[frames.start : frames.stop] if whole else tensor
+        if masks and not _reaches(options["mask"]):
+            elsewhere.append([rows, {k: v for k, v in options.items() if k != "mask"}])
+        else:
+            part.append([rows, options])
     return part or elsewhere
+
+
+def _reaches(mask: torch.Tensor) -> bool:
+    """Whether anything of a mask [F, H, W] is left where the sampler sees it, in the latent's cells."""
+    cells = torch.nn.functional.interpolate(mask[:, None], scale_factor=1 / AREA_CELL, mode="bilinear")
+    return bool(cells.amax() > 0.01)
 
 
 def _mask_of_area(area: tuple[Any, ...], picture: tuple[int, int]) -> torch.Tensor:

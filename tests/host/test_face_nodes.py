@@ -174,7 +174,10 @@ def test_a_prompt_for_an_area_holds_there_alone(bench, tiny):
             graph.ConditioningCombine(conditioning_1=positive, conditioning_2=share),
         )
     )
-    one, two, percent = bench.tensors(graph, one, two, percent)
+    elsewhere = graph.ConditioningSetArea(conditioning=positive, width=64, height=128, x=64, y=0, strength=1.0)
+    alone = refine(graph, images, model, vae, elsewhere, negative, **shape)
+    one, two, percent, alone = bench.tensors(graph, one, two, percent, alone)
+    assert torch.equal(one[:, :, :60], alone[:, :, :60])  # a face that no prompt reaches is drawn by what there is
     assert torch.equal(one[:, :, :60], two[:, :, :60])
     assert not torch.equal(one[:, :, 64:], two[:, :, 64:])
     assert torch.equal(two, percent)
