@@ -18,6 +18,13 @@ def test_the_table_counts_what_was_read_right():
     assert "action 0.98" in text
 
 
+def test_the_end_of_the_motion_is_judged_by_pairs():
+    made = [samples.Ends("faces", 0.5 + 0.1 * i, 0.4 + 0.1 * i + 0.02 * (i % 2)) for i in range(4)]
+    text = samples.table_of_ends([*made, samples.Ends("hats", 1.0, 0.0), samples.Ends("hats", 1.0, 0.0)])
+    assert "| faces | 0.560 | 0.650 | 0.090 ± 0.018 | 4 |" in text
+    assert "| hats | 0.000 | 1.000 | 1.000 ± 0.000 | 2 |" in text
+
+
 class Plain:
     """Stands for an autoencoder: latents are the pictures, 8 times smaller."""
 
