@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import logging
 import math
 import operator
@@ -22,6 +24,7 @@ from types import MethodType
 from typing import Any
 
 import comfy.conds
+import comfy.k_diffusion.sampling as k_diffusion
 import comfy.ldm.models.autoencoder
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -52,7 +55,7 @@ from ..vcd_core import id_tokens, metrics, tiles
 Model = Any  # comfy.model_patcher.ModelPatcher
 Latent = dict[str, Any]
 
-INITIAL_NOISE = "vcd_noise_prior"
+NOISE_PRIOR = "vcd_noise_prior"
 CLIPS_IN_BATCH = "vcd_clips_in_batch"  # transformer option: how many clips each conditioning's batch holds
 
 
@@ -76,13 +79,53 @@ def with_initial_noise(model: Model, transform: Callable[[torch.Tensor], torch.T
     def wrapper(executor, guider, sigmas, extra_args, callback, noise, *rest):  # type: ignore[no-untyped-def]
         return executor(guider, sigmas, extra_args, callback, transform(noise), *rest)
 
-    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, INITIAL_NOISE, wrapper)
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, NOISE_PRIOR, wrapper)
 
 
-def without_initial_noise(model: Model) -> Model:
-    """A clone whose samplers start from the noise they are given."""
+def with_step_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
+    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step; a second call replaces the first.
+
+    Samplers that add no noise, and those that were given a noise of their own, stay as they are.
+    """
+
+    def wrapper(executor, noise, latent, sampler, *rest, **named):  # type: ignore[no-untyped-def]
+        return executor(noise, latent, _with_step_noise(sampler, transform), *rest, **named)
+
+    return _with_wrapper(model, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, NOISE_PRIOR, wrapper)
+
+
+def _with_step_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a SAMPLER whose steps add ``transform`` of the noise that they would have added."""
+    function = getattr(sampler, "sampler_function", None)
+    if function is None or "noise_sampler" in sampler.extra_options:
+        return sampler
+    if "noise_sampler" not in inspect.signature(function).parameters:
+        return sampler
+
+    @functools.wraps(function)
+    def run(model, x, sigmas, extra_args=None, **options):  # type: ignore[no-untyped-def]
+        noise = _step_noise(function.__name__, x, sigmas, (extra_args or {}).get("seed"))
+        options["noise_sampler"] = lambda now, then: transform(noise(now, then))
+        return function(model, x, sigmas, extra_args=extra_args, **options)
+
+    sampler = copy.copy(sampler)
+    sampler.sampler_function = run
+    return sampler
+
+
+def _step_noise(name: str, x: torch.Tensor, sigmas: torch.Tensor, seed: int | None) -> Callable[..., torch.Tensor]:
+    """The noise that the host's sampler function of this name draws where it is given none."""
+    if "dpmpp" in name and "_sde" in name and (sigmas > 0).any():
+        on_cpu = not name.endswith("_gpu")
+        return k_diffusion.BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seed, cpu=on_cpu)
+    return k_diffusion.default_noise_sampler(x, seed=seed)
+
+
+def without_noise_prior(model: Model) -> Model:
+    """A clone whose samplers take the noise that they are given, and draw their own at each step."""
     model = model.clone()
-    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, INITIAL_NOISE)
+    for kind in (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE):
+        model.remove_wrappers_with_key(kind, NOISE_PRIOR)
     return model
 
 

@@ -172,20 +172,34 @@ class ApplyNoisePrior(io.ComfyNode):
             display_name="Apply 3D Noise Prior",
             category=NOISE_CATEGORY,
             description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
-            "its own seed, and the prior correlates it along time. Nothing else in the graph changes.",
+            "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers add later. "
+            "Nothing else in the graph changes.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with; with AnimateDiff, before or after it."),
                 gamma_input(),
                 gamma_schedule_input(),
                 closed_loop_input(),
+                io.Boolean.Input(
+                    "each_step",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Ancestral and SDE samplers add new noise at each step: correlate that too. Off, it is independent "
+                    "between frames, and takes the place of the correlated noise within some steps.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model: host.Model, gamma: float, gamma_schedule: str = "", closed_loop: bool = False
+        cls,
+        model: host.Model,
+        gamma: float,
+        gamma_schedule: str = "",
+        closed_loop: bool = False,
+        each_step: bool = True,
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
 
@@ -193,7 +207,8 @@ class ApplyNoisePrior(io.ComfyNode):
             dim = noise_prior.frame_dim(noise.ndim)
             return noise_prior.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
 
-        return io.NodeOutput(host.with_initial_noise(model, correlate))
+        model = host.with_initial_noise(host.without_noise_prior(model), correlate)
+        return io.NodeOutput(host.with_step_noise(model, correlate) if each_step else model)
 
 
 class NoisePriorPreview(io.ComfyNode):

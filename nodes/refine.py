@@ -49,7 +49,10 @@ def refine(
         steps_done[0], progress.preview = step + 1, preview
         on_call(0.0)
 
-    model = patch(host.without_initial_noise(model), on_call)
+    model = host.without_noise_prior(model)
+    if gamma:
+        model = host.with_step_noise(model, lambda noise: noise_prior.correlate(noise, gamma))
+    model = patch(model, on_call)
     latent = host.sample(model, noise, positive, negative, latent, settings, on_step)
     if not torch.isfinite(latent).all():
         raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")

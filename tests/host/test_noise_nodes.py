@@ -46,6 +46,36 @@ def test_a_second_patch_replaces_the_first(bench, tiny):
     assert torch.equal(a, b)
 
 
+STOCHASTIC = ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde_gpu", "dpmpp_3m_sde", "lcm", "er_sde"]
+
+
+@pytest.mark.parametrize("sampler_name", STOCHASTIC)
+def test_samplers_that_add_noise_keep_the_prior(bench, tiny, sampler_name):
+    graph, model, _, positive, negative = tiny()
+
+    def with_prior(gamma, **changes):
+        patched = graph.VCD_ApplyNoisePrior(model=model, gamma=gamma, **changes)
+        return ksampler(graph, patched, positive, negative, empty(graph), sampler_name=sampler_name)
+
+    stock = ksampler(graph, model, positive, negative, empty(graph), sampler_name=sampler_name)
+    zero, one, start_alone, stock = bench.samples(
+        graph, with_prior(0.0), with_prior(1.0), with_prior(1.0, each_step=False), stock
+    )
+    assert torch.equal(zero, stock)  # the host's own noise, correlated by nothing
+    assert same(one, one[:1].expand_as(one))  # without motion, one noise for all makes one frame of all
+    assert not same(start_alone, one, tolerance=0.01)
+
+
+def test_a_second_patch_that_leaves_the_steps_alone_replaces_one_that_did_not(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    once = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5, each_step=False)
+    twice = graph.VCD_ApplyNoisePrior(
+        model=graph.VCD_ApplyNoisePrior(model=model, gamma=0.9), gamma=0.5, each_step=False
+    )
+    runs = (ksampler(graph, m, positive, negative, empty(graph), sampler_name="euler_ancestral") for m in (once, twice))
+    assert torch.equal(*bench.samples(graph, *runs))
+
+
 def test_partial_denoise_starts_from_the_latent_plus_correlated_noise(bench, tiny):
     graph, model, _, positive, negative = tiny()
     start = graph.VCD_NoisePriorLatent(width=SIZE, height=SIZE, frames=FRAMES, gamma=0.0, seed=5, layout="comfy")
