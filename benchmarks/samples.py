@@ -80,8 +80,8 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], list[Pair], dict[s
         found.append(Sample(caption, picture[0], frames, right))
         for other, changes in ways.items():
             both = frames, studio.draw(prompt, 200 + number, steps=STEPS, **changes)
-            read = (mean(reader.matches(r, clip.people[0]) for r in frame_reader.read(x)) for x in both)
-            pairs.append(Pair(other, "attributes of the person read off the frames", *read))
+            like = (mean(reader.matches(r, clip.people[0]) for r in frame_reader.read(x)) for x in both)
+            pairs.append(Pair(other, "attributes of the person read off the frames", *like))
             if clip.framing != "far away":
                 seen = (mean(bool(faces) for faces in yunet.detect(x)) for x in both)
                 pairs.append(Pair(other, "frames in which a face is found (close-up and medium)", *seen))
