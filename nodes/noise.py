@@ -186,7 +186,7 @@ class ApplyNoisePrior(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Ancestral and SDE samplers add new noise at each step: correlate that too. Off, it is independent "
-                    "between frames, and takes the place of the correlated noise within some steps.",
+                    "between frames, and each step leaves less of the prior.",
                 ),
             ],
             outputs=[io.Model.Output()],

@@ -49,9 +49,7 @@ def refine(
         steps_done[0], progress.preview = step + 1, preview
         on_call(0.0)
 
-    model = host.without_noise_prior(model)
-    if gamma:
-        model = host.with_step_noise(model, lambda noise: noise_prior.correlate(noise, gamma))
+    model = host.with_step_noise(host.without_noise_prior(model), lambda noise: noise_prior.correlate(noise, gamma))
     model = patch(model, on_call)
     latent = host.sample(model, noise, positive, negative, latent, settings, on_step)
     if not torch.isfinite(latent).all():

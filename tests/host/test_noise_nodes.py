@@ -46,7 +46,10 @@ def test_a_second_patch_replaces_the_first(bench, tiny):
     assert torch.equal(a, b)
 
 
-STOCHASTIC = ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde_gpu", "dpmpp_3m_sde", "lcm", "er_sde"]
+STOCHASTIC = [
+    "euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde",
+    "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "er_sde", "seeds_2", "seeds_3", "sa_solver",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler_name", STOCHASTIC)

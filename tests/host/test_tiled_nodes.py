@@ -29,6 +29,18 @@ def denoise(graph, images, model, vae, positive, negative, **changes):
     return graph.VCD_TiledDenoise(images=images, model=model, vae=vae, positive=positive, negative=negative, **inputs)
 
 
+@pytest.mark.parametrize("sampler_name", ["euler", "euler_ancestral"])
+def test_gamma_holds_at_each_step(bench, tiny, sampler_name):
+    graph, model, vae, positive, negative = tiny()
+    still = graph.RepeatImageBatch(image=pictures(graph, vae, frames=1), amount=4)
+    inputs = (graph, still, model, vae, positive, negative)
+    one, apart = bench.tensors(
+        graph, *(denoise(*inputs, gamma=gamma, denoise=0.6, sampler_name=sampler_name) for gamma in (1.0, 0.0))
+    )
+    assert same(one, one[:1].expand_as(one))  # the same picture and one noise for all
+    assert not same(apart, apart[:1].expand_as(apart), tolerance=0.01)
+
+
 @pytest.mark.parametrize("tile_size", [128, 4096])
 def test_one_tile_is_the_untiled_sampler(bench, tiny, tile_size):
     graph, model, _, positive, negative = tiny()
