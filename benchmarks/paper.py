@@ -43,6 +43,7 @@ from vcd_core.tiny import world
 from .reader import FACE, READER_FILES, Reader, load_or_train, matches
 
 PEOPLE, SEEDS, STEPS = 6, (1, 2), 8
+SAMPLER: dict[str, Any] = {"sampler": "euler", "cfg": 3.0}  # it adds no noise: frames share the initial noise alone
 ROOM = "forest"  # where all training pictures are taken
 PROMPTS = (
     ("a close-up of a {}, standing on the beach", "beach", "close-up"),
@@ -311,7 +312,9 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 def picture_row(bench: Bench, shot: Shot, case: str) -> Row:
     """The figures of two single pictures of a prompt."""
-    drawn = bench.studio.draw(bench.positive(shot.who, shot.text, case), 10 * shot.seed, 2, 0.0, STEPS, moving=False)
+    drawn = bench.studio.draw(
+        bench.positive(shot.who, shot.text, case), 10 * shot.seed, 2, 0.0, STEPS, moving=False, **SAMPLER
+    )
     return bench.judge.measure(drawn, bench.people[shot.who], shot)
 
 
@@ -324,7 +327,7 @@ def draw_clip(bench: Bench, shot: Shot, gamma: Any, case: str) -> torch.Tensor:
     key = (bench.people[shot.who].class_word, shot.prompt, shot.seed)
     if case == "class word" and key in bench.plain:
         return bench.plain[key]
-    clip = bench.studio.draw(bench.positive(shot.who, shot.text, case), shot.seed, gamma=gamma, steps=STEPS)
+    clip = bench.studio.draw(bench.positive(shot.who, shot.text, case), shot.seed, gamma=gamma, steps=STEPS, **SAMPLER)
     if case == "class word":
         bench.plain[key] = clip
     return clip
@@ -452,7 +455,7 @@ class Pair:
     def t2v(self) -> torch.Tensor:
         studio, text = self.bench.studio, BOTH[self.shot.prompt].format("<id0>", "<id1>")
         positive = studio.prompt(text, *(self.bench.identity(who) for who in self.who))
-        return studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS)
+        return studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS, **SAMPLER)
 
     @cached_property
     def faces(self) -> Any:
@@ -509,7 +512,7 @@ def long_row(bench: Bench, shot: Shot) -> Row:
     more = {"causal_window_fix": False} if "causal_window_fix" in signature(Windows.execute).parameters else {}
     model = Windows.execute(studio.moving, 16, 4, "standard_static", 1, False, "pyramid", 0, False, **more).args[0]
     positive = bench.positive(shot.who, shot.text, "4 tokens")
-    clip = studio.draw(positive, shot.seed, LONG, GAMMA, STEPS, model=model)
+    clip = studio.draw(positive, shot.seed, LONG, GAMMA, STEPS, model=model, **SAMPLER)
     last = bench.judge.measure(clip[-16:], person, shot)
     return bench.judge.measure(clip, person, shot) | {"attributes, last 16": last["attributes"]}
 

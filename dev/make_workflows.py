@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vcd_core.tiny.model import MOTION_END
+from vcd_core.tiny import model as tiny
 
 from .graph import Graph, Out
 from .host import ROOT, link, prepare
@@ -55,7 +55,9 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
         "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
     )
     checkpoint = graph.add("VCD_TinyModel")
-    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=MOTION_END, tall=250)
+    model = graph.add(
+        "VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=tiny.MOTION_END, tall=250
+    )
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", tall=170)
@@ -72,8 +74,8 @@ def quickstart(graph: Graph) -> None:
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=2, steps=20, cfg=3.0,
-        sampler_name="euler", scheduler="normal", tall=270,
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=2, steps=20, cfg=tiny.CFG,
+        sampler_name=tiny.SAMPLER, scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)
     graph.add("PreviewImage", images=frames, title="Frames", tall=300)

@@ -106,12 +106,15 @@ class Studio:
         steps: int = 12,
         moving: bool = True,
         model: Any = None,
+        sampler: str = tiny.SAMPLER,
+        cfg: float = tiny.CFG,
     ) -> torch.Tensor:
         """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's own."""
         host, prior = self.module("nodes.host"), self.module("vcd_core.noise_prior")
         noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
-        settings = host.Sampling(steps, 3.0, "euler", "normal", 1.0, seed)
+        settings = host.Sampling(steps, cfg, sampler, "normal", 1.0, seed)
         model = model or (self.moving if moving else self.model)
+        model = host.with_step_noise(model, lambda fresh: prior.correlate(fresh, gamma))
         latent = host.sample(
             model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
         )

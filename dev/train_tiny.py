@@ -42,11 +42,12 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-# minutes of each process, those of the shipped weights; one process trained all but the last 57 of frames128 and 235 of motion
-BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 185.0, "motion": 352.0}
+# minutes of each process, those of the shipped weights; one process trained all but the last 81 of frames128 and 235 of motion
+BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 209.0, "motion": 352.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # from this time on layout and colours are decided, before it eyes and glasses
-EARLY = 0.3  # the share of pictures that are learned from NOISY on; 0.7 before the frames' last 37 minutes
+EARLY = 0.3  # the share of pictures that are learned from NOISY on; 0.7 before the frames' last 61 minutes
+MEDIUM = 3  # how often a medium shot is learned beside the other framings, whose eyes come out; 1 before the last 24 minutes
 SETTLED = 750  # below this time one sees where people stand
 # shares of clips: how people move is decided early, what heads look like after it
 CLIP_TIMES = ((0, 400, 0.2), (400, SETTLED, 0.5), (SETTLED, 1000, 0.3))
@@ -549,12 +550,13 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None, pe
         for i, c in enumerate(album.clips[:-held])
         if side == 128 or (c.framing != "far away" and i not in album.pairs)
     ]
+    likelihood = [MEDIUM if side == 128 and album.clips[i].framing == "medium" else 1 for i in usable]
     batch = 48 if side == 64 else 16
     # at 128 pixels four times as many cells share a colour, so the same noise hides less of it: more of the noisiest times
     early = (500, 0.7) if side == 64 else (NOISY, EARLY)
 
     def loss_of() -> tuple[torch.Tensor, int]:
-        chosen = rng.sample(usable, batch)
+        chosen = rng.choices(usable, likelihood, k=batch)
         keep = 1.0 if side == 64 or stage.spent < 0.75 * stage.budget else rng.choice((1.0, 0.75))
         noisy = torch.rand(batch) < early[1]
         times = torch.where(noisy, torch.randint(early[0], 1000, (batch,)), torch.randint(0, early[0], (batch,)))

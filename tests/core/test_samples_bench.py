@@ -18,11 +18,18 @@ def test_the_table_counts_what_was_read_right():
     assert "action 0.98" in text
 
 
-def test_the_end_of_the_motion_is_judged_by_pairs():
-    made = [samples.Ends("faces", 0.5 + 0.1 * i, 0.4 + 0.1 * i + 0.02 * (i % 2)) for i in range(4)]
-    text = samples.table_of_ends([*made, samples.Ends("hats", 1.0, 0.0), samples.Ends("hats", 1.0, 0.0)])
-    assert "| faces | 0.560 | 0.650 | 0.090 ± 0.018 | 4 |" in text
-    assert "| hats | 0.000 | 1.000 | 1.000 ± 0.000 | 2 |" in text
+def test_other_ways_to_draw_are_judged_by_pairs():
+    pair = samples.Pair
+    made = [pair("euler", "faces", 0.5 + 0.1 * i, 0.4 + 0.1 * i + 0.02 * (i % 2)) for i in range(4)]
+    others = [
+        pair("euler", "hats", 1.0, 0.0),
+        pair("euler", "hats", 1.0, 0.0),
+        *[pair("motion", "faces", 0.5, 0.75)] * 2,
+    ]
+    text = samples.table_of_pairs([*made, *others])
+    assert "| euler | faces | 0.560 | 0.650 | 0.090 ± 0.018 | 4 |" in text
+    assert "| euler | hats | 0.000 | 1.000 | 1.000 ± 0.000 | 2 |" in text
+    assert "| motion | faces | 0.750 | 0.500 | -0.250 ± 0.000 | 2 |" in text
 
 
 class Plain:

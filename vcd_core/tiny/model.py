@@ -20,6 +20,7 @@ SCALE = 0.18215  # SD 1.5's latent scale; the autoencoder's latents are whitened
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL_FILE = WEIGHTS / "vcd_tiny.safetensors"
 MOTION_END = 0.75  # where in the sampling its motion ends: the last steps draw details better frame by frame
+SAMPLER, CFG = "euler_ancestral", 2.0  # whose fresh noise mends what a step got wrong, such as an eye
 MOTION_FILE = WEIGHTS / "motion" / "vcd_tiny_motion.safetensors"
 IDENTITY_FILE = WEIGHTS / "identities" / "vcd_tiny_robin.safetensors"
 
