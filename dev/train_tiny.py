@@ -46,8 +46,8 @@ from .server import host_from_environment
 BUDGETS = {"vae": 15.0, "frames64": 24.0, "frames128": 209.0, "motion": 352.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # from this time on layout and colours are decided, before it eyes and glasses
-EARLY = 0.3  # the share of pictures that are learned from NOISY on; 0.7 before the frames' last 61 minutes
-MEDIUM = 3  # how often a medium shot is learned beside the other framings, whose eyes come out; 1 before the last 24 minutes
+EARLY = 0.3  # the share of pictures that are learned from NOISY on; 0.7 before the last 61 minutes
+MEDIUM = 3  # how often a medium shot is learned beside the others, whose eyes come out; 1 before the last 24 minutes
 SETTLED = 750  # below this time one sees where people stand
 # shares of clips: how people move is decided early, what heads look like after it
 CLIP_TIMES = ((0, 400, 0.2), (400, SETTLED, 0.5), (SETTLED, 1000, 0.3))
