@@ -2,7 +2,7 @@
 
 Written to ``.host/bench/samples``: sheets of 32 captions (``pictures.jpg``, ``clips-1.jpg`` to ``clips-4.jpg``) and ``samples.md``, the share in
 which scene, framing and action are read as asked for, and what the tiny model's way to sample is good for: its motion's end and its sampler.
-Whether people are whole and clips show one person is for the eye.
+Whether people are whole and clips show one person is for the eye; how often both eyes of close-ups are found is counted.
 
     python run.py bench samples
 """
@@ -26,7 +26,7 @@ from vcd_core import plots, yunet
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
-from . import actions, reader
+from . import actions, eyes, reader
 
 COUNT, STEPS, SEED = 32, 20, 77
 ROWS, COLUMNS = 8, 8  # of a sheet
@@ -85,11 +85,15 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], list[Pair], dict[s
             if clip.framing != "far away":
                 seen = (mean(bool(faces) for faces in yunet.detect(x)) for x in both)
                 pairs.append(Pair(other, "frames in which a face is found (close-up and medium)", *seen))
+            if eyes.shown(clip):
+                seen = (mean(eyes.both(x)) for x in both)
+                pairs.append(Pair(other, "frames in which both eyes are found (close-ups without sunglasses)", *seen))
         print(
             f"{number + 1}/{COUNT} {caption}: " + (", ".join(k for k, ok in right.items() if not ok) or "right"),
             flush=True,
         )
-    return found, pairs, {**{name: accuracy["true frames"][name] for name in ("scene", "framing")}, **of_actions}
+    readers = {**{name: accuracy["true frames"][name] for name in ("scene", "framing")}, **of_actions}
+    return found, pairs, readers | {"both eyes of close-ups": eyes.accuracy(studio.vae)}
 
 
 def sheets(samples: list[Sample], folder: Path) -> None:

@@ -1,9 +1,11 @@
 """The figures of the samples benchmark, on samples that are known, and what its reader of actions learns from."""
 
+import random
+
 import torch
 from torch.nn import functional as F
 
-from benchmarks import actions, samples
+from benchmarks import actions, eyes, samples
 from vcd_core.tiny import world
 
 
@@ -74,3 +76,24 @@ def test_reading_takes_frames_of_any_size():
     images = torch.rand(16, 256, 192, 3)
     assert actions.halved(images).shape == (16, 3, actions.HALF, actions.HALF)
     assert actions.ActionReader().eval().read(images) in world.ACTIONS
+
+
+def test_a_close_up_that_lost_an_eye_is_told_from_a_whole_one():
+    rng = random.Random(4)
+    for person in world.identities(8, seed=3):
+        clip = world.random_clip(rng, person, framing="close-up", action="standing")
+        if not eyes.shown(clip):
+            continue
+        frame = world.render(clip, 0)
+        picture = torch.tensor(frame.image)[None] / 255
+        x, y, w, h = frame.faces[0]
+        cheek = picture[:, int(y + 0.66 * h), int(x + 0.27 * w)]
+        blind = picture.clone()
+        blind[:, int(y + 0.28 * h) : int(y + 0.54 * h), int(x + 0.5 * w) : int(x + 0.96 * w)] = cheek
+        assert eyes.both(torch.cat([picture, blind])) == [True, False], world.describe(person)
+
+
+def test_eyes_are_not_looked_for_behind_dark_glass_or_far_away():
+    clip = world.random_clip(random.Random(1), world.identities(1)[0], framing="close-up")
+    assert eyes.shown(clip) == (clip.people[0].glasses != "sunglasses")
+    assert not eyes.shown(world.random_clip(random.Random(1), framing="far away"))
