@@ -224,7 +224,6 @@ class _Pose:
     left_arm: float = 0.2
     right_arm: float = 0.2
     turn: float = 0.0
-    blink: bool = False
 
 
 def _phase(clip: Clip, number: int) -> random.Random:
@@ -268,18 +267,17 @@ def _pose(clip: Clip, index: int, number: int) -> _Pose:
     rng = _phase(clip, number)
     for _ in range(3):
         rng.random()
-    direction, blinks = rng.choice((-1, 1)), rng.random()
+    direction = rng.choice((-1, 1))
     beat = _beat(index)
-    blink = (index / FRAMES + blinks) % 1 < 0.07
     if clip.action == "walking":
         swing = 0.5 * math.sin(beat)
-        return _Pose(swing, 0.2 - 0.6 * swing, 0.2 + 0.6 * swing, 0.12 * direction, blink)
+        return _Pose(swing, 0.2 - 0.6 * swing, 0.2 + 0.6 * swing, 0.12 * direction)
     if clip.action == "jumping":
         lift = 0.3 + 1.3 * abs(math.sin(beat / 2))
-        return _Pose(0.15, lift, lift, 0.0, blink)
+        return _Pose(0.15, lift, lift)
     if clip.action == "waving":
-        return _Pose(0.0, 0.2, 2.75 + 0.4 * math.sin(beat), 0.0, blink)
-    return _Pose(0.0, 0.2, 0.2, 0.05 * math.sin(beat / 2), blink)
+        return _Pose(0.0, 0.2, 2.75 + 0.4 * math.sin(beat))
+    return _Pose(0.0, 0.2, 0.2, 0.05 * math.sin(beat / 2))
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
@@ -425,13 +423,10 @@ class _Layer:
         for side in (-1, 1):
             x = side * 0.36 + shift
             self._ellipse(x, 0.03, 0.24, 0.15, _shade(skin, 0.72))
-            if pose.blink:
-                self._limb(x - 0.16, 0.06, x + 0.16, 0.06, 0.06, (40, 28, 26))
-            else:
-                self._ellipse(x, 0.05, 0.19, 0.115, (246, 246, 246))
-                self._ellipse(x, 0.045, 0.115, 0.115, EYES[person.eyes])
-                self._ellipse(x, 0.045, 0.06, 0.06, (8, 8, 10))
-                self._limb(x - 0.19, -0.05, x + 0.19, -0.05, 0.05, (34, 24, 24))
+            self._ellipse(x, 0.05, 0.19, 0.115, (246, 246, 246))
+            self._ellipse(x, 0.045, 0.115, 0.115, EYES[person.eyes])
+            self._ellipse(x, 0.045, 0.06, 0.06, (8, 8, 10))
+            self._limb(x - 0.19, -0.05, x + 0.19, -0.05, 0.05, (34, 24, 24))
             self._limb(x - 0.22, -0.2 + 0.03 * side, x + 0.22, -0.2 - 0.03 * side, 0.08, brow)
         self._polygon([(-0.03 + shift, 0.1), (0.16 + shift, 0.44), (-0.14 + shift, 0.44)], _shade(skin, 0.84))
         for side in (-1, 1):
