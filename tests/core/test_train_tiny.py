@@ -1,9 +1,9 @@
-"""What the tiny model's motion training counts."""
+"""What the tiny model's motion training counts, and what is written of frames that went on."""
 
 import pytest
 import torch
 
-from dev.train_tiny import LIVELY, LOUDEST, STILL, clip_error
+from dev.train_tiny import LIVELY, LOUDEST, STILL, clip_error, halfway
 
 
 def clip(change, frames=16):
@@ -41,3 +41,11 @@ def test_cells_count_as_their_weights_say():
     assert float(found) == pytest.approx(0.3**2)
     both = clip_error(wrong, torch.zeros_like(clean), clean, left + 1)
     assert float(both) == pytest.approx((6 * 0.3**2 + 0.9**2) / 7)
+
+
+def test_frames_that_went_on_are_written_halfway_back():
+    start, end = {"a": torch.tensor([1.0, 3.0]), "words": torch.tensor([1])}, {"a": torch.tensor([2.0, -3.0]).half()}
+    found = halfway(start, end)
+    assert list(found) == ["a"]
+    assert found["a"].dtype == torch.half
+    assert found["a"].tolist() == [1.5, 0.0]
