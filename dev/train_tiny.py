@@ -747,7 +747,7 @@ def halfway(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]) -> dic
     """The mean of two states of the same weights, in half precision.
 
     Frames that went on alone draw better heads, but the motion module, trained on the former ones, no longer moves some
-    far walkers; halfway it does, and the heads are as good.
+    far walkers; halfway it does, and the heads are nearly as good.
     """
     return {key: ((start[key].float() + value.float()) / 2).half() for key, value in end.items()}
 
