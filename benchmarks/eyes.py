@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vcd_core import yunet
+from vcd_core.face import detect as yunet
 from vcd_core.tiny import world
 
 CONTRAST = 0.12  # the least standard deviation of the light in an eye's place; skin has less, drawn eyes more

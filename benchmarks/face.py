@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from dev import clips, convert_yunet
-from vcd_core import yunet
-from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import WEAK, Track, follow
+from vcd_core.face import detect as yunet
+from vcd_core.face.crop import crop, paste, windows
+from vcd_core.face.track import WEAK, Track, follow
 from vcd_core.tiny import world
 
 from .measure import interleaved, table

@@ -30,7 +30,7 @@ def split(studio: Studio, sizes: tuple[int, ...] = (128, 256)) -> float:
     """Print how a step divides at each size; returns the part outside the UNet at the last."""
     import comfy.sd
 
-    host, training = studio.module("nodes.host"), studio.module("vcd_core.id_training")
+    host, training = studio.module("nodes.host.training"), studio.module("vcd_core.training")
     files = random_models.full_size(studio.base / "models")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
         str(studio.base / "models" / "checkpoints" / files["sd15"])
@@ -56,7 +56,7 @@ def _times(training: Any, backend: Any, size: int) -> dict[str, float]:
 
     images, masks = pictures_of(world.identities(1)[0], 2)
     settings = training.Settings(size=size, batch=1, variants=1)
-    work = training.Training(backend, training.prepare(images, masks, settings), settings)
+    work = training.Training(backend, training.prepare(images, masks, settings.size, settings.fit), settings)
     for number in range(2):
         work.album.variant(number, 0)
     for step in range(STEPS + 1):
@@ -77,14 +77,14 @@ def held_out_loss(
     studio: Studio, person: world.Person, identity: Any, scene: str | None, outside: bool = False
 ) -> float:
     """The mean masked loss on frames of a person that no training saw; ``outside``: of what is not the person."""
-    host, training = studio.module("nodes.host"), studio.module("vcd_core.id_training")
+    host, training = studio.module("nodes.host.training"), studio.module("vcd_core.training")
     images, masks = pictures_of(person, 8, seed=1000, scene=scene)
     settings = training.Settings(
         person.class_word, size=SIDE, fit=training.FITS[1], template=TEMPLATE, augment=False, unmasked=0.0, batch=8
     )
     with host.gradients(), torch.no_grad():
         backend = host.TrainingModel(studio.model, studio.clip, studio.vae, person.class_word)
-        album = training.Album(training.prepare(images, masks, settings), backend, settings)
+        album = training.Album(training.prepare(images, masks, settings.size, settings.fit), backend, settings)
         vectors = (
             identity.tokens.vectors if identity else training.initial_vectors(backend, replace(settings, tokens=1))
         )

@@ -13,7 +13,7 @@ import torch
 
 from dev.host import PACK
 from dev.server import host_from_environment
-from vcd_core.noise_prior import covariance, sample
+from vcd_core.noise import covariance, sample
 
 from .measure import interleaved, peak_memory, table
 
@@ -38,7 +38,7 @@ def time_and_memory() -> bool:
         if frames <= 256:
             cases["release"] = lambda frames=frames: release(frames, 0.1, 0)
         seconds = interleaved(cases, repeats)
-        base = "import torch; from vcd_core.noise_prior import sample\n"
+        base = "import torch; from vcd_core.noise import sample\n"
         plain = peak_memory(base + f"x = torch.randn({shape})")
         ours = peak_memory(base + f"x = sample({shape}, 0.1, 0)")
         copies = (ours - plain) / (frames * 4 * 64 * 64 * 4 / 2**20)

@@ -35,8 +35,10 @@ from torch.nn import functional as F
 from dev import clips
 from dev.host import HOST
 from dev.studio import SIDE, Studio
-from vcd_core import crop_paste, id_training, metrics, noise_prior
-from vcd_core.face_tracks import masks_of
+from vcd_core import evaluate, training
+from vcd_core import noise as prior
+from vcd_core.face import crop as crops
+from vcd_core.face.track import masks_of
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
@@ -117,7 +119,7 @@ class Judge:
         if not faces.tracks:
             return torch.empty(0, SIDE, SIDE, 3)
         track = faces.tracks[0]
-        return crop_paste.crop(images, crop_paste.windows(track, faces.height, faces.width, 2.2), (SIDE, SIDE))
+        return crops.crop(images, crops.windows(track, faces.height, faces.width, 2.2), (SIDE, SIDE))
 
     def reference(self, person: world.Person) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of true pictures of a person, and of the faces in them."""
@@ -149,21 +151,21 @@ class Judge:
         pictures, portraits = self.reference(person)
         row: Row = {
             "attributes": mean(matches(r, person) for r in read),
-            "likeness": float(metrics.to_references(seen, pictures).mean()),
+            "likeness": float(evaluate.to_references(seen, pictures).mean()),
             "room": mean(r["scene"] == ROOM for r in read),
             "prompt followed": mean((r["scene"] == shot.scene) + (r["framing"] == shot.framing) for r in read) / 2,
         }
         if len(images) < 3:  # pictures, not a clip
             return row
-        row["consistency"] = float(metrics.temporal_consistency(seen).mean())
-        row["dynamics"] = float(metrics.dynamics(images).mean())
-        row["flicker"] = float(metrics.flicker(images).mean())
+        row["consistency"] = float(evaluate.temporal_consistency(seen).mean())
+        row["dynamics"] = float(evaluate.dynamics(images).mean())
+        row["flicker"] = float(evaluate.flicker(images).mean())
         faces = self.faces_in(images) if faces is None else faces
         row["face found"] = float(bool(faces.tracks))
         crops = self.face_crops(images, faces)
         if len(crops):
             row["face attributes"] = mean(matches(r, person, FACE) for r in self.reader.read(crops))
-            row["face likeness"] = float(metrics.to_references(self.embed(crops), portraits).mean())
+            row["face likeness"] = float(evaluate.to_references(self.embed(crops), portraits).mean())
         return row
 
 
@@ -246,7 +248,7 @@ class Bench:
     def identity(self, who: int, tokens: int = 4, masked: bool = True) -> Any:
         """The identity of a person, learned once from pictures that were all taken in one place."""
         path = self.folder / f"id_{who}_{tokens}_{'masked' if masked else 'unmasked'}.pt"
-        core, nodes = self.studio.module("vcd_core.id_tokens"), self.studio.module("nodes.identity")
+        core, nodes = self.studio.module("vcd_core.identity"), self.studio.module("nodes.identity")
         word = self.people[who].class_word
         if path.is_file():
             return nodes.Identity(core.IdTokens("id", torch.load(path, weights_only=True)), word)
@@ -291,7 +293,7 @@ def chance(people: Sequence[world.Person], count: int = 2000) -> float:
 
 def fingerprints() -> dict[str, str]:
     """What the kept figures of pictures and of clips depend on: the weights, and the files that say how they are made."""
-    modules = (Studio.__module__, id_training.__name__, __name__)
+    modules = (Studio.__module__, training.__name__, __name__)
     files = [tiny.MODEL_FILE, *READER_FILES, *(Path(sys.modules[m].__file__ or "") for m in modules)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
     pictures = digest.hexdigest()
@@ -334,7 +336,7 @@ def draw_clip(bench: Bench, shot: Shot, gamma: Any, case: str) -> torch.Tensor:
 
 
 def judge_clip(bench: Bench, shot: Shot, clip: torch.Tensor) -> Row:
-    steps = metrics.temporal_consistency(bench.judge.embed(clip))
+    steps = evaluate.temporal_consistency(bench.judge.embed(clip))
     half = len(steps) // 2
     halves = {"first half": float(steps[:half].mean()), "second half": float(steps[half + 1 :].mean())}
     return bench.judge.measure(clip, bench.people[shot.who], shot) | halves
@@ -349,7 +351,7 @@ def pictures(bench: Bench) -> None:
 
 def gammas(bench: Bench) -> None:
     """The noise prior: gammas beside the one of the stages, one that falls through the clip, and the class word."""
-    falling = noise_prior.parse_schedule(FALLING, world.FRAMES)
+    falling = prior.parse_schedule(FALLING, world.FRAMES)
     for shot in bench.shots:
         for gamma in GAMMAS:
             if gamma != GAMMA:
@@ -405,7 +407,7 @@ class Stages:
         if faces.tracks:
             region = masks_of(faces, factor=1.0)
             seen = [i for i in range(len(images)) if region[i].any()]
-            row["sharpness"] = float(metrics.sharpness(images[seen], region[seen]).mean())
+            row["sharpness"] = float(evaluate.sharpness(images[seen], region[seen]).mean())
         return row
 
 

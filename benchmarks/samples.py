@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 
 from dev.host import HOST
 from dev.studio import SIDE, Studio
-from vcd_core import plots, yunet
+from vcd_core import plots
+from vcd_core.face import detect as yunet
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 

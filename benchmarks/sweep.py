@@ -33,7 +33,7 @@ from dev.graph import to_api
 from dev.host import HOST, ROOT
 from dev.server import Server, host_from_environment
 from vcd_core import plots
-from vcd_core.metrics import PAPER, Figure
+from vcd_core.evaluate import PAPER, Figure
 
 QUICKSTART = ROOT / "workflows" / "01_quickstart.json"
 STAGES = {"VAEDecode": "T2V", "VCD_FaceRefine": "Face", "VCD_TiledDenoise": "Tiled"}

@@ -22,7 +22,7 @@ import torch
 from dev import random_models
 from dev.host import PACK, ROOT, link
 from dev.server import Server, host_from_environment
-from vcd_core import tiles
+from vcd_core import tiled as core
 from vcd_core.tiny import model as tiny
 
 from .measure import table
@@ -41,7 +41,7 @@ def enter() -> SimpleNamespace:
     pack = __import__(f"{PACK}.nodes.tiled", fromlist=["tiled"])
     model, clip, _ = random_models.tiny_sd15(0)
     autoencoder = tiny.PictureAutoencoder()
-    small = __import__(f"{PACK}.nodes.host", fromlist=["host"]).small_sd15
+    small = __import__(f"{PACK}.nodes.host.tiny", fromlist=["host"]).small_sd15
     vae = small(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, [])[2]
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
     return SimpleNamespace(node=pack, model=model, vae=vae, positive=encode("a man"), negative=encode(""))
@@ -88,7 +88,7 @@ def cost(host: SimpleNamespace) -> bool:
         start = time.perf_counter()
         sample(host, latent, tile, overlap, 3, model)
         total = time.perf_counter() - start
-        factor = tiles.grid(side // 8, side // 8, tile // 8, overlap // 8).cost
+        factor = core.grid(side // 8, side // 8, tile // 8, overlap // 8).cost
         drawn = spent["pixels"] / (3 * 2 * 16 * (side // 8) ** 2)
         outside = 1 - spent["seconds"] / total
         passed &= abs(drawn / factor - 1) < 1e-6 and outside < 0.05
@@ -105,7 +105,7 @@ def seams(host: SimpleNamespace) -> bool:
     side, tile, overlap = 64, 24, 4
     latent = torch.randn(8, 4, side, side, generator=torch.Generator().manual_seed(3))
     out = sample(host, latent, tile * 8, overlap * 8, 3, host.model)
-    places = tiles.starts(side, tile, overlap)
+    places = core.starts(side, tile, overlap)
     edges = [p for p in places if p] + [p + tile for p in places if p + tile < side]
     across = out.diff(dim=-1).abs().mean((0, 1, 2))
     chosen = torch.zeros(side - 1, dtype=torch.bool)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from vcd_core.yunet import WEIGHTS, YuNet
+from vcd_core.face.detect import WEIGHTS, YuNet
 
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
@@ -35,7 +35,7 @@ def onnx_file(folder: Path) -> Path:
 
 
 def convert(path: Path) -> dict[str, torch.Tensor]:
-    """The file's convolutions, in the order in which they run, under the names of ``vcd_core.yunet.YuNet``."""
+    """The file's convolutions, in the order in which they run, under the names of ``vcd_core.face.detect.YuNet``."""
     import onnx
     from onnx import numpy_helper
 

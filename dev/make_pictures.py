@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from vcd_core import metrics, plots
-from vcd_core.metrics import Figure
+from vcd_core import evaluate, plots
+from vcd_core.evaluate import Figure
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
@@ -67,7 +67,7 @@ class Painter:
     def __init__(self) -> None:
         self.studio = Studio()
         identity = self.studio.module("nodes.identity")
-        tokens = self.studio.module("vcd_core.id_tokens").load(tiny.IDENTITY_FILE)
+        tokens = self.studio.module("vcd_core.identity").load(tiny.IDENTITY_FILE)
         self.robin = identity.Identity(tokens, world.identities(1)[0].class_word)
         self.negative = self.studio.prompt("")
 
@@ -139,13 +139,13 @@ def main() -> None:
     )
     figures = {
         name: [
-            Figure("dynamics", metrics.dynamics(clip), "% of the diagonal a frame"),
-            Figure("flicker", metrics.flicker(clip), "255ths"),
-            Figure("sharpness", metrics.sharpness(clip), "variance of the Laplacian"),
+            Figure("dynamics", evaluate.dynamics(clip), "% of the diagonal a frame"),
+            Figure("flicker", evaluate.flicker(clip), "255ths"),
+            Figure("sharpness", evaluate.sharpness(clip), "variance of the Laplacian"),
         ]
         for name, clip in gammas.items()
     }
-    save("evaluate", plots.to_pil(plots.figures_chart(figures, metrics.PAPER)[0]), "11_evaluate")
+    save("evaluate", plots.to_pil(plots.figures_chart(figures, evaluate.PAPER)[0]), "11_evaluate")
 
     rng = random.Random(4)
     crowd = (world.random_person(rng), world.random_person(rng))

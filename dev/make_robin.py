@@ -17,7 +17,7 @@ def main() -> int:
     studio = Studio()
     person = world.identities(1)[0]
     identity = studio.learn(person, SEED)
-    id_tokens = studio.module("vcd_core.id_tokens")
+    core = studio.module("vcd_core.identity")
     about = {
         "class_word": person.class_word,
         "base_model": "VCD Tiny Model",
@@ -27,8 +27,8 @@ def main() -> int:
         "seed": str(SEED),
         "who": world.describe(person),
     }
-    tokens = id_tokens.IdTokens("vcd_tiny_robin", identity.tokens.vectors, about)
-    print(id_tokens.save(tokens, tiny.IDENTITY_FILE.parent, "vcd_tiny_robin", overwrite=True), world.describe(person))
+    tokens = core.IdTokens("vcd_tiny_robin", identity.tokens.vectors, about)
+    print(core.save(tokens, tiny.IDENTITY_FILE.parent, "vcd_tiny_robin", overwrite=True), world.describe(person))
     return 0
 
 

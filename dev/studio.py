@@ -72,7 +72,7 @@ class Studio:
         self, person: Person, seed: int = 0, masked: bool = True, scene: str | None = None, **changes: Any
     ) -> Any:
         """An identity learned by the pack's own trainer: what goes through the socket VCD_ID."""
-        training, host = self.module("vcd_core.id_training"), self.module("nodes.host")
+        training, host = self.module("vcd_core.training"), self.module("nodes.host.training")
         settings = training.Settings(
             **{
                 "class_word": person.class_word,
@@ -88,7 +88,7 @@ class Studio:
         with host.gradients():
             backend = host.TrainingModel(self.model, self.clip, self.vae, person.class_word)
             report = training.train(backend, images, masks if masked else None, settings)
-        tokens = self.module("vcd_core.id_tokens").IdTokens("id", report.vectors)
+        tokens = self.module("vcd_core.identity").IdTokens("id", report.vectors)
         return self.module("nodes.identity").Identity(tokens, person.class_word)
 
     def prompt(self, text: str, *identities: Any) -> Any:
@@ -110,12 +110,13 @@ class Studio:
         cfg: float = tiny.CFG,
     ) -> torch.Tensor:
         """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's own."""
-        host, prior = self.module("nodes.host"), self.module("vcd_core.noise_prior")
+        sampling, prior = self.module("nodes.host.sampling"), self.module("vcd_core.noise")
+        door = self.module("nodes.host.noise")
         noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
-        settings = host.Sampling(steps, cfg, sampler, "normal", 1.0, seed)
+        settings = sampling.Sampling(steps, cfg, sampler, "normal", 1.0, seed)
         model = model or (self.moving if moving else self.model)
-        model = host.with_step_noise(model, lambda fresh: prior.correlate(fresh, gamma))
-        latent = host.sample(
+        model = door.with_step_noise(model, lambda fresh: prior.correlate(fresh, gamma))
+        latent = sampling.sample(
             model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
         )
         return self.vae.decode(latent).float().cpu()

@@ -35,7 +35,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from vcd_core.motion_module import MotionInfo, MotionModel, MotionModule, slots
+from vcd_core.motion import MotionInfo, MotionModel, MotionModule, slots
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
@@ -322,7 +322,7 @@ class Painter:
         enter_host(host.comfy)
         sys.argv += ["--use-pytorch-cross-attention"]
         sys.path.insert(0, str(host.base / "custom_nodes"))
-        build = __import__(f"{PACK}.nodes.host", fromlist=["host"]).small_sd15
+        build = __import__(f"{PACK}.nodes.host.tiny", fromlist=["host"]).small_sd15
         model, clip, _ = build(tiny.UNET, tiny.HEADS, tiny.TEXT, tiny.PictureAutoencoder(), [])
         self.unet = model.model.diffusion_model
         self.encoder = clip.cond_stage_model.clip_l.transformer.text_model

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import evaluate, face, host, identity, motion, noise, segmentation, tiled, tiny, training
+from . import evaluate, face, identity, motion, noise, pictures, segmentation, tiled, tiny, training
+from .host.ui import register_replacement
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
     *motion.NODES,
     *identity.NODES,
+    *pictures.NODES,
     *training.NODES,
     *segmentation.NODES,
     *face.NODES,
@@ -22,7 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
 class VideoCustomDiffusion(ComfyExtension):
     async def on_load(self) -> None:
         for replacement in noise.REPLACEMENTS:
-            await host.register_replacement(replacement)
+            await register_replacement(replacement)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -1,4 +1,4 @@
-"""The paper's figures for a clip, or for several side by side (vcd_core.metrics)."""
+"""The paper's figures for a clip, or for several side by side (vcd_core.evaluate)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..vcd_core import metrics, plots
-from ..vcd_core.face_tracks import Faces, masks_of
-from ..vcd_core.metrics import Figure
-from . import host
-from .types import CATEGORY, FacesType
+from ..vcd_core import evaluate as core
+from ..vcd_core import plots
+from ..vcd_core.evaluate import Figure
+from ..vcd_core.face.track import Faces, masks_of
+from .host.files import add_model_folder, model_file, model_files
+from .host.ui import Progress, stop_if_asked, ui_text
+from .host.vision import embed_images, embed_text, vision_kind
+from .inputs import CATEGORY, FacesType
 
 EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
 ALIASES = [
@@ -29,7 +32,7 @@ ALIASES = [
 FACE_MODELS = "face_embedding"
 NO_MODEL = "none"
 
-host.add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
+add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
 
 
 def measure(
@@ -52,49 +55,49 @@ def measure(
         if absent:
             missing.append(f"{name}: needs {' and '.join(absent)}")
         else:
-            host.stop_if_asked()
+            stop_if_asked()
             found.append(Figure(name, values(), unit))
 
     for name, pictures in (("images", images), *(("references", batch) for batch in references)):
         if not torch.isfinite(pictures).all():
             raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
-    if clip_vision is not None and host.vision_kind(clip_vision).startswith("dino"):
+    if clip_vision is not None and vision_kind(clip_vision).startswith("dino"):
         raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
-    if dino is not None and host.vision_kind(dino) != "dinov2":
-        raise ValueError(f"The model in dino is {host.vision_kind(dino)}; expected a DINOv2 (large or giant).")
+    if dino is not None and vision_kind(dino) != "dinov2":
+        raise ValueError(f"The model in dino is {vision_kind(dino)}; expected a DINOv2 (large or giant).")
     text = prompt.strip() or None
-    wanted = host.embed_text(clip, text) if clip is not None and clip_vision is not None and text else None
+    wanted = embed_text(clip, text) if clip is not None and clip_vision is not None and text else None
     if wanted is not None:
-        metrics.to_text(host.embed_images(clip_vision, images[:1]), wanted)
+        core.to_text(embed_images(clip_vision, images[:1]), wanted)
     if faces is not None:
         faces.check(images)
     likeness = None if face_model == NO_MODEL or not references else _face_likeness(images, references, face_model)
     # so far what can be wrong with the inputs was found out; what takes long follows
-    seen = None if clip_vision is None else host.embed_images(clip_vision, images)
+    seen = None if clip_vision is None else embed_images(clip_vision, images)
 
     def against(model: Any, frames: torch.Tensor) -> torch.Tensor:
-        return metrics.to_references(frames, torch.cat([host.embed_images(model, batch) for batch in references]))
+        return core.to_references(frames, torch.cat([embed_images(model, batch) for batch in references]))
 
     add(
         "DINO",
         "cosine",
-        lambda: against(dino, host.embed_images(dino, images)),
+        lambda: against(dino, embed_images(dino, images)),
         references=references or None,
         a_DINOv2_in_dino=dino,
     )
     add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references or None, clip_vision=clip_vision)  # type: ignore[arg-type]
     add(
-        "CLIP-T", "cosine", lambda: metrics.to_text(seen, wanted), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
+        "CLIP-T", "cosine", lambda: core.to_text(seen, wanted), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
         a_prompt=text,
     )  # fmt: skip
     several = len(images) > 1 or None
     add(
-        "temporal consistency", "cosine", lambda: metrics.temporal_consistency(seen), clip_vision=clip_vision,  # type: ignore[arg-type]
+        "temporal consistency", "cosine", lambda: core.temporal_consistency(seen), clip_vision=clip_vision,  # type: ignore[arg-type]
         more_than_one_frame=several,
     )  # fmt: skip
-    add("dynamics", "% of the diagonal a frame", lambda: metrics.dynamics(images), more_than_one_frame=several)
-    add("flicker", "255ths", lambda: metrics.flicker(images), more_than_two_frames=len(images) > 2)
-    add("sharpness", "variance of the Laplacian", lambda: metrics.sharpness(images))
+    add("dynamics", "% of the diagonal a frame", lambda: core.dynamics(images), more_than_one_frame=several)
+    add("flicker", "255ths", lambda: core.flicker(images), more_than_two_frames=len(images) > 2)
+    add("sharpness", "variance of the Laplacian", lambda: core.sharpness(images))
     if likeness is None:
         missing.append("face likeness: needs references and a face model")
     else:
@@ -108,10 +111,10 @@ def measure(
         seen_in = [i for i in range(len(images)) if region[i].any()]
         between = [i - 1 for i in seen_in if {i - 1, i + 1} <= set(seen_in)]
         if seen_in:
-            values = metrics.sharpness(images[seen_in], region[seen_in])
+            values = core.sharpness(images[seen_in], region[seen_in])
             found.append(Figure("face sharpness", values, "variance of the Laplacian"))
         if between:
-            found.append(Figure("face flicker", metrics.flicker(images, region)[between], "255ths"))
+            found.append(Figure("face flicker", core.flicker(images, region)[between], "255ths"))
         else:
             missing.append("face flicker: needs three frames in a row with a tracked face")
     return found, missing
@@ -119,17 +122,17 @@ def measure(
 
 def _face_likeness(images: torch.Tensor, references: list[torch.Tensor], model: str) -> tuple[torch.Tensor | None, str]:
     """The likeness of each face that is found, and what to say where some or all are not."""
-    path = host.model_file(FACE_MODELS, model)
-    of_each = [metrics.face_embeddings(batch.cpu(), path)[0] for batch in references]
+    path = model_file(FACE_MODELS, model)
+    of_each = [core.face_embeddings(batch.cpu(), path)[0] for batch in references]
     wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
-    found, _ = metrics.face_embeddings(images, path)
+    found, _ = core.face_embeddings(images, path)
     for who, embeddings in (("reference pictures", wanted), ("clip", found)):
         if not len(embeddings):
             return None, f"face likeness: no face was found in the {who}"
     partly = (
         "" if len(found) == len(images) else f"face likeness: of the {len(found)} of {len(images)} frames with a face"
     )
-    return metrics.to_references(found, wanted), partly
+    return core.to_references(found, wanted), partly
 
 
 def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
@@ -138,7 +141,7 @@ def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
     lines = [f"| | {' | '.join(clips)} | paper: SD, VCD |", "|" + "---|" * (len(clips) + 2)]
     for name in names:
         values = [next((f"{f.mean:.3f}" for f in figures if f.name == name), "") for figures in clips.values()]
-        paper = ", ".join(f"{value:.3f}" for value in metrics.PAPER.get(name, ()))
+        paper = ", ".join(f"{value:.3f}" for value in core.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
     return "\n".join(
         [*lines, *(["", "Not computed, or in part:", *(f"- {line}" for line in missing)] if missing else [])]
@@ -178,7 +181,7 @@ def shared_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "face_model",
-            options=[NO_MODEL, *host.model_files(FACE_MODELS)],
+            options=[NO_MODEL, *model_files(FACE_MODELS)],
             default=NO_MODEL,
             optional=True,
             tooltip="A face embedding model (SFace, .onnx) in models/face_embedding, for face likeness.",
@@ -220,10 +223,10 @@ class Evaluate(io.ComfyNode):
         figures, missing = measure(one_clip(images, "images"), **settings_of(lists))
         text, chart = (
             as_text({"this clip": figures}, missing),
-            plots.figures_chart({"this clip": figures}, metrics.PAPER),
+            plots.figures_chart({"this clip": figures}, core.PAPER),
         )
         means = {figure.name: figure.mean for figure in figures}
-        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **host.shown(text)}
+        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 
 
@@ -270,15 +273,15 @@ class Compare(io.ComfyNode):
             raise ValueError(
                 f"The clips differ in size ({shown}); scale them to one size, or sharpness would compare sizes."
             )
-        progress = host.Progress(len(named))
+        progress = Progress(len(named))
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
         for name, images in named.items():
             figures[name], lacking = measure(images, **settings)
             missing |= dict.fromkeys(lacking)
             progress.advance()
-        text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, metrics.PAPER)
-        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **host.shown(text)})
+        text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, core.PAPER)
+        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
 
 
 def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Face VCD: follow faces, cut a face video out, refine it, put it back (vcd_core: yunet, face_tracks, crop_paste)."""
+"""Face VCD: follow faces, cut a face video out, refine it, put it back (vcd_core.face)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..vcd_core import crop_paste, face_tracks, noise_prior, plots, yunet
-from ..vcd_core.face_tracks import Choice, Faces, Track
-from . import host
-from .refine import NotFinite, refine
-from .types import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
+from ..vcd_core import face as core
+from ..vcd_core import noise as prior
+from ..vcd_core import plots
+from ..vcd_core.face.track import Choice, Faces, Track
+from .host.cut import check_conditioning, conditioning_of
+from .host.memory import torch_device
+from .host.model import Model
+from .host.pictures import check_vae
+from .host.sampling import Sampling
+from .host.ui import Progress, ui_text
+from .host.vision import likeness_to
+from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
+from .stage import NotFinite, refine
 
 FACE_CATEGORY = f"{CATEGORY}/face"
 ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
@@ -26,7 +34,7 @@ MORE_IDENTITIES = 4
 class Crop:
     """What Face VCD Crop cut out (the socket VCD_CROP)."""
 
-    windows: crop_paste.Windows
+    windows: core.crop.Windows
     faces: Faces
 
 
@@ -38,23 +46,23 @@ def track_faces(
     small_faces: bool = False,
     bboxes: Any = None,
     masks: torch.Tensor | None = None,
-    progress: host.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Faces:
     """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
     if bboxes is not None:
-        detections = face_tracks.from_boxes(bboxes, frames, height, width)
+        detections = core.track.from_boxes(bboxes, frames, height, width)
     elif masks is not None:
-        detections = face_tracks.from_masks(masks)
+        detections = core.track.from_masks(masks)
     else:
         detections = []
         for chunk in images.split(16):
-            detections += yunet.detect(chunk, face_tracks.WEAK * threshold, small_faces, device=host.torch_device())
+            detections += core.detect.detect(chunk, core.track.WEAK * threshold, small_faces, device=torch_device())
             if progress:
                 progress.advance(len(chunk))
     given = bboxes is not None or masks is not None
     counts = {"sure": 0.0} if given else {"threshold": threshold}
-    tracks = face_tracks.follow(images, detections, max_gap=max_gap, min_length=min_length, **counts)
+    tracks = core.track.follow(images, detections, max_gap=max_gap, min_length=min_length, **counts)
     return Faces(frames, height, width, tracks)
 
 
@@ -76,7 +84,7 @@ def no_faces(if_none: str) -> None:
     logging.warning("Face VCD: %s The clip is passed through.", message)
 
 
-def which_inputs(choices: tuple[Choice, ...] = face_tracks.CHOICES) -> list[io.Input]:
+def which_inputs(choices: tuple[Choice, ...] = core.track.CHOICES) -> list[io.Input]:
     return [
         io.Combo.Input(
             "which",
@@ -163,16 +171,16 @@ class FaceTrack(io.ComfyNode):
         clip_vision: Any = None,
         if_none: str = PASS,
     ) -> io.NodeOutput:
-        progress = host.Progress(len(images))
+        progress = Progress(len(images))
         images = images.cpu()
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
         if not faces.tracks:
             no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
-        boxes = face_tracks.boxes_of(faces)
+        boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes)
-        mask = face_tracks.masks_of(faces)
+        mask = core.track.masks_of(faces)
         return io.NodeOutput(
             faces, preview, boxes, mask, ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls)
         )
@@ -193,10 +201,10 @@ def pick(
             raise ValueError("'like the reference' needs a reference picture and a CLIP vision model; connect both.")
         views = []
         for track in faces.tracks:
-            place = crop_paste.windows(track, faces.height, faces.width, 1.5)
-            views.append(crop_paste.crop(images[..., :3], place, (224, 224))[:: max(1, len(place.centres) // 8)])
-        likeness = host.likeness(clip_vision, reference, views)
-    return face_tracks.choose(faces.tracks, which, index, likeness)
+            place = core.crop.windows(track, faces.height, faces.width, 1.5)
+            views.append(core.crop.crop(images[..., :3], place, (224, 224))[:: max(1, len(place.centres) // 8)])
+        likeness = likeness_to(clip_vision, reference, views)
+    return core.track.choose(faces.tracks, which, index, likeness)
 
 
 def window_inputs() -> list[io.Input]:
@@ -280,9 +288,9 @@ class FaceCrop(io.ComfyNode):
         faces.check(images)
         if index >= len(faces.tracks):
             raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
-        size = crop_paste.crop_size(refine_size, aspect)
-        place = crop_paste.windows(faces.tracks[index], faces.height, faces.width, crop_factor, size[1] / size[0])
-        crops = crop_paste.crop(images[..., :3].cpu(), place, size)
+        size = core.crop.crop_size(refine_size, aspect)
+        place = core.crop.windows(faces.tracks[index], faces.height, faces.width, crop_factor, size[1] / size[0])
+        crops = core.crop.crop(images[..., :3].cpu(), place, size)
         return io.NodeOutput(crops, Crop(place, faces))
 
 
@@ -322,7 +330,7 @@ class FacePaste(io.ComfyNode):
         crop.faces.check(images)
         images, refined = images.cpu(), refined[..., :3].cpu()
         masks = frame_masks(mask, images)
-        done = crop_paste.paste(images[..., :3], refined, crop.windows, feather, paste_factor, masks, match_colour)
+        done = core.crop.paste(images[..., :3], refined, crop.windows, feather, paste_factor, masks, match_colour)
         return io.NodeOutput(torch.cat([done, images[..., 3:]], -1))
 
 
@@ -367,7 +375,7 @@ class FaceRefine(io.ComfyNode):
                 seed_input(),
                 *window_inputs(),
                 *paste_inputs(),
-                *which_inputs(face_tracks.CHOICES[:-1]),
+                *which_inputs(core.track.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
@@ -385,7 +393,7 @@ class FaceRefine(io.ComfyNode):
     def execute(
         cls,
         images: torch.Tensor,
-        model: host.Model,
+        model: Model,
         vae: Any,
         positive: Any,
         negative: Any,
@@ -409,48 +417,48 @@ class FaceRefine(io.ComfyNode):
         if_none: str = PASS,
         **more: Any,
     ) -> io.NodeOutput:
-        noise_prior.check_gamma(gamma)
-        host.check_vae(vae, len(images))
+        prior.check_gamma(gamma)
+        check_vae(vae, len(images))
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
-        size = crop_paste.crop_size(refine_size, aspect)
+        size = core.crop.crop_size(refine_size, aspect)
         images = images[..., :3].cpu()
         masks = frame_masks(mask, images)
         for name, conditioning in (("positive", positive), ("negative", negative), *more.items()):
             if conditioning is not None:
-                host.check_conditioning(conditioning, len(images), name)
+                check_conditioning(conditioning, len(images), name)
         if faces is None:
-            faces = track_faces(images, progress=host.Progress(len(images)))
+            faces = track_faces(images, progress=Progress(len(images)))
         faces.check(images)
-        tracks = face_tracks.choose(faces.tracks, which, index) if faces.tracks else []
+        tracks = core.track.choose(faces.tracks, which, index) if faces.tracks else []
         shown = Faces(faces.frames, faces.height, faces.width, tracks)
         if not tracks:
             no_faces(if_none)
-            return io.NodeOutput(images, images, len(images), ui=host.shown("No face was found."))
+            return io.NodeOutput(images, images, len(images), ui=ui_text("No face was found."))
         prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
-        people = face_tracks.people(faces.tracks)  # of all faces, so that a chosen one keeps its number
+        people = core.track.people(faces.tracks)  # of all faces, so that a chosen one keeps its number
         person_of = {id(track): person for track, person in zip(faces.tracks, people, strict=True)}
         if any(prompts[1:]):
             tracks = sorted(tracks, key=lambda track: (person_of[id(track)], track.start))
-            count, at_once = max(people) + 1, face_tracks.most_at_once(faces.tracks)
+            count, at_once = max(people) + 1, core.track.most_at_once(faces.tracks)
             if count > at_once:
                 logging.warning(
                     "Face VCD: %d people are told apart, but never more than %d are seen at once. If one of them got "
                     "another's prompt, raise max_gap in Face VCD Track, or refine each scene by itself.", count, at_once,
                 )  # fmt: skip
-        settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
-        progress = host.Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
+        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
+        progress = Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
         out, pairs, done = images.clone(), [], 0
         for number, track in enumerate(tracks):
-            place = crop_paste.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
-            crops = crop_paste.crop(images, place, size)
+            place = core.crop.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
+            crops = core.crop.crop(images, place, size)
             person = person_of[id(track)]
             prompt = prompts[person] if person < len(prompts) and prompts[person] is not None else positive
             picture = (faces.height, faces.width)
             cut = partial(cut_like, place=replace(place, start=0), size=size, picture=picture)
             controls: dict[int, Any] = {}
             prompt, against = (
-                host.conditioning_of(c, track.frames, len(images), picture, cut, controls) for c in (prompt, negative)
+                conditioning_of(c, track.frames, len(images), picture, cut, controls) for c in (prompt, negative)
             )
             try:
                 refined = refine(crops, model, vae, prompt, against, settings, gamma, progress)
@@ -459,21 +467,21 @@ class FaceRefine(io.ComfyNode):
                 refined = crops
             pairs.append(torch.cat([crops, refined], 2))
             if refined is not crops:
-                crop_paste.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
+                core.crop.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
                 done += 1
         missed = shown.without_face()
         left = "denoise is 0" if denoise == 0 else "see the log"
         text = f"{done} of {len(tracks)} faces refined" + (f" ({left})" if done < len(tracks) else "")
         text += f"; {missed} of {len(images)} frames have none and passed through."
-        return io.NodeOutput(out, torch.cat(pairs), missed, ui=host.shown(text))
+        return io.NodeOutput(out, torch.cat(pairs), missed, ui=ui_text(text))
 
 
 def cut_like(
-    images: torch.Tensor, place: crop_paste.Windows, size: tuple[int, int], picture: tuple[int, int]
+    images: torch.Tensor, place: core.crop.Windows, size: tuple[int, int], picture: tuple[int, int]
 ) -> torch.Tensor:
     """Masks or hints of a window's frames cut as the pictures were, whatever their own size."""
     same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
-    return crop_paste.crop(same.movedim(1, -1), place, size, limits=None)
+    return core.crop.crop(same.movedim(1, -1), place, size, limits=None)
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

@@ -1,4 +1,4 @@
-"""Identities: load them, write prompts with them, save them (vcd_core.id_tokens)."""
+"""Identities: load them, write prompts with them, save them (vcd_core.identity)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..vcd_core import id_tokens
-from ..vcd_core.id_tokens import IdTokens
-from . import host
-from .types import CATEGORY, IdType
+from ..vcd_core import identity as core
+from ..vcd_core.identity import IdTokens
+from .host.files import forget_file_lists, model_file, model_files, models_path
+from .host.text import blend_conditioning, encode_text, text_widths
+from .host.ui import ui_text
+from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
 ALIASES = ["magic me", "vcd", "textual inversion", "embedding", "identity", "face id", "consistent character"]
@@ -46,8 +48,7 @@ class IdLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[with_slashes(name) for name in id_tokens.names_of(host.model_files(EMBEDDINGS))]
-                    or [NONE_THERE],
+                    options=[with_slashes(name) for name in core.names_of(model_files(EMBEDDINGS))] or [NONE_THERE],
                     tooltip="A file in models/embeddings, subfolders included.",
                 ),
                 io.String.Input(
@@ -67,14 +68,14 @@ class IdLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, class_word: str, strength: float) -> float:
-        return Path(host.model_file(EMBEDDINGS, with_slashes(file))).stat().st_mtime
+        return Path(model_file(EMBEDDINGS, with_slashes(file))).stat().st_mtime
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         """Also takes the names of graphs made on Windows, with a backslash; ``None`` is a name that comes through a link."""
         try:
             if file is not None:
-                host.model_file(EMBEDDINGS, with_slashes(file))
+                model_file(EMBEDDINGS, with_slashes(file))
         except ValueError as error:
             return str(error)
         return True
@@ -82,14 +83,14 @@ class IdLoader(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, class_word: str, strength: float) -> io.NodeOutput:
         file = with_slashes(file)
-        tokens = id_tokens.load(host.model_file(EMBEDDINGS, file))
+        tokens = core.load(model_file(EMBEDDINGS, file))
         name = f"embedding:{Path(file).with_suffix('').as_posix()}"
         written = name if strength == 1 else f"({name}:{strength:g})"
         text = f"{written} {class_word}".strip()
         said = tokens.describe()
         if len(name.split()) > 1:
             said += ". ComfyUI's own prompt nodes end a name at a space: rename the file to use the output 'prompt'."
-        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=host.shown(said))
+        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=ui_text(said))
 
 
 class IdTextEncode(io.ComfyNode):
@@ -141,8 +142,8 @@ class IdTextEncode(io.ComfyNode):
             raise ValueError("CLIP is missing: the checkpoint holds no text encoder. Load one with a CLIP loader.")
         found = by_name([identity for identity in (ids or {}).values() if identity is not None])
         for identity in found.values():
-            id_tokens.check_width(identity.tokens, host.text_widths(clip))
-        keys = id_tokens.parse_schedule(prompt)
+            core.check_width(identity.tokens, text_widths(clip))
+        keys = core.parse_schedule(prompt)
         if keys is None:
             return io.NodeOutput(encode(clip, prompt, found))
         if keys[-1][0] >= frames:
@@ -151,8 +152,8 @@ class IdTextEncode(io.ComfyNode):
                 "the clip."
             )
         rows = [encode(clip, text, found)[0] for _, text in keys]
-        weights = id_tokens.schedule_weights([start for start, _ in keys], frames, blend)
-        return io.NodeOutput(host.blend_conditioning(rows, weights, encode(clip, "", {})[0]))
+        weights = core.schedule_weights([start for start, _ in keys], frames, blend)
+        return io.NodeOutput(blend_conditioning(rows, weights, encode(clip, "", {})[0]))
 
 
 def by_name(identities: list[Identity]) -> dict[str, Identity]:
@@ -173,9 +174,9 @@ def encode(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
         name: mark if identities[name].strength == 1 else f"({mark}:{identities[name].strength:g})"
         for name, mark in marks.items()
     }
-    text = id_tokens.place(prompt, written, {name: identity.class_word for name, identity in identities.items()})
+    text = core.place(prompt, written, {name: identity.class_word for name, identity in identities.items()})
     vectors = {marks[name].removeprefix("embedding:"): i.tokens.by_encoder() for name, i in identities.items()}
-    return host.encode_text(clip, text, vectors)
+    return encode_text(clip, text, vectors)
 
 
 class IdSave(io.ComfyNode):
@@ -201,12 +202,12 @@ class IdSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
-        folder = host.models_path(EMBEDDINGS)
+        folder = models_path(EMBEDDINGS)
         tokens = IdTokens(id.tokens.name, id.tokens.vectors, {"class_word": id.class_word, **id.tokens.provenance})
-        path = id_tokens.save(tokens, folder, name, overwrite)
-        host.forget_file_lists()
+        path = core.save(tokens, folder, name, overwrite)
+        forget_file_lists()
         file = path.relative_to(folder.resolve()).as_posix()
-        return io.NodeOutput(file, ui=host.shown(f"Saved as {file}: {tokens.describe()}"))
+        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}: {tokens.describe()}"))
 
 
 NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -1,4 +1,4 @@
-"""AnimateDiff motion on a MODEL (maths: vcd_core.motion_module)."""
+"""AnimateDiff motion on a MODEL (maths: vcd_core.motion)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..vcd_core import motion_module
-from ..vcd_core.motion_module import MotionModel, MotionModule, Place
-from . import host
-from .types import CATEGORY
+from ..vcd_core import motion as core
+from ..vcd_core.motion import MotionModel, MotionModule, Place
+from .host.files import add_model_folder, model_file, model_files
+from .host.model import Model, kind_of, operations
+from .host.motion import with_beta_schedule, with_blocks, with_hints_of_windows, with_norms_over_frames
+from .host.wrappers import WhileSampling, clip_frames, with_unet_call
+from .inputs import CATEGORY
 
 KEY = "vcd_motion"
 FILES, LORAS = "animatediff_models", "animatediff_motion_lora"
@@ -20,17 +23,17 @@ SCHEDULES = {"linear (AnimateDiff)": "sqrt_linear", "the model's own": None}
 NO_LORA = "none"
 FEWEST = 8
 
-host.add_model_folder(FILES, "animatediff_models", EXTENSIONS)
-host.add_model_folder(LORAS, "animatediff_motion_lora", EXTENSIONS)
+add_model_folder(FILES, "animatediff_models", EXTENSIONS)
+add_model_folder(LORAS, "animatediff_motion_lora", EXTENSIONS)
 
 
 def apply(
-    model: host.Model,
+    model: Model,
     motion: MotionModel,
     strength: float,
     scales: dict[Place, float],
     part: tuple[float, float] = (0.0, 1.0),
-) -> host.Model:
+) -> Model:
     """``model`` with motion modules in its UNet; each adds its branch with ``strength`` times its place's scale.
 
     Args:
@@ -43,30 +46,30 @@ def apply(
         raise ValueError(
             f"start_percent is {part[0]:g} and end_percent {part[1]:g}; expected 0 <= start_percent < end_percent <= 1."
         )
-    list(motion_module.slots(model.model.diffusion_model, motion))
+    list(core.slots(model.model.diffusion_model, motion))
     longest, clip = motion.info.frames, {"frames": 1}
     warned: set[int] = set()
-    on = host.WhileSampling(part)
+    on = WhileSampling(part)
 
     def call(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
         assert isinstance(module, MotionModule)
         return module(x, frames, strength * scales[module.place]) if on.now else x
 
     def before(x: torch.Tensor, transformer_options: dict[str, Any]) -> None:
-        frames = host.clip_frames(x.shape[0], transformer_options)
+        frames = clip_frames(x.shape[0], transformer_options)
         clip["frames"] = frames if on.update(transformer_options) else 1
-        motion_module.check_frames(x.shape[0], frames, longest)
+        core.check_frames(x.shape[0], frames, longest)
         if frames < FEWEST and frames not in warned:
             warned.add(frames)
             logging.warning("AnimateDiff moves %d frames; below %d it was not trained and looks poor.", frames, FEWEST)
 
-    model = host.with_blocks(model, KEY, motion, MotionModule, motion_module.slots, call)
+    model = with_blocks(model, KEY, motion, MotionModule, core.slots, call)
     if motion.info.version == "v1":  # the v1 modules were trained with norms over the whole clip
-        model = host.with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
+        model = with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
     else:
         model.remove_injections(f"{KEY}_norms")
-    model = host.with_hints_of_windows(model, KEY)
-    return host.with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
+    model = with_hints_of_windows(model, KEY)
+    return with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
 
 
 class MotionModuleNode(io.ComfyNode):
@@ -100,7 +103,7 @@ class MotionModuleNode(io.ComfyNode):
                 io.Model.Input("model", tooltip="An SD 1.5 model."),
                 io.Combo.Input(
                     "motion_module",
-                    options=host.model_files(FILES),
+                    options=model_files(FILES),
                     tooltip="A motion module for SD 1.5 in models/animatediff_models (v1, v2 or v3).",
                 ),
                 io.Float.Input(
@@ -119,7 +122,7 @@ class MotionModuleNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "motion_lora",
-                    options=[NO_LORA, *host.model_files(LORAS)],
+                    options=[NO_LORA, *model_files(LORAS)],
                     default=NO_LORA,
                     optional=True,
                     tooltip="A camera move (v2_lora_*) in models/animatediff_motion_lora.",
@@ -150,7 +153,7 @@ class MotionModuleNode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: host.Model,
+        model: Model,
         motion_module: str,
         strength: float,
         beta_schedule: str,
@@ -166,21 +169,21 @@ class MotionModuleNode(io.ComfyNode):
         scales: dict[Place, float] = {"down": down_scale, "mid": mid_scale, "up": up_scale}
         model = apply(model, motion, strength, scales, (start_percent, end_percent))
         schedule = SCHEDULES[beta_schedule]
-        return io.NodeOutput(host.with_beta_schedule(model, schedule) if schedule else model)
+        return io.NodeOutput(with_beta_schedule(model, schedule) if schedule else model)
 
 
-def load(model: host.Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:
+def load(model: Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:
     """The motion modules of a chosen file, in the model's dtype, with a motion LoRA merged in."""
-    kind = host.kind_of(model)
+    kind = kind_of(model)
     if kind != "SD15":
         raise ValueError(f"The model is {kind}; motion modules are for SD 1.5. Load an SD 1.5 checkpoint.")
-    state = motion_module.read(host.model_file(FILES, file))
-    motion_module.inspect(state, file)
+    state = core.read(model_file(FILES, file))
+    core.inspect(state, file)
     if lora != NO_LORA:
-        tensors = motion_module.read(host.model_file(LORAS, lora))
-        state = motion_module.merge_lora(state, tensors, lora_strength, lora)
-    ops, dtype = host.operations(model)
-    return motion_module.build(state, file, ops, dtype)
+        tensors = core.read(model_file(LORAS, lora))
+        state = core.merge_lora(state, tensors, lora_strength, lora)
+    ops, dtype = operations(model)
+    return core.build(state, file, ops, dtype)
 
 
 NODES: list[type[io.ComfyNode]] = [MotionModuleNode]

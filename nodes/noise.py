@@ -1,31 +1,34 @@
-"""The noise prior's four nodes: as a LATENT, as NOISE, on a MODEL, and as a picture (maths: vcd_core.noise_prior)."""
+"""The noise prior's four nodes: as a LATENT, as NOISE, on a MODEL, and as a picture (maths: vcd_core.noise)."""
 
 from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..vcd_core import noise_prior, plots
-from . import host
-from .types import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
+from ..vcd_core import noise as core
+from ..vcd_core import plots
+from .host.memory import intermediate_device
+from .host.model import Latent, Model, latent_channels
+from .host.noise import latent_that_starts_as, with_initial_noise, with_step_noise, without_noise_prior
+from .inputs import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
 
 NOISE_CATEGORY = f"{CATEGORY}/noise"
 ALIASES = ["3d gaussian noise", "magic me", "video custom diffusion", "vcd", "correlated noise"]
 
 
-def clip_gamma(gamma: float, schedule: str, frames: int) -> noise_prior.Gamma:
+def clip_gamma(gamma: float, schedule: str, frames: int) -> core.Gamma:
     """The gamma of a clip of this many frames, from the two widgets."""
-    return noise_prior.parse_schedule(schedule, frames) if schedule.strip() else gamma
+    return core.parse_schedule(schedule, frames) if schedule.strip() else gamma
 
 
 def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
     """Refuse at the node what can be refused before the number of frames is known."""
-    noise_prior.check_gamma(gamma)
+    core.check_gamma(gamma)
     if schedule.strip():
         if closed_loop:
             raise ValueError("A closed loop takes one gamma: clear gamma_schedule, or switch closed_loop off.")
-        frames = 2 if ":" in schedule else 1 + len(noise_prior.schedule_parts(schedule))
-        noise_prior.parse_schedule(schedule, frames)
+        frames = 2 if ":" in schedule else 1 + len(core.schedule_parts(schedule))
+        core.parse_schedule(schedule, frames)
 
 
 class NoisePriorLatent(io.ComfyNode):
@@ -47,7 +50,7 @@ class NoisePriorLatent(io.ComfyNode):
                 seed_input(io.ControlAfterGenerate.fixed),
                 io.Combo.Input(
                     "layout",
-                    options=list(noise_prior.LAYOUTS),
+                    options=list(core.LAYOUTS),
                     default="comfy",
                     tooltip="comfy: with gamma 0 the noise that a KSampler draws for this seed. "
                     "magic-me: the noise of the Magic-Me release's node for this seed.",
@@ -74,8 +77,8 @@ class NoisePriorLatent(io.ComfyNode):
         frames: int,
         gamma: float,
         seed: int,
-        layout: noise_prior.Layout,
-        model: host.Model | None = None,
+        layout: core.Layout,
+        model: Model | None = None,
         sigmas: torch.Tensor | None = None,
         gamma_schedule: str = "",
         closed_loop: bool = False,
@@ -90,38 +93,36 @@ class NoisePriorLatent(io.ComfyNode):
                 "or neither for noise of unit variance."
             )
         shape = (frames, 4, height // 8, width // 8)
-        noise = noise_prior.sample(shape, clip_gamma(gamma, gamma_schedule, frames), seed, layout, closed_loop)
+        noise = core.sample(shape, clip_gamma(gamma, gamma_schedule, frames), seed, layout, closed_loop)
         if model is not None and sigmas is not None:
-            channels, dimensions = host.latent_channels(model)
+            channels, dimensions = latent_channels(model)
             if (channels, dimensions) != (4, 2):
                 raise ValueError(
                     f"This model's latents have {channels} channels and {dimensions} dimensions; this node draws "
                     "4 channels and 2 dimensions. Use '3D Noise Prior' or 'Apply 3D Noise Prior', which fit any model."
                 )
-            noise = host.latent_that_starts_as(model, sigmas, noise)
-        return io.NodeOutput({"samples": noise.to(host.intermediate_device())})
+            noise = latent_that_starts_as(model, sigmas, noise)
+        return io.NodeOutput({"samples": noise.to(intermediate_device())})
 
 
 class CorrelatedNoise:
     """A NOISE object: ComfyUI asks it for the noise of the latent that is about to be sampled."""
 
-    def __init__(
-        self, gamma: float, seed: int, layout: noise_prior.Layout, gamma_schedule: str, closed_loop: bool
-    ) -> None:
+    def __init__(self, gamma: float, seed: int, layout: core.Layout, gamma_schedule: str, closed_loop: bool) -> None:
         self.seed = seed
         self.gamma, self.layout, self.gamma_schedule, self.closed_loop = gamma, layout, gamma_schedule, closed_loop
 
-    def generate_noise(self, input_latent: host.Latent) -> torch.Tensor:
+    def generate_noise(self, input_latent: Latent) -> torch.Tensor:
         samples = input_latent["samples"]
         if samples.is_nested:
             raise ValueError(
                 "This latent holds several parts (such as a video and its sound); the noise prior knows one. Use RandomNoise."
             )
         batch_index = input_latent.get("batch_index")
-        dim = noise_prior.frame_dim(samples.ndim)
+        dim = core.frame_dim(samples.ndim)
         frames = samples.shape[dim] if batch_index is None or dim else max(batch_index) + 1
         gamma = clip_gamma(self.gamma, self.gamma_schedule, frames)
-        noise = noise_prior.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
+        noise = core.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
         return noise.to(samples.dtype)
 
 
@@ -140,7 +141,7 @@ class NoisePrior(io.ComfyNode):
                 seed_input(),
                 io.Combo.Input(
                     "layout",
-                    options=list(noise_prior.LAYOUTS),
+                    options=list(core.LAYOUTS),
                     default="comfy",
                     tooltip="comfy: with gamma 0 equal to RandomNoise of this seed. "
                     "magic-me: the noise of the Magic-Me release's node for this seed.",
@@ -156,7 +157,7 @@ class NoisePrior(io.ComfyNode):
         cls,
         gamma: float,
         seed: int,
-        layout: noise_prior.Layout,
+        layout: core.Layout,
         gamma_schedule: str = "",
         closed_loop: bool = False,
     ) -> io.NodeOutput:
@@ -195,7 +196,7 @@ class ApplyNoisePrior(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: host.Model,
+        model: Model,
         gamma: float,
         gamma_schedule: str = "",
         closed_loop: bool = False,
@@ -204,11 +205,11 @@ class ApplyNoisePrior(io.ComfyNode):
         check_gamma(gamma, gamma_schedule, closed_loop)
 
         def correlate(noise: torch.Tensor) -> torch.Tensor:
-            dim = noise_prior.frame_dim(noise.ndim)
-            return noise_prior.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
+            dim = core.frame_dim(noise.ndim)
+            return core.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
 
-        model = host.with_initial_noise(host.without_noise_prior(model), correlate)
-        return io.NodeOutput(host.with_step_noise(model, correlate) if each_step else model)
+        model = with_initial_noise(without_noise_prior(model), correlate)
+        return io.NodeOutput(with_step_noise(model, correlate) if each_step else model)
 
 
 class NoisePriorPreview(io.ComfyNode):
@@ -241,10 +242,10 @@ class NoisePriorPreview(io.ComfyNode):
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
         clip = clip_gamma(gamma, gamma_schedule, frames)
-        noise = noise_prior.sample((frames, 4, 64, 64), clip, seed, closed_loop=closed_loop)
+        noise = core.sample((frames, 4, 64, 64), clip, seed, closed_loop=closed_loop)
         label = f"gamma {gamma:g}" if clip is gamma else f"gamma {gamma_schedule.strip()}"
         figure = plots.noise_prior_figure(
-            noise_prior.covariance(frames, clip, closed_loop), noise_prior.measured_covariance(noise), noise, label
+            core.covariance(frames, clip, closed_loop), core.measured_covariance(noise), noise, label
         )
         return io.NodeOutput(figure, plots.noise_frames(noise, size=256), ui=ui.PreviewImage(figure, cls=cls))
 

@@ -10,21 +10,23 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import plots, segmentation
-from . import host
-from .types import CATEGORY, BoxesType
+from .host.files import add_model_folder, model_files, model_folders, model_path, models_path
+from .host.memory import make_room, torch_device
+from .host.ui import Progress
+from .inputs import CATEGORY, BoxesType
 
 DETECTORS, SEGMENTERS = "grounding-dino", "sams"
 BERT = "bert-base-uncased"
 NONE_THERE = "none found: see the help page"
 
-host.add_model_folder(DETECTORS, "grounding-dino", {".pth"})
-host.add_model_folder(SEGMENTERS, "sams", {".pth"})
+add_model_folder(DETECTORS, "grounding-dino", {".pth"})
+add_model_folder(SEGMENTERS, "sams", {".pth"})
 
 
 def options(name: str) -> list[str]:
     """Model folders and original files that can be chosen."""
-    folders = [folder for folder in host.model_folders(name) if folder != BERT]
-    files = [file for file in host.model_files(name) if file.endswith(".pth")]
+    folders = [folder for folder in model_folders(name) if folder != BERT]
+    files = [file for file in model_files(name) if file.endswith(".pth")]
     return [*folders, *files] or [NONE_THERE]
 
 
@@ -33,9 +35,9 @@ def path_of(name: str, choice: str, what: str) -> Path:
     if choice == NONE_THERE:
         raise ValueError(
             f"There is no {what} yet. Put a folder of the transformers library (config.json, model.safetensors, ...) "
-            f"into {host.models_path(name)}; this node's help page lists files."
+            f"into {models_path(name)}; this node's help page lists files."
         )
-    return host.model_path(name, choice)
+    return model_path(name, choice)
 
 
 class PromptToSegmentation(io.ComfyNode):
@@ -121,11 +123,11 @@ class PromptToSegmentation(io.ComfyNode):
             segmentation.clean_prompt(settings["prompt"])
         boxes_from = path_of(DETECTORS, given[0]["detector"], "Grounding DINO")
         masks_from = path_of(SEGMENTERS, given[0]["segmenter"], "SAM")
-        device = host.torch_device()
-        host.make_room(4)
-        find = segmentation.load_detector(boxes_from, device, host.models_path(DETECTORS) / BERT)
+        device = torch_device()
+        make_room(4)
+        find = segmentation.load_detector(boxes_from, device, models_path(DETECTORS) / BERT)
         cut = segmentation.load_segmenter(masks_from, device)
-        progress = host.Progress(sum(len(batch) for batch in batches))
+        progress = Progress(sum(len(batch) for batch in batches))
         found = [
             segmentation.segment(
                 batch, settings["prompt"], find, cut, settings["threshold"], settings["text_threshold"],

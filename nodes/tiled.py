@@ -1,4 +1,4 @@
-"""Tiled VCD: denoising a large clip tile by tile, all frames of a tile together (grids: vcd_core.tiles)."""
+"""Tiled VCD: denoising a large clip tile by tile, all frames of a tile together (grids: vcd_core.tiled)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..vcd_core import noise_prior, tiles
-from . import host
-from .refine import refine
-from .types import CATEGORY, gamma_input, sampling_inputs, seed_input
+from ..vcd_core import noise as prior
+from ..vcd_core import tiled as core
+from .host.cut import check_conditioning, enlarged_areas
+from .host.model import Model, latent_cell
+from .host.pictures import check_vae, resize, upscale
+from .host.sampling import Sampling
+from .host.tiles import with_tiles
+from .host.ui import Progress
+from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input
+from .stage import refine
 
 KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
@@ -21,19 +27,17 @@ REPEATS_ABOVE = 0.4
 
 
 def apply(
-    model: host.Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
-) -> host.Model:
+    model: Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
+) -> Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
-    tiles.check(tile_size, overlap)
-    cell = host.latent_cell(model)
+    core.check(tile_size, overlap)
+    cell = latent_cell(model)
     if tile_size % cell or overlap % cell:
         raise ValueError(f"tile_size is {tile_size} and overlap {overlap}; both must be multiples of {cell} pixels.")
     said: set[tuple[int, int]] = set()
 
-    def grid_of(height: int, width: int, step: int) -> tiles.Grid:
-        grid = tiles.grid(
-            height, width, tile_size // cell, overlap // cell, tiles.shifts(step) if shift else (0.0, 0.0)
-        )
+    def grid_of(height: int, width: int, step: int) -> core.Grid:
+        grid = core.grid(height, width, tile_size // cell, overlap // cell, core.shifts(step) if shift else (0.0, 0.0))
         if (height, width) not in said:
             said.add((height, width))
             size = f"{width * cell}x{height * cell}"
@@ -43,7 +47,7 @@ def apply(
                 logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(grid.tiles), size, grid.cost)
         return grid
 
-    return host.with_tiles(model, KEY, grid_of, on_tiles)
+    return with_tiles(model, KEY, grid_of, on_tiles)
 
 
 def tile_inputs() -> list[io.Input]:
@@ -92,7 +96,7 @@ class TiledPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: host.Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
+    def execute(cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
         return io.NodeOutput(apply(model, tile_size, overlap, shift_grid))
 
 
@@ -133,7 +137,7 @@ class TiledDenoise(io.ComfyNode):
     def execute(
         cls,
         images: torch.Tensor,
-        model: host.Model,
+        model: Model,
         vae: Any,
         positive: Any,
         negative: Any,
@@ -150,27 +154,27 @@ class TiledDenoise(io.ComfyNode):
         upscale_model: Any = None,
         shift_grid: bool = False,
     ) -> io.NodeOutput:
-        noise_prior.check_gamma(gamma)
+        prior.check_gamma(gamma)
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         frames = len(images)
-        host.check_vae(vae, frames)
-        host.check_conditioning(positive, frames, "positive")
-        host.check_conditioning(negative, frames, "negative")
+        check_vae(vae, frames)
+        check_conditioning(positive, frames, "positive")
+        check_conditioning(negative, frames, "negative")
         if denoise > REPEATS_ABOVE:
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
         height, width = round(images.shape[1] * scale), round(images.shape[2] * scale)
         apply(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
-        progress = host.Progress(frames * (2 + (upscale_model is not None) + steps))
+        progress = Progress(frames * (2 + (upscale_model is not None) + steps))
         large = images[..., :3].cpu()
         if upscale_model is None:
-            large = host.resize(large, height, width)
+            large = resize(large, height, width)
         else:
-            large = host.upscale(upscale_model, large, height, width, progress)
-        settings = host.Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
-        positive, negative = (host.enlarged_areas(c, scale) for c in (positive, negative))
+            large = upscale(upscale_model, large, height, width, progress)
+        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
+        positive, negative = (enlarged_areas(c, scale) for c in (positive, negative))
 
-        def patch(model: host.Model, on_tiles: Callable[[float], None]) -> host.Model:
+        def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
             return apply(model, tile_size, overlap, shift_grid, on_tiles)
 
         return io.NodeOutput(refine(large, model, vae, positive, negative, settings, gamma, progress, patch))

@@ -6,22 +6,24 @@ import torch
 from comfy_api.latest import io
 
 from ..vcd_core.tiny import model as tiny
-from . import host
+from .host.files import add_model_folder, embedding_folders
+from .host.model import Model
+from .host.tiny import small_sd15
 from .identity import EMBEDDINGS
+from .inputs import CATEGORY
 from .motion import FILES
-from .types import CATEGORY
 
 # its motion module and its identity are chosen in the lists like any other
-host.add_model_folder(FILES, str(tiny.MOTION_FILE.parent), {".safetensors"})
-host.add_model_folder(EMBEDDINGS, str(tiny.IDENTITY_FILE.parent), {".safetensors"})
+add_model_folder(FILES, str(tiny.MOTION_FILE.parent), {".safetensors"})
+add_model_folder(EMBEDDINGS, str(tiny.IDENTITY_FILE.parent), {".safetensors"})
 
 
-def load_tiny() -> tuple[host.Model, object, object]:
+def load_tiny() -> tuple[Model, object, object]:
     """MODEL, CLIP and VAE of the tiny model with its weights."""
     weights = tiny.load_weights()
     autoencoder = tiny.PictureAutoencoder()
     autoencoder.load_state_dict(tiny.part(weights, "vae"))
-    model, clip, vae = host.small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, host.embedding_folders())
+    model, clip, vae = small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, embedding_folders())
     model.model.diffusion_model.load_state_dict(tiny.part(weights, "unet"))
     encoder = clip.cond_stage_model.clip_l.transformer
     table = torch.zeros(encoder.get_input_embeddings().weight.shape)  # words it does not know count as nothing

@@ -1,4 +1,4 @@
-"""Train an identity from a few pictures (vcd_core.id_training)."""
+"""Train an identity from a few pictures (vcd_core.training)."""
 
 from __future__ import annotations
 
@@ -10,57 +10,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..vcd_core import __version__, id_tokens, id_training
-from ..vcd_core.id_tokens import IdTokens
-from . import host
+from ..vcd_core import __version__, files
+from ..vcd_core import training as core
+from ..vcd_core.identity import IdTokens
+from .host.files import output_folder
+from .host.model import kind_of
+from .host.sampling import Sampling, sample
+from .host.training import TrainingModel, gradients, recomputed
+from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode
-from .types import IdType, seed_input
+from .inputs import IdType, seed_input
 
 LossMap = io.Custom("LOSS_MAP")
 STATES = "vcd_training"
-NO_FOLDER = "no folders found"
-UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that VCD Pictures names and leaves out
-
-
-class Pictures(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="VCD_Pictures",
-            display_name="VCD Pictures",
-            category=IDENTITY_CATEGORY,
-            description="All pictures of a folder, each at its own size, turned upright as the camera noted, with their "
-            "transparency as masks: what a training starts from.",
-            search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
-            inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=host.input_subfolders() or [NO_FOLDER],
-                    tooltip="A folder in ComfyUI's input folder with three to ten pictures of the same subject.",
-                )
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", is_output_list=True),
-                io.Mask.Output(
-                    display_name="masks", is_output_list=True, tooltip="What is opaque; all of it without transparency."
-                ),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
-        files = sorted(host.input_subfolder(folder).iterdir())
-        return repr([(file.name, file.stat().st_mtime) for file in files])
-
-    @classmethod
-    def execute(cls, folder: str) -> io.NodeOutput:
-        place = host.input_subfolder(folder)
-        found = id_training.open_pictures(place)
-        images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
-        files = (file for file in place.iterdir() if not file.name.startswith("."))
-        other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
-        note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
-        return io.NodeOutput(images, masks, ui=host.shown(f"{len(found)} pictures{note}"))
 
 
 def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | None) -> None:
@@ -103,7 +65,7 @@ class IdTrainer(io.ComfyNode):
                 io.String.Input(
                     "class_word", default="man", tooltip="What it is: man, woman, dog, car. Goes behind the tokens."
                 ),
-                io.Int.Input("tokens", default=4, min=1, max=id_training.MOST_TOKENS, tooltip="The paper uses 4."),
+                io.Int.Input("tokens", default=4, min=1, max=core.MOST_TOKENS, tooltip="The paper uses 4."),
                 io.Int.Input(
                     "steps",
                     default=200,
@@ -126,7 +88,7 @@ class IdTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "fit",
-                    options=list(id_training.FITS),
+                    options=list(core.FITS),
                     tooltip="A square around the mask, or the whole picture at its own aspect.",
                 ),
                 io.String.Input(
@@ -222,18 +184,18 @@ class IdTrainer(io.ComfyNode):
                 raise ValueError(f"{name} is missing: the checkpoint holds none. Load it with its own loader.")
         name, sample_every, resume = (given.pop(key) for key in ("name", "sample_every", "resume"))
         checkpointing = given.pop("checkpointing", False)
-        settings = id_training.Settings(**given)
+        settings = core.Settings(**given)
         settings.check()
-        state = id_tokens.free_path(host.output_folder(STATES), name, overwrite=True)
-        with host.gradients():
+        state = files.free_path(output_folder(STATES), name, overwrite=True)
+        with gradients():
             pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
             areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
             _refuse_no_mask(pictures, areas)
-            id_training.prepare(pictures, areas, settings)  # before any model is loaded
-            backend = host.TrainingModel(model, clip, vae, settings.class_word)
+            core.prepare(pictures, areas, settings.size, settings.fit)  # before any model is loaded
+            backend = TrainingModel(model, clip, vae, settings.class_word)
             show = _Show(backend, settings, sample_every)
-            with host.recomputed(backend.model) if checkpointing else contextlib.nullcontext():
-                report = id_training.train(backend, pictures, areas, settings, state, resume, on_step=show)
+            with recomputed(backend.model) if checkpointing else contextlib.nullcontext():
+                report = core.train(backend, pictures, areas, settings, state, resume, on_step=show)
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)
         tokens = IdTokens(Path(name).name, report.vectors, _provenance(backend, settings, len(pictures)))
@@ -245,20 +207,20 @@ class IdTrainer(io.ComfyNode):
             Identity(tokens, settings.class_word.strip()),
             {"loss": losses},
             samples,
-            ui={**pictured, **host.shown(text + tokens.describe())},
+            ui={**pictured, **ui_text(text + tokens.describe())},
         )
 
 
 class _Show:
     """The progress bar and the samples of a training; called after each step."""
 
-    def __init__(self, backend: host.TrainingModel, settings: id_training.Settings, every: int) -> None:
+    def __init__(self, backend: TrainingModel, settings: core.Settings, every: int) -> None:
         self.backend, self.settings, self.every = backend, settings, every
-        self.progress = host.Progress(settings.steps)
+        self.progress = Progress(settings.steps)
         self.samples: list[torch.Tensor] = []
         self.sampled = -1
 
-    def __call__(self, training: id_training.Training) -> None:
+    def __call__(self, training: core.Training) -> None:
         if self.every and training.step % self.every == 0:
             self.sample(training.vectors.detach(), training.step)
         self.progress.move_to(training.step)
@@ -270,21 +232,21 @@ class _Show:
         with torch.no_grad():
             positive, negative = (encode(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
             shape = (1, 4, settings.size // 8, settings.size // 8)
-            noise = torch.randn(shape, generator=id_training.generator(settings.seed, "sample"))
-            sampling = host.Sampling(20, 7.0, "euler", "normal", 1.0, settings.seed)
-            latent = host.sample(
-                backend.model, noise, positive, negative, torch.zeros(shape), sampling, lambda *_: host.stop_if_asked()
+            noise = torch.randn(shape, generator=core.generator(settings.seed, "sample"))
+            sampling = Sampling(20, 7.0, "euler", "normal", 1.0, settings.seed)
+            latent = sample(
+                backend.model, noise, positive, negative, torch.zeros(shape), sampling, lambda *_: stop_if_asked()
             )
             self.samples.append(backend.vae.decode(latent).float().cpu().clone())
         backend.load()
         self.sampled = step
-        self.progress.preview = host.preview_picture(self.samples[-1])
+        self.progress.preview = preview_picture(self.samples[-1])
 
 
-def _provenance(backend: host.TrainingModel, settings: id_training.Settings, pictures: int) -> dict[str, str]:
+def _provenance(backend: TrainingModel, settings: core.Settings, pictures: int) -> dict[str, str]:
     return {
         "class_word": settings.class_word.strip(),
-        "base_model": f"{host.kind_of(backend.model)} {backend.identity}",
+        "base_model": f"{kind_of(backend.model)} {backend.identity}",
         "steps": str(settings.steps),
         "learning_rate": f"{settings.learning_rate:g}",
         "seed": str(settings.seed),
@@ -298,4 +260,4 @@ def _mean(values: list[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-NODES: list[type[io.ComfyNode]] = [Pictures, IdTrainer]
+NODES: list[type[io.ComfyNode]] = [IdTrainer]

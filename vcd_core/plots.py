@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .metrics import Figure
+from .evaluate import Figure
 
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vcd_core import crop_paste
-from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import (
+from vcd_core.face import crop as crops
+from vcd_core.face.crop import crop, paste, windows
+from vcd_core.face.detect import Face, detect, iou
+from vcd_core.face.track import (
     Faces,
     Track,
     boxes_of,
@@ -25,7 +26,6 @@ from vcd_core.face_tracks import (
     smooth,
 )
 from vcd_core.tiny import world
-from vcd_core.yunet import Face, detect, iou
 
 
 def clip_of(framing="close-up", action="walking", seed=0, people=1):
@@ -341,7 +341,7 @@ def test_frames_that_are_left_out_do_not_count_for_the_colour():
 def test_a_masks_edge_is_its_mean_over_a_square():
     mask = (torch.rand(40, 60, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     square = torch.nn.functional.avg_pool2d(mask[None, None], 9, 1, 4, count_include_pad=False)[0, 0]
-    assert torch.allclose(crop_paste._soften(mask, 8), square, atol=1e-6)
+    assert torch.allclose(crops._soften(mask, 8), square, atol=1e-6)
 
 
 def test_other_clips_are_refused():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dev import clips
-from vcd_core.crop_paste import crop, paste, windows
-from vcd_core.face_tracks import WEAK, follow
-from vcd_core.yunet import detect
+from vcd_core.face.crop import crop, paste, windows
+from vcd_core.face.detect import detect
+from vcd_core.face.track import WEAK, follow
 
 pytestmark = pytest.mark.slow
 

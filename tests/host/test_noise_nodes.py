@@ -5,7 +5,7 @@ import torch
 from graphs import FRAMES, SAMPLER, SEED, SIZE, STEPS, custom, empty, ksampler, same, three_ways
 
 from dev.server import QueueError
-from vcd_core import noise_prior
+from vcd_core import noise as core
 
 
 @pytest.mark.parametrize("more", [{}, {"gamma_schedule": "0: 0.0, 8: 0.9"}, {"closed_loop": True}])
@@ -125,7 +125,7 @@ def test_batch_index_is_honoured(bench, tiny):
 def test_latent_is_the_unit_variance_field(bench):
     graph = bench.graph()
     node = graph.VCD_NoisePriorLatent(width=64, height=96, frames=8, gamma=0.3, seed=2, layout="magic-me")
-    assert torch.equal(bench.samples(graph, node), noise_prior.sample((8, 4, 12, 8), 0.3, 2, "magic-me"))
+    assert torch.equal(bench.samples(graph, node), core.sample((8, 4, 12, 8), 0.3, 2, "magic-me"))
 
 
 def test_graphs_with_the_releases_node_run_with_ours_in_its_place(bench):
@@ -137,7 +137,7 @@ def test_graphs_with_the_releases_node_run_with_ours_in_its_place(bench):
     entry = bench.server.run(graph.prompt)
     assert entry["outputs"]["2"]["tensor"] == ["replaced"]
     found = torch.load(bench.server.host.base / "output" / "vcd_tests" / "replaced.pt")["samples"]
-    assert torch.equal(found, noise_prior.sample((6, 4, 8, 8), 0.15, 3, "magic-me"))
+    assert torch.equal(found, core.sample((6, 4, 8, 8), 0.15, 3, "magic-me"))
     listed = bench.server.get("/node_replacements")["MagicAlbum3DGaussianNoise"][0]
     assert listed["new_node_id"] == "VCD_NoisePriorLatent"
 
@@ -156,8 +156,8 @@ def test_preview_shows_what_was_asked_for(bench):
 def test_schedules_may_be_divided_by_bars_and_lines(bench, schedule):
     graph = bench.graph()
     noise = bench.tensors(graph, graph.VCD_NoisePriorLatent(**{**LATENT, "gamma_schedule": schedule}))["samples"]
-    values = noise_prior.parse_schedule(schedule, 4)
-    assert torch.equal(noise, noise_prior.sample((4, 4, 8, 8), values, 0))
+    values = core.parse_schedule(schedule, 4)
+    assert torch.equal(noise, core.sample((4, 4, 8, 8), values, 0))
 
 
 LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layout": "comfy"}

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from dev.server import QueueError
-from vcd_core.metrics import dynamics
+from vcd_core.evaluate import dynamics
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 

@@ -119,7 +119,7 @@ class ManyTiles(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, most):
-        host = next(m for name, m in sys.modules.items() if name.endswith("video_custom_diffusion.nodes.host"))
+        host = next(m for name, m in sys.modules.items() if name.endswith("video_custom_diffusion.nodes.host.tiles"))
         at_once = _originals.setdefault("at_once", host._tiles_at_once)
         host._tiles_at_once = (lambda base, x, grid, *_: len(grid.tiles)) if most else at_once
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcd_core.tiles import blend, grid, shifts, starts
+from vcd_core.tiled import blend, grid, shifts, starts
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 150))
 

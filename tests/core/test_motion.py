@@ -9,8 +9,8 @@ from einops import einsum, rearrange
 from safetensors.torch import save_file
 
 from dev import random_models
-from vcd_core import motion_module
-from vcd_core.motion_module import MotionInfo, MotionModel, build, inspect, merge_lora, read, slots
+from vcd_core import motion as core
+from vcd_core.motion import MotionInfo, MotionModel, build, inspect, merge_lora, read, slots
 
 SMALL = (32, 32, 64, 64)
 PREFIX = "down_blocks.2.motion_modules.1"
@@ -72,7 +72,7 @@ def test_attention_is_the_fused_kernels():
     q, k, v = torch.randn(3, 37, 16, 64, generator=torch.Generator().manual_seed(0)).unbind()
     split = [rearrange(t, "s f (n d) -> s n f d", n=8) for t in (q, k, v)]
     fused = rearrange(torch.nn.functional.scaled_dot_product_attention(*split), "s n f d -> s f (n d)")
-    assert torch.allclose(motion_module.attend(q, k, v), fused, atol=1e-6)
+    assert torch.allclose(core.attend(q, k, v), fused, atol=1e-6)
 
 
 def test_frames_of_a_clip_see_each_other_and_no_other_clip():
@@ -141,7 +141,7 @@ def test_a_full_size_file_comes_back_whole(tmp_path):
     assert (len(state), round(sum(v.numel() for v in state.values()) / 1e6)) == (588, 454)
     save_file(state, tmp_path / "mm.safetensors")
     model = build(read(tmp_path / "mm.safetensors"))
-    assert model.info == MotionInfo("v2", motion_module.SD15_CHANNELS, 32)
+    assert model.info == MotionInfo("v2", core.SD15_CHANNELS, 32)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .yunet import Face, iou
+from .detect import Face, iou
 
 Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
 CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")

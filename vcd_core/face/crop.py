@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .face_tracks import Track, smooth_boxes
+from .track import Track, smooth_boxes
 
 Size = tuple[int, int]
 

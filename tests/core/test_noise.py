@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcd_core.noise_prior import correlate, covariance, measured_covariance, parse_schedule, sample
+from vcd_core.noise import correlate, covariance, measured_covariance, parse_schedule, sample
 
 
 def independent(frames: int, *rest: int, seed: int = 0) -> torch.Tensor:

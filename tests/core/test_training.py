@@ -1,31 +1,23 @@
 """The training of identities on a backend small enough to know the right answer."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomllib
 import torch
-from PIL import Image
+from colours import two_colours
 from torch.nn import functional as F
 
 import vcd_core
-from vcd_core.id_training import (
+from vcd_core.pictures import prepare
+from vcd_core.training import (
     GRADIENT_SCALE,
     Album,
-    Picture,
     Settings,
     Training,
-    augment,
-    bucket,
-    cells,
-    generator,
     initial_vectors,
     masked_loss,
-    open_pictures,
-    prepare,
     train,
 )
 
@@ -57,14 +49,8 @@ class Mean:
         return context[:, 0, :3, None, None].expand_as(noised)
 
 
-def two_colours(size=96):
-    """Red inside the mask, blue outside."""
-    picture, mask = torch.zeros(size, size, 3), torch.zeros(size, size)
-    picture[..., 2] = 1
-    middle = slice(size // 4, 3 * size // 4)
-    mask[middle, middle] = 1
-    picture[middle, middle] = torch.tensor([1.0, 0.0, 0.0])
-    return picture, mask
+def ready(images, masks, settings):
+    return prepare(images, masks, settings.size, settings.fit)
 
 
 def learned(masks, **changes):
@@ -83,7 +69,7 @@ def test_loss_is_the_error_of_noise_or_of_v():
     vectors = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
     for prediction in ("eps", "v"):
         backend = Mean(prediction)
-        batch = Album(prepare([two_colours()[0]], [two_colours()[1]], QUICK), backend, QUICK).draw(3)
+        batch = Album(ready([two_colours()[0]], [two_colours()[1]], QUICK), backend, QUICK).draw(3)
         sigma = batch.sigmas.view(-1, 1, 1, 1)
         noised = batch.latents + sigma * batch.noise
         clean = backend.denoise(noised, batch.sigmas, backend.text(batch.captions, vectors))
@@ -157,12 +143,12 @@ def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale(tmp_p
             return super().denoise(noised, sigma, context)
 
     pictures = [two_colours()[0]], [two_colours()[1]]
-    training = Training(Half(), prepare(*pictures, QUICK), QUICK)
+    training = Training(Half(), ready(*pictures, QUICK), QUICK)
     for _ in range(QUICK.steps):
         training.advance()
     assert training.scale < GRADIENT_SCALE
     training.save(tmp_path / "half.safetensors")
-    again = Training(Half(), prepare(*pictures, QUICK), QUICK)
+    again = Training(Half(), ready(*pictures, QUICK), QUICK)
     again.resume(tmp_path / "half.safetensors")
     assert again.scale == training.scale
     assert (training.vectors - train(Mean(), *pictures, QUICK).vectors).abs().max() < 1e-3
@@ -229,7 +215,7 @@ def test_each_variant_is_encoded_once():
 
 def test_captions_say_how_large_the_subject_is():
     settings = replace(QUICK, variants=60, size=320)
-    album = Album(prepare([two_colours(320)[0]], None, settings), Mean(), settings)
+    album = Album(ready([two_colours(320)[0]], None, settings), Mean(), settings)
     captions = [caption for step in range(200) for caption in album.draw(step).captions]
     beginnings = {caption.removesuffix("photo of a V*") for caption in captions}
     assert beginnings == {"", "a far away ", "very small ", "zoomed in ", "close up "}
@@ -246,117 +232,7 @@ def test_a_caption_that_is_too_long_is_refused_before_the_first_step():
 
     backend.text = text
     with pytest.raises(ValueError, match="too long"):
-        Training(backend, prepare([two_colours()[0]], None, QUICK), QUICK)
-
-
-def square(size):
-    image, mask = two_colours(size)
-    return Picture(image.movedim(-1, 0), mask)
-
-
-def test_small_pictures_are_not_shrunk_until_nothing_is_left():
-    picture = square(128)
-    sides = []
-    for i in range(100):
-        changed, word = augment(picture, generator(0, i))
-        sides.append(math.sqrt(float(changed.mask.sum() / picture.mask.sum())))
-        assert word not in ("a far away ", "very small ")
-    assert 0.72 < min(sides) < 0.8  # 96 of 128 pixels
-
-
-def test_variants_are_those_of_the_paper():
-    picture = square(288)
-    areas, words = [], []
-    for i in range(300):
-        changed, word = augment(picture, generator(0, i))
-        assert changed.image.shape == picture.image.shape
-        inside = changed.mask > 0.99
-        assert (changed.image[0][inside] > 0.9).all()  # the mask goes with the picture
-        areas.append(math.sqrt(float(changed.mask.sum() / picture.mask.sum())))
-        words.append(word)
-    assert 0.28 < min(areas) < 0.4
-    assert 1.3 < max(areas) < 1.45
-    near = [area for area, word in zip(areas, words, strict=True) if word in ("zoomed in ", "close up ")]
-    assert 0.25 < len(near) / 300 < 0.42
-    assert min(near) > 1.1
-
-
-def test_preparation_crops_around_the_mask_and_keeps_aspects():
-    picture, mask = torch.zeros(100, 300, 3), torch.zeros(100, 300)
-    picture[40:60, 250:270] = 1
-    mask[40:60, 250:270] = 1
-    around = prepare([picture], [mask], QUICK)[0]
-    assert around.image.shape == (3, 64, 64)
-    assert 0.35 < float(around.mask.mean()) < 0.55  # 20 of 30 pixels a side
-    assert torch.allclose(around.image[0], around.mask, atol=1e-5)
-    tall = torch.zeros(120, 40)
-    tall[5:115, 10:30] = 1  # a standing person, higher than the picture is wide
-    standing = prepare([tall[..., None].expand(-1, -1, 3)], [tall], QUICK)[0]
-    assert standing.image.shape == (3, 64, 64)
-    assert float(standing.mask.sum()) == pytest.approx(64 * 64 * 20 / 110, rel=0.05)  # all of it is there
-    whole = prepare([picture], [mask], replace(QUICK, size=256, fit="whole picture"))[0]
-    assert whole.image.shape[1:] == bucket(100, 300, 256) == (128, 448)
-    assert float(whole.mask.sum()) > 0
-
-
-def test_alpha_is_the_mask_and_pictures_are_turned_upright(tmp_path):
-    upright = np.zeros((40, 80, 4), np.uint8)
-    upright[:20, :, :] = 255
-    plain = Image.fromarray(upright)
-    turned = plain.convert("RGB").transpose(Image.Transpose.ROTATE_90)
-    exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned clockwise
-    turned.save(tmp_path / "b.jpg", exif=exif, quality=100)
-    plain.save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "._a.png").write_bytes(b"what macOS leaves beside a file")
-    (png, alpha), (jpg, full) = open_pictures(tmp_path)
-    assert png.shape == jpg.shape == (40, 80, 3)
-    assert alpha[:20].min() == 1
-    assert alpha[20:].max() == 0
-    assert full.min() == 1
-    assert jpg[:18].min() > 0.9
-    assert jpg[22:].max() < 0.1
-    rgba = torch.cat([png, alpha[..., None]], -1)
-    assert float(prepare([rgba], None, replace(QUICK, fit="whole picture"))[0].mask[:30].mean()) > 0.9
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture in empty"):
-        open_pictures(tmp_path / "empty")
-    (tmp_path / "c.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"c\.png cannot be read"):
-        open_pictures(tmp_path)
-
-
-def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path):
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
-    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "scan.png")
-    (picture, _), *_ = open_pictures(tmp_path)
-    assert (picture[..., 0] - torch.from_numpy(ramp / 65535)).abs().max() < 0.01
-
-
-BLACK, DOT = torch.zeros(96, 96), torch.zeros(96, 96)
-DOT[40, 40] = 1
-
-
-@pytest.mark.parametrize(
-    ("images", "masks", "shown"),
-    [
-        ([], None, "no picture"),
-        ([two_colours()[0]] * 2, [two_colours()[1]], "2 pictures and 1 masks"),
-        ([two_colours()[0]], [torch.ones(50, 96)], "mask of picture 0 is 96x50 and the picture 96x96"),
-        ([two_colours()[0]] * 2, [two_colours()[1], BLACK], "mask of picture 1 is black"),
-        ([torch.full((96, 96, 3), math.nan)], None, "Picture 0 holds NaN"),
-    ],
-)
-def test_bad_pictures_are_refused(images, masks, shown):
-    with pytest.raises(ValueError, match=shown):
-        prepare(images, masks, QUICK)
-
-
-def test_a_mask_below_one_cell_is_refused_where_it_stays_so():
-    with pytest.raises(ValueError, match="picture 0 covers less than one latent cell"):
-        prepare([two_colours()[0]], [DOT], replace(QUICK, fit="whole picture"))
-    assert cells(prepare([two_colours()[0]], [DOT], QUICK)[0].mask).sum() > 1  # the crop enlarges it
+        Training(backend, ready([two_colours()[0]], None, QUICK), QUICK)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +254,7 @@ def test_a_loss_that_is_no_number_keeps_the_tokens(tmp_path):
     backend.denoise = lambda noised, sigma, context: (
         Mean.denoise(backend, noised, sigma, context) / (len(training.losses) != 2)
     )
-    training = Training(backend, prepare([two_colours()[0]], None, QUICK), QUICK)
+    training = Training(backend, ready([two_colours()[0]], None, QUICK), QUICK)
     training.advance(), training.advance()
     before = training.vectors.detach().clone()
     with pytest.raises(ValueError, match=r"step 3 is (nan|inf).*force-fp32"):

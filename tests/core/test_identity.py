@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core.id_tokens import IdTokens, check_width, load, parse_schedule, place, save, schedule_weights
+from vcd_core.identity import IdTokens, check_width, load, parse_schedule, place, save, schedule_weights
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
 VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))

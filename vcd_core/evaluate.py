@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from . import yunet
+from .face import detect
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
 PAPER = {
@@ -173,7 +173,7 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
     except cv2.error as error:
         raise ValueError(f"{Path(model).name} is no face embedding model that OpenCV reads (SFace): {error}") from error
     found, which = [], []
-    for number, faces in enumerate(yunet.detect(images[..., :3], threshold)):
+    for number, faces in enumerate(detect.detect(images[..., :3], threshold)):
         if not faces:
             continue
         face = max(faces, key=lambda f: f.box[2] * f.box[3])

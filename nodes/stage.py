@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
-from ..vcd_core import noise_prior
-from . import host
+from ..vcd_core import noise as prior
+from .host.model import Model
+from .host.noise import with_step_noise, without_noise_prior
+from .host.pictures import cell_of, decode, encode
+from .host.sampling import Sampling, sample
+from .host.ui import Progress
 
 
 class NotFinite(ValueError):
@@ -17,14 +21,14 @@ class NotFinite(ValueError):
 
 def refine(
     images: torch.Tensor,
-    model: host.Model,
+    model: Model,
     vae: Any,
     positive: Any,
     negative: Any,
-    settings: host.Sampling,
+    settings: Sampling,
     gamma: float,
-    progress: host.Progress,
-    patch: Callable[[host.Model, Callable[[float], None]], host.Model] = lambda model, on_call: model,
+    progress: Progress,
+    patch: Callable[[Model, Callable[[float], None]], Model] = lambda model, on_call: model,
 ) -> torch.Tensor:
     """Draw the last part of ``images`` [F, H, W, 3] anew from correlated noise; sides need not be multiples of 8.
 
@@ -34,12 +38,12 @@ def refine(
     if settings.denoise == 0:
         return images
     frames, height, width = images.shape[:3]
-    cell = host.cell(vae)
+    cell = cell_of(vae)
     sides = (0, -width % cell, 0, -height % cell)
     if any(sides):
         images = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
-    latent = host.encode(vae, images, progress)
-    noise = noise_prior.sample(latent.shape, gamma, settings.seed)
+    latent = encode(vae, images, progress)
+    noise = prior.sample(latent.shape, gamma, settings.seed)
     start, steps_done = progress.done, [0]
 
     def on_call(part: float) -> None:
@@ -49,9 +53,9 @@ def refine(
         steps_done[0], progress.preview = step + 1, preview
         on_call(0.0)
 
-    model = host.with_step_noise(host.without_noise_prior(model), lambda noise: noise_prior.correlate(noise, gamma))
+    model = with_step_noise(without_noise_prior(model), lambda noise: prior.correlate(noise, gamma))
     model = patch(model, on_call)
-    latent = host.sample(model, noise, positive, negative, latent, settings, on_step)
+    latent = sample(model, noise, positive, negative, latent, settings, on_step)
     if not torch.isfinite(latent).all():
         raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
-    return host.decode(vae, latent, progress)[:, :height, :width]
+    return decode(vae, latent, progress)[:, :height, :width]

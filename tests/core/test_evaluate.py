@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dev.clips import Missing, clip, path_of
-from vcd_core import metrics, plots
-from vcd_core.metrics import Figure
+from vcd_core import evaluate as core
+from vcd_core import plots
+from vcd_core.evaluate import Figure
 
 
 def moving(step, frames=8):
@@ -22,45 +23,43 @@ def test_likeness_is_the_mean_over_all_pairs():
     g = torch.Generator().manual_seed(0)
     frames, references = torch.randn(5, 7, generator=g), torch.randn(3, 7, generator=g)
     pairs = [torch.cosine_similarity(f, r, dim=0) for f in frames for r in references]
-    assert float(metrics.to_references(frames, references).mean()) == pytest.approx(float(sum(pairs) / 15), abs=1e-6)
-    assert torch.allclose(
-        metrics.to_references(frames * 9, references), metrics.to_references(frames, references), atol=1e-6
-    )
+    assert float(core.to_references(frames, references).mean()) == pytest.approx(float(sum(pairs) / 15), abs=1e-6)
+    assert torch.allclose(core.to_references(frames * 9, references), core.to_references(frames, references), atol=1e-6)
 
 
 def test_consistency_and_dynamics_tell_still_from_moving():
-    still, slow, fast = (float(metrics.dynamics(moving(step)).mean()) for step in (0, 1, 3))
+    still, slow, fast = (float(core.dynamics(moving(step)).mean()) for step in (0, 1, 3))
     assert still < 0.01
     assert 2 < fast / slow < 4
-    assert float(metrics.temporal_consistency(torch.ones(4, 3)).min()) == pytest.approx(1)
+    assert float(core.temporal_consistency(torch.ones(4, 3)).min()) == pytest.approx(1)
 
 
 def test_dynamics_do_not_depend_on_the_size():
     images = moving(2)
     large = torch.nn.functional.interpolate(images.movedim(-1, 1), scale_factor=2.0, mode="bilinear").movedim(1, -1)
-    a, b = (float(metrics.dynamics(part).mean()) for part in (images, large))
+    a, b = (float(core.dynamics(part).mean()) for part in (images, large))
     assert a == pytest.approx(b, rel=0.15)
 
 
 def test_flicker_sees_change_that_comes_back_and_not_a_ramp():
     ramp = torch.linspace(0, 1, 9).view(9, 1, 1, 1).expand(9, 4, 4, 3)
-    assert float(metrics.flicker(ramp).max()) < 1e-3
+    assert float(core.flicker(ramp).max()) < 1e-3
     blinking = torch.tensor([0.4, 0.6] * 4).view(8, 1, 1, 1).expand(8, 4, 4, 3)
-    assert torch.allclose(metrics.flicker(blinking), torch.tensor(0.2 * 255), atol=1e-3)
+    assert torch.allclose(core.flicker(blinking), torch.tensor(0.2 * 255), atol=1e-3)
     mask = torch.zeros(8, 4, 4)
     mask[:, :2] = 1
     half = blinking.clone()
     half[:, 2:] = 0.5
-    assert torch.allclose(metrics.flicker(half, mask), metrics.flicker(blinking), atol=1e-3)
+    assert torch.allclose(core.flicker(half, mask), core.flicker(blinking), atol=1e-3)
 
 
 def test_sharpness_falls_when_a_region_is_blurred():
     images = moving(0)
     blurred = torch.nn.functional.avg_pool2d(images.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
-    assert float(metrics.sharpness(blurred).mean()) < 0.3 * float(metrics.sharpness(images).mean())
+    assert float(core.sharpness(blurred).mean()) < 0.3 * float(core.sharpness(images).mean())
     empty = torch.zeros(1, 128, 128)
     empty[:, :20, :20] = 1
-    assert float(metrics.sharpness(images, empty).mean()) < 1e-3
+    assert float(core.sharpness(images, empty).mean()) < 1e-3
 
 
 def test_face_embeddings_tell_people_apart():
@@ -69,29 +68,29 @@ def test_face_embeddings_tell_people_apart():
         one, other = clip("talking", 40)[::8], clip("avatar", 40)[::8]
     except Missing as reason:
         pytest.skip(str(reason))
-    (a, which), (b, _) = metrics.face_embeddings(one, model), metrics.face_embeddings(other, model)
+    (a, which), (b, _) = core.face_embeddings(one, model), core.face_embeddings(other, model)
     assert which == list(range(len(one)))
-    assert float(metrics.to_references(a, a).mean()) > 0.6
-    assert float(metrics.to_references(b, a).mean()) < 0.4
-    none, which = metrics.face_embeddings(torch.zeros(1, 64, 64, 3), model)
+    assert float(core.to_references(a, a).mean()) > 0.6
+    assert float(core.to_references(b, a).mean()) < 0.4
+    none, which = core.face_embeddings(torch.zeros(1, 64, 64, 3), model)
     assert len(none) == len(which) == 0
 
 
 def test_a_file_that_is_no_face_model_is_reported(tmp_path):
     (tmp_path / "face.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match=r"face\.onnx is no face embedding model"):
-        metrics.face_embeddings(torch.zeros(1, 64, 64, 3), tmp_path / "face.onnx")
+        core.face_embeddings(torch.zeros(1, 64, 64, 3), tmp_path / "face.onnx")
 
 
 @pytest.mark.parametrize(
     ("call", "shown"),
     [
-        (lambda: metrics.temporal_consistency(torch.ones(1, 4)), "at least 2 frames; the clip has 1"),
-        (lambda: metrics.dynamics(torch.ones(1, 32, 32, 3)), "at least 2 frames"),
-        (lambda: metrics.flicker(torch.ones(2, 32, 32, 3)), "at least 3 frames"),
-        (lambda: metrics.to_references(torch.ones(2, 4), torch.ones(0, 4)), "no reference"),
+        (lambda: core.temporal_consistency(torch.ones(1, 4)), "at least 2 frames; the clip has 1"),
+        (lambda: core.dynamics(torch.ones(1, 32, 32, 3)), "at least 2 frames"),
+        (lambda: core.flicker(torch.ones(2, 32, 32, 3)), "at least 3 frames"),
+        (lambda: core.to_references(torch.ones(2, 4), torch.ones(0, 4)), "no reference"),
         (
-            lambda: metrics.to_text(torch.ones(2, 4), torch.ones(8)),
+            lambda: core.to_text(torch.ones(2, 4), torch.ones(8)),
             "4 wide and the others 8: they come from models of diff",
         ),
     ],
@@ -109,7 +108,7 @@ def test_the_chart_shows_every_clip():
         ]
         for name, value in (("a", 0.2), ("b", 0.9))
     }
-    chart = plots.figures_chart(figures, metrics.PAPER)
+    chart = plots.figures_chart(figures, core.PAPER)
     assert chart.ndim == 4
     bars = [
         int(((chart[0, 60:140, 198:500] - torch.tensor(colour) / 255).abs().sum(-1) < 0.02).sum())

@@ -7,14 +7,14 @@ ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any single tenso
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from . import files
 
 EXTENSIONS = (".safetensors", ".pt", ".bin")
 MOST_TOKENS = 75  # a prompt holds 77, two of them its start and end
@@ -64,7 +64,7 @@ def load(path: str | Path) -> IdTokens:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not there.")
-    state, provenance = _read(path)
+    state, provenance = files.read(path, "an embedding")
     vectors = {name: _as_tokens(tensor, path.name) for name, tensor in _vectors_in(state, path.name).items()}
     if len({len(tokens) for tokens in vectors.values()}) > 1:
         raise ValueError(
@@ -93,53 +93,14 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         ...     load(save(mine, folder, "people/me")).vectors.shape
         torch.Size([4, 768])
     """
-    path = free_path(Path(folder), "_".join(name.split()), overwrite)  # prompts end an embedding's name at a space
+    path = files.free_path(
+        Path(folder), "_".join(name.split()), overwrite
+    )  # prompts end an embedding's name at a space
     vectors = tokens.by_encoder()
     state = {"emb_params": vectors["clip_l"]} if set(vectors) == {"clip_l"} else dict(vectors)
     state = {key: value.detach().float() for key, value in state.items()}
-    write_whole(path, state, {**tokens.provenance, "format": "pt"})
+    files.write_whole(path, state, {**tokens.provenance, "format": "pt"})
     return path
-
-
-def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: under a temporary name, then renamed."""
-    from safetensors.torch import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        # the library's own writing to a file makes it readable by its owner alone
-        partial.write_bytes(save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the header of a safetensors file that :func:`write_whole` wrote.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    state, metadata = _read(path)
-    assert isinstance(state, dict)
-    return {
-        key: value.clone() for key, value in state.items()
-    }, metadata  # not views of the file, which may be replaced
-
-
-def free_path(folder: Path, name: str, overwrite: bool) -> Path:
-    """Where a file of this name goes; see :func:`save`."""
-    name = name.strip().removesuffix(".safetensors")
-    target = (folder / f"{name}.safetensors").resolve()
-    if not name or name.endswith(("/", "\\")) or not target.is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"{name!r} is not a file name inside {folder}. Use letters, digits and subfolders, without '..'."
-        )
-    if overwrite or not target.exists():
-        return target
-    return next(p for p in (target.with_stem(f"{target.stem}_{i:03}") for i in range(1, 1000000)) if not p.exists())
 
 
 def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
@@ -250,20 +211,6 @@ def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor
             if part > 0:
                 weights[frame, current], weights[frame, current + 1] = 1 - part, part
     return weights
-
-
-def _read(path: Path) -> tuple[object, dict[str, str]]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:
-        raise ValueError(
-            f"{path.name} cannot be read as an embedding: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
-        ) from error
 
 
 def _vectors_in(state: object, name: str) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host
+from .host.sampling import SAMPLER_NAMES, SCHEDULER_NAMES
 
 CATEGORY = "video custom diffusion"
 
@@ -63,8 +63,8 @@ def sampling_inputs(steps: int, cfg: float, denoise: float) -> list[io.Input]:
         io.Float.Input(
             "cfg", default=cfg, min=0.0, max=100.0, step=0.1, tooltip="How strictly the prompt is followed."
         ),
-        io.Combo.Input("sampler_name", options=host.SAMPLER_NAMES, default="euler", tooltip="The sampling method."),
-        io.Combo.Input("scheduler", options=host.SCHEDULER_NAMES, default="normal", tooltip="How noise is removed."),
+        io.Combo.Input("sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="The sampling method."),
+        io.Combo.Input("scheduler", options=SCHEDULER_NAMES, default="normal", tooltip="How noise is removed."),
         io.Float.Input(
             "denoise",
             default=denoise,

@@ -16,6 +16,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from . import files
+
 HEADS = 8
 SD15_CHANNELS = (320, 640, 1280, 1280)
 Place = Literal["down", "mid", "up"]
@@ -165,17 +167,7 @@ def read(path: str | Path) -> StateDict:
         ValueError: a file that cannot be read so, with the reason.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path.name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+    state, _ = files.read(path, "a motion module")
     entries: dict[str, Any] = state if isinstance(state, dict) else {}
     entries = entries.get("state_dict", entries)
     tensors = {str(key).removeprefix("module."): value for key, value in entries.items() if torch.is_tensor(value)}

@@ -20,20 +20,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional as F
 
-from . import id_tokens
+from . import files
+from .pictures import BUCKET, CELL, FAR, FITS, NEAR, Picture, augment, cells, prepare
 
 MOST_TOKENS = 32
 GRADIENT_SCALE = 2.0**14  # keeps gradients of half-precision models above what they round to zero; exact in float32
 LESS = 2.0**-4  # what the scale is multiplied by where it makes such gradients overflow
-CELL = 8  # pixels of one latent cell, a side
-BUCKET = 64  # sides of whole pictures are multiples of this
-CONTEXT = 1.5  # a crop's side over the mask's
-LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
-FITS = ("crop around the mask", "whole picture")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
 
 
 class Backend(Protocol):
@@ -100,189 +93,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A prepared picture: ``image`` [3, H, W] in 0..1 and ``mask`` [H, W] in 0..1."""
-
-    image: torch.Tensor
-    mask: torch.Tensor
-
-
-# ------------------------------------------------------------------------------------------------------- preparation
-
-
-def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pictures of a folder, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the alpha channel is the mask.
-
-    Hidden files are left out: macOS leaves a ``._name.jpg`` that is no picture beside each one it copies to other disks.
-
-    Raises:
-        ValueError: no picture in the folder, or one that cannot be read.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-    if not files:
-        raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
-    found = []
-    for path in files:
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file)
-                if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
-                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-                rgba = np.asarray(picture.convert("RGBA"))
-        except OSError as error:
-            raise ValueError(f"{path.name} cannot be read as a picture: {error}") from error
-        whole = torch.from_numpy(rgba.astype(np.float32) / 255)
-        found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
-    return found
-
-
-def prepare(images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None, settings: Settings) -> list[Picture]:
-    """Crop and resize pictures for training.
-
-    Args:
-        images: each [H, W, 3], or [H, W, 4] whose alpha is the mask, in 0..1.
-        masks: each [H, W], one for every picture; None: the alpha channel, or the whole picture.
-
-    Raises:
-        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or covers less than one latent cell.
-
-    Example:
-        >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)
-        >>> mask[30:60, 10:40] = 1
-        >>> prepare([picture], [mask], Settings(size=64))[0].image.shape
-        torch.Size([3, 64, 64])
-    """
-    if not len(images):
-        raise ValueError("There is no picture to train on. Three to ten of the same subject are a good number.")
-    if masks is not None and len(masks) != len(images):
-        raise ValueError(f"There are {len(images)} pictures and {len(masks)} masks; expected a mask for every picture.")
-    prepared = []
-    for number, image in enumerate(images):
-        alpha = image[..., 3] if image.shape[-1] == 4 else torch.ones(image.shape[:2])
-        mask = alpha if masks is None else masks[number]
-        _check(image, mask, number)
-        picture = _fit(image[..., :3].movedim(-1, 0).float().clamp(0, 1), mask.float().clamp(0, 1), settings)
-        if cells(picture.mask).sum() < 1:
-            raise ValueError(
-                f"The mask of picture {number} covers less than one latent cell ({CELL}x{CELL} pixels of the "
-                f"{picture.mask.shape[1]}x{picture.mask.shape[0]} training picture). Use a larger mask, "
-                f"a larger size, or fit '{FITS[0]}'."
-            )
-        prepared.append(picture)
-    return prepared
-
-
-def _check(image: torch.Tensor, mask: torch.Tensor, number: int) -> None:
-    if not torch.isfinite(image).all():
-        raise ValueError(f"Picture {number} holds NaN or infinite values.")
-    if mask.shape != image.shape[:2]:
-        raise ValueError(
-            f"The mask of picture {number} is {mask.shape[1]}x{mask.shape[0]} and the picture "
-            f"{image.shape[1]}x{image.shape[0]}; expected the same size."
-        )
-    if not torch.isfinite(mask).all() or mask.max() < 0.5:
-        raise ValueError(
-            f"The mask of picture {number} is black: nothing would be learned from it. Leave the picture out, or mask "
-            "the subject in white."
-        )
-
-
-def _fit(image: torch.Tensor, mask: torch.Tensor, settings: Settings) -> Picture:
-    height, width = mask.shape
-    rows, columns = torch.nonzero(mask >= 0.5, as_tuple=True)
-    top, bottom = int(rows.min()), int(rows.max()) + 1
-    left, right = int(columns.min()), int(columns.max()) + 1
-    if settings.fit == FITS[0]:
-        needed = max(bottom - top, right - left)
-        high = wide = max(needed, min(height, width, math.ceil(CONTEXT * needed)))
-        room = (
-            max(0, wide - width),
-            max(0, high - height),
-        )  # a tall subject in a narrow picture gets grey at its sides
-        if any(room):
-            sides = (room[0] // 2, room[0] - room[0] // 2, room[1] // 2, room[1] - room[1] // 2)
-            image, mask = F.pad(image, sides, value=0.5), F.pad(mask, sides)
-            (height, width), left, right = mask.shape, left + sides[0], right + sides[0]
-            top, bottom = top + sides[2], bottom + sides[2]
-        size = (settings.size, settings.size)
-    else:
-        size = bucket(height, width, settings.size)
-        scale = min(height / size[0], width / size[1])
-        high, wide = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
-    y = min(max(0, (top + bottom - high) // 2), height - high)
-    x = min(max(0, (left + right - wide) // 2), width - wide)
-    return Picture(
-        _resize(image[:, y : y + high, x : x + wide], size), _resize(mask[None, y : y + high, x : x + wide], size)[0]
-    )
-
-
-def bucket(height: int, width: int, size: int) -> tuple[int, int]:
-    """The sides nearest to a picture's aspect, multiples of 64, with about ``size`` squared pixels.
-
-    Example:
-        >>> bucket(1000, 1500, 512)
-        (448, 640)
-    """
-    aspect = math.sqrt(height / width)
-    return tuple(max(BUCKET, round(size * side / BUCKET) * BUCKET) for side in (aspect, 1 / aspect))  # type: ignore[return-value]
-
-
-def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
-
-
-def cells(mask: torch.Tensor) -> torch.Tensor:
-    """How much of each latent cell a mask [H, W] covers, [H/8, W/8]."""
-    return F.avg_pool2d(mask[None], CELL)[0]
-
-
-def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
-    """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
-
-    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third (small pictures:
-    to ``LEAST`` pixels) and placed anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the picture does not
-    reach is grey and not in the mask.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    layers = torch.cat([picture.image - 0.5, picture.mask[None]])
-    height, width = picture.mask.shape
-    if uniform(0, 1) < 0.5:
-        layers = layers.flip(-1)
-    if uniform(0, 1) < 0.3:
-        layers = _turn(layers, 10 * float(torch.randn((), generator=generator)))
-    smallest = min(1.0, max(1 / 3, LEAST / min(height, width)))
-    scale = uniform(smallest, 1) if uniform(0, 1) < 2 / 3 else uniform(1.2, 1.4)
-    size = (max(CELL, round(height * scale)), max(CELL, round(width * scale)))
-    layers = _resize(layers, size)
-    down, across = (round(uniform(min(0, room), max(0, room))) for room in (height - size[0], width - size[1]))
-    layers = F.pad(layers, (across, width - size[1] - across, down, height - size[0] - down))
-    words = FAR if scale < 0.6 else NEAR if scale > 1 else ("",)
-    changed = Picture((layers[:3] + 0.5).clamp(0, 1), layers[3].clamp(0, 1))
-    if cells(changed.mask).sum() < 1:  # the subject was cut off or shrank away
-        return picture, ""
-    return changed, words[int(uniform(0, len(words) - 1e-6))]
-
-
-def _turn(layers: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Turned about the centre [C, H, W]; zeros come in at the corners."""
-    height, width = layers.shape[-2:]
-    angle = math.radians(degrees)
-    c, s, aspect = math.cos(angle), math.sin(angle), height / width
-    matrix = torch.tensor([[c, -s * aspect, 0.0], [s / aspect, c, 0.0]])
-    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
-    return F.grid_sample(layers[None], grid, align_corners=False)[0]
-
-
-# ------------------------------------------------------------------------------------------------------------- draws
-
-
-@dataclass(frozen=True)
 class Batch:
     """What one step trains on: latents [B, C, h, w], masks [B, h, w], captions, sigmas [B] and noise like the latents."""
 
@@ -344,9 +154,6 @@ def generator(seed: int, *what: object) -> torch.Generator:
     """A generator that follows from a seed and from what it is for."""
     digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-# ---------------------------------------------------------------------------------------------------------- training
 
 
 def masked_loss(backend: Backend, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -435,7 +242,7 @@ class Training:
         state = {"vectors": self.vectors.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         state |= {f"optimizer.{k}": v for k, v in self.optimizer.state.get(self.vectors, {}).items()}
         about = {**self.about(), "goal": str(self.settings.steps), "scale": f"{self.scale:g}"}
-        id_tokens.write_whole(path, state, about)
+        files.write_whole(path, state, about)
 
     def resume(self, path: Path) -> None:
         """Go on from a state.
@@ -443,7 +250,7 @@ class Training:
         Raises:
             ValueError: a file that cannot be read, or the state of another model, other pictures or other settings.
         """
-        tensors, about = id_tokens.read_state(path)
+        tensors, about = files.read_state(path)
         self._compare(about, path.stem)
         self.losses = tensors["losses"].tolist()
         self.scale = float(about.get("scale", GRADIENT_SCALE))
@@ -481,7 +288,7 @@ def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
 
 def is_done(path: Path) -> bool:
     """Whether the training that wrote this state came to its end."""
-    tensors, about = id_tokens.read_state(path)
+    tensors, about = files.read_state(path)
     return "goal" in about and len(tensors.get("losses", ())) >= int(about["goal"])
 
 
@@ -520,21 +327,21 @@ def train(
         ...     sigmas, prediction, identity, norm = torch.linspace(0.1, 10, 100), "eps", "mean", 1.0
         ...     words = staticmethod(lambda text: torch.zeros(1, 4))
         ...     text = staticmethod(lambda captions, vectors: vectors.mean(0).expand(len(captions), 1, 4))
-        ...     encode = staticmethod(lambda pictures: F.avg_pool2d(pictures, 8))
+        ...     encode = staticmethod(lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8))
         ...     denoise = staticmethod(lambda x, sigma, context: context[:, 0, :3, None, None].expand_as(x))
         >>> pictures = [torch.full((64, 64, 3), 0.5)]
         >>> report = train(Mean(), pictures, None, Settings(size=64, steps=150, learning_rate=0.02, augment=False))
         >>> bool((report.vectors.mean(0)[:3] - 0.5).abs().max() < 0.1)
         True
     """
-    training = Training(backend, prepare(images, masks, settings), settings)
+    training = Training(backend, prepare(images, masks, settings.size, settings.fit), settings)
     if resume and state is not None and state.is_file():
         try:
             training.resume(state)
         except ValueError:
             if not is_done(state):
                 raise
-            state.rename(id_tokens.free_path(state.parent, state.stem, overwrite=False))
+            state.rename(files.free_path(state.parent, state.stem, overwrite=False))
     if training.step > settings.steps:
         raise ValueError(
             f"The training '{state.stem if state else ''}' has done {training.step} steps already, more than "

@@ -1,0 +1,152 @@
+"""Motion modules in a MODEL's UNet: blocks, norms over all frames, the beta schedule, hints of context windows."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from einops import rearrange
+
+from .cut import of_frames, with_hint
+from .model import Model
+from .wrappers import clip_frames, with_wrapper
+
+
+def with_beta_schedule(model: Model, schedule: str) -> Model:
+    """A clone with another noise schedule of the host's, 0.00085-0.012; "sqrt_linear" is the one that is linear in beta."""
+
+    class Settings:
+        sampling_settings = {"beta_schedule": schedule, "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
+
+    current = model.get_model_object("model_sampling")
+    if not isinstance(current, comfy.model_sampling.ModelSamplingDiscrete):
+        logging.warning("The beta schedule is left as it is: %s has no betas.", type(current).__name__)
+        return model
+    # of the same kind, so that what a ModelSamplingDiscrete node chose (v prediction, LCM, zsnr) stays
+    sampling = type(current)(Settings, zsnr=getattr(current, "zsnr", None))
+    model = model.clone()
+    model.add_object_patch("model_sampling", sampling)
+    return model
+
+
+def with_blocks(
+    model: Model,
+    key: str,
+    extra: torch.nn.Module,
+    kind: type[torch.nn.Module],
+    slots: Callable[[torch.nn.Module, torch.nn.Module], Iterable[tuple[Any, int, torch.nn.Module]]],
+    call: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor],
+) -> Model:
+    """A clone of ``model`` with the modules of ``extra`` put into its UNet while it is loaded.
+
+    The host loads, offloads and unloads ``extra`` together with the model; nothing of it is kept here.
+
+    Args:
+        key: the name of this addition; a second one with the same name replaces the first.
+        extra: the module that owns the weights.
+        kind: the class of the modules that are put in.
+        slots: ``slots(unet, extra)`` gives (block, index, module) for each of them.
+        call: ``call(module, features, frames)`` is their forward pass; frames are those of one clip in the batch.
+    """
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    model = model.clone()
+    patcher = comfy.model_patcher.ModelPatcher(extra, load_device=device, offload_device=offload)
+    model.set_additional_models(key, [patcher])
+
+    def inject(owner: Model) -> None:
+        module = owner.get_additional_models_with_key(key)[0].model
+        for block, at, part in list(slots(owner.model.diffusion_model, module)):
+            block.insert(at, part)
+
+    def eject(owner: Model) -> None:
+        for block in blocks(owner.model.diffusion_model):
+            for at in reversed([i for i, part in enumerate(block) if isinstance(part, kind)]):
+                del block[at]
+
+    def patch(layer, x, emb, context, transformer_options, *_):  # type: ignore[no-untyped-def]
+        return call(layer, x, clip_frames(x.shape[0], transformer_options))
+
+    model.set_injections(key, [comfy.patcher_extension.PatcherInjection(inject, eject)])
+    # the modules are in the UNet while it samples and no longer: they shift the names of the layers behind them, by which
+    # other branches of the graph find what to patch
+    callbacks = comfy.patcher_extension.CallbacksMP
+    for kind_of_call, act in ((callbacks.ON_PRE_RUN, "inject_model"), (callbacks.ON_CLEANUP, "eject_model")):
+        model.remove_callbacks_with_key(kind_of_call, key)
+        model.add_callback_with_key(kind_of_call, key, operator.methodcaller(act))
+    patches = model.model_options["transformer_options"].setdefault("patches", {})
+    others = [entry for entry in patches.get("forward_timestep_embed_patch", []) if entry[0] is not kind]
+    patches["forward_timestep_embed_patch"] = [*others, (kind, patch)]
+    return model
+
+
+def with_hints_of_windows(model: Model, key: str) -> Model:
+    """A clone whose ControlNets see, in each context window, the hints of its frames.
+
+    The host hands every window the hints of the whole clip, of which the nets then take the first.
+    """
+
+    def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
+        window = model_options.get("transformer_options", {}).get("context_window")
+        if window is None or window.dim != 0:
+            return executor(base, conds, x, timestep, model_options)
+        before = getattr(window, "causal_anchor_index", None)  # a frame that newer hosts put before a window
+        frames = [before, *window.index_list] if before is not None and before >= 0 else list(window.index_list)
+        if len(frames) != x.shape[0]:
+            return executor(base, conds, x, timestep, model_options)
+        controls: dict[int, Any] = {}
+
+        def of_window(entry: dict[str, Any]) -> dict[str, Any]:
+            control = entry.get("control")
+            if control is None:
+                return entry
+            if id(control) not in controls:
+                controls[id(control)] = with_hint(control, lambda hint: of_frames(hint, frames))
+            return {**entry, "control": controls[id(control)]}
+
+        conds = [cond if cond is None else [of_window(entry) for entry in cond] for cond in conds]
+        return executor(base, conds, x, timestep, model_options)
+
+    return with_wrapper(model, comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, wrapper)
+
+
+def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) -> Model:
+    """A clone whose UNet takes the statistics of its residual blocks' group norms over all frames of a clip together.
+
+    So AnimateDiff v1 was trained: there residual blocks and the output see the clip as one volume, attention its frames.
+    """
+
+    def pooled(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        clip = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames())
+        return rearrange(type(norm).forward(norm, clip), "b c (f h) w -> (b f) c h w", f=frames())
+
+    def norms(owner: Model) -> list[torch.nn.GroupNorm]:
+        unet = owner.model.diffusion_model
+        blocks = [part for part in unet.modules() if isinstance(part, ResBlock)]
+        return [
+            part for block in (*blocks, unet.out) for part in block.modules() if isinstance(part, torch.nn.GroupNorm)
+        ]
+
+    def inject(owner: Model) -> None:
+        for norm in norms(owner):
+            norm.forward = MethodType(pooled, norm)  # type: ignore[method-assign]
+
+    def eject(owner: Model) -> None:
+        for norm in norms(owner):
+            norm.__dict__.pop("forward", None)
+
+    model = model.clone()
+    model.set_injections(key, [comfy.patcher_extension.PatcherInjection(inject, eject)])
+    return model
+
+
+def blocks(unet: torch.nn.Module) -> list[torch.nn.Sequential]:
+    return [*unet.input_blocks, unet.middle_block, *unet.output_blocks]  # type: ignore[list-item,misc]

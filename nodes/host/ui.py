@@ -1,0 +1,57 @@
+"""What the page shows of a running node: progress, previews, text, and whether the user has interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import ComfyAPI, io
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+
+
+async def register_replacement(replacement: io.NodeReplace) -> None:
+    """Offer one of our nodes where a graph holds a node that is not installed."""
+    await ComfyAPI().node_replacement.register(replacement)
+
+
+def stop_if_asked() -> None:
+    """Stop here if the user has interrupted."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def ui_text(text: str) -> dict[str, tuple[str]]:
+    """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes only."""
+    context = get_executing_context()
+    if context is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, context.node_id)
+    return {"text": (text,)}
+
+
+def preview_picture(images: torch.Tensor) -> Any:
+    """The first of IMAGE as the progress bar shows it."""
+    picture = Image.fromarray((images[0].clamp(0, 1) * 255).round().byte().cpu().numpy())
+    return ("JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION)
+
+
+class Progress:
+    """The node's progress bar over ``total`` units, with a preview of what is being sampled."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = max(1, total), 0.0
+        self.preview: Any = None
+        self.bar = comfy.utils.ProgressBar(self.total)
+
+    def advance(self, units: float = 1) -> None:
+        self.move_to(self.done + units)
+
+    def move_to(self, units: float) -> None:
+        """Show ``units`` of the total as done, and stop here if the user has interrupted."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.done = min(self.total, max(self.done, units))
+        self.bar.update_absolute(int(self.done), self.total, self.preview)

@@ -1,0 +1,57 @@
+"""The pictures of a subject, from a folder (vcd_core.pictures)."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vcd_core import pictures as core
+from .host.files import input_subfolder, input_subfolders
+from .host.ui import ui_text
+from .identity import ALIASES, IDENTITY_CATEGORY
+
+NO_FOLDER = "no folders found"
+UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that this node names and leaves out
+
+
+class Pictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_Pictures",
+            display_name="VCD Pictures",
+            category=IDENTITY_CATEGORY,
+            description="All pictures of a folder, each at its own size, turned upright as the camera noted, with their "
+            "transparency as masks: what a training starts from.",
+            search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=input_subfolders() or [NO_FOLDER],
+                    tooltip="A folder in ComfyUI's input folder with three to ten pictures of the same subject.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", is_output_list=True),
+                io.Mask.Output(
+                    display_name="masks", is_output_list=True, tooltip="What is opaque; all of it without transparency."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        files = sorted(input_subfolder(folder).iterdir())
+        return repr([(file.name, file.stat().st_mtime) for file in files])
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        place = input_subfolder(folder)
+        found = core.open_pictures(place)
+        images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
+        files = (file for file in place.iterdir() if not file.name.startswith("."))
+        other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
+        note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
+        return io.NodeOutput(images, masks, ui=ui_text(f"{len(found)} pictures{note}"))
+
+
+NODES: list[type[io.ComfyNode]] = [Pictures]

@@ -1,0 +1,196 @@
+"""Pictures of a subject and their masks: read from a folder, cropped, resized and varied for training (Magic-Me, sec. 4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+CELL = 8  # pixels of one latent cell, a side
+BUCKET = 64  # sides of whole pictures are multiples of this
+CONTEXT = 1.5  # a crop's side over the mask's
+LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
+FITS = ("crop around the mask", "whole picture")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prepared picture: ``image`` [3, H, W] in 0..1 and ``mask`` [H, W] in 0..1."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+
+
+def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The pictures of a folder, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the alpha channel is the mask.
+
+    Hidden files are left out: macOS leaves a ``._name.jpg`` that is no picture beside each one it copies to other disks.
+
+    Raises:
+        ValueError: no picture in the folder, or one that cannot be read.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    if not files:
+        raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
+    found = []
+    for path in files:
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
+                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+                rgba = np.asarray(picture.convert("RGBA"))
+        except OSError as error:
+            raise ValueError(f"{path.name} cannot be read as a picture: {error}") from error
+        whole = torch.from_numpy(rgba.astype(np.float32) / 255)
+        found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
+    return found
+
+
+def prepare(
+    images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None, size: int = 512, fit: str = FITS[0]
+) -> list[Picture]:
+    """Crop and resize pictures for training.
+
+    Args:
+        images: each [H, W, 3], or [H, W, 4] whose alpha is the mask, in 0..1.
+        masks: each [H, W], one for every picture; None: the alpha channel, or the whole picture.
+        size: the side of the prepared pictures in pixels, a multiple of ``CELL``.
+        fit: one of ``FITS``: a square around the mask, or the whole picture at about its own aspect.
+
+    Raises:
+        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or covers less than one latent cell.
+
+    Example:
+        >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)
+        >>> mask[30:60, 10:40] = 1
+        >>> prepare([picture], [mask], size=64)[0].image.shape
+        torch.Size([3, 64, 64])
+    """
+    if not len(images):
+        raise ValueError("There is no picture to train on. Three to ten of the same subject are a good number.")
+    if masks is not None and len(masks) != len(images):
+        raise ValueError(f"There are {len(images)} pictures and {len(masks)} masks; expected a mask for every picture.")
+    prepared = []
+    for number, image in enumerate(images):
+        alpha = image[..., 3] if image.shape[-1] == 4 else torch.ones(image.shape[:2])
+        mask = alpha if masks is None else masks[number]
+        _check(image, mask, number)
+        picture = _fit(image[..., :3].movedim(-1, 0).float().clamp(0, 1), mask.float().clamp(0, 1), size, fit)
+        if cells(picture.mask).sum() < 1:
+            raise ValueError(
+                f"The mask of picture {number} covers less than one latent cell ({CELL}x{CELL} pixels of the "
+                f"{picture.mask.shape[1]}x{picture.mask.shape[0]} training picture). Use a larger mask, "
+                f"a larger size, or fit '{FITS[0]}'."
+            )
+        prepared.append(picture)
+    return prepared
+
+
+def _check(image: torch.Tensor, mask: torch.Tensor, number: int) -> None:
+    if not torch.isfinite(image).all():
+        raise ValueError(f"Picture {number} holds NaN or infinite values.")
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"The mask of picture {number} is {mask.shape[1]}x{mask.shape[0]} and the picture "
+            f"{image.shape[1]}x{image.shape[0]}; expected the same size."
+        )
+    if not torch.isfinite(mask).all() or mask.max() < 0.5:
+        raise ValueError(
+            f"The mask of picture {number} is black: nothing would be learned from it. Leave the picture out, or mask "
+            "the subject in white."
+        )
+
+
+def _fit(image: torch.Tensor, mask: torch.Tensor, size: int, fit: str) -> Picture:
+    height, width = mask.shape
+    rows, columns = torch.nonzero(mask >= 0.5, as_tuple=True)
+    top, bottom = int(rows.min()), int(rows.max()) + 1
+    left, right = int(columns.min()), int(columns.max()) + 1
+    if fit == FITS[0]:
+        needed = max(bottom - top, right - left)
+        high = wide = max(needed, min(height, width, math.ceil(CONTEXT * needed)))
+        across, down = max(0, wide - width), max(0, high - height)
+        if across or down:  # a tall subject in a narrow picture gets grey at its sides
+            sides = (across // 2, across - across // 2, down // 2, down - down // 2)
+            image, mask = F.pad(image, sides, value=0.5), F.pad(mask, sides)
+            (height, width), left, right = mask.shape, left + sides[0], right + sides[0]
+            top, bottom = top + sides[2], bottom + sides[2]
+        wanted = (size, size)
+    else:
+        wanted = bucket(height, width, size)
+        scale = min(height / wanted[0], width / wanted[1])
+        high, wide = min(height, round(wanted[0] * scale)), min(width, round(wanted[1] * scale))
+    y = min(max(0, (top + bottom - high) // 2), height - high)
+    x = min(max(0, (left + right - wide) // 2), width - wide)
+    part = torch.cat([image, mask[None]])[:, y : y + high, x : x + wide]
+    return Picture(_resize(part[:3], wanted), _resize(part[3:], wanted)[0])
+
+
+def bucket(height: int, width: int, size: int) -> tuple[int, int]:
+    """The sides nearest to a picture's aspect, multiples of 64, with about ``size`` squared pixels.
+
+    Example:
+        >>> bucket(1000, 1500, 512)
+        (448, 640)
+    """
+    aspect = math.sqrt(height / width)
+    return tuple(max(BUCKET, round(size * side / BUCKET) * BUCKET) for side in (aspect, 1 / aspect))  # type: ignore[return-value]
+
+
+def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+
+
+def cells(mask: torch.Tensor) -> torch.Tensor:
+    """How much of each latent cell a mask [H, W] covers, [H/8, W/8]."""
+    return F.avg_pool2d(mask[None], CELL)[0]
+
+
+def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
+    """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
+
+    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third (small pictures:
+    to ``LEAST`` pixels) and placed anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the picture does not
+    reach is grey and not in the mask.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    layers = torch.cat([picture.image - 0.5, picture.mask[None]])
+    height, width = picture.mask.shape
+    if uniform(0, 1) < 0.5:
+        layers = layers.flip(-1)
+    if uniform(0, 1) < 0.3:
+        layers = _turn(layers, 10 * float(torch.randn((), generator=generator)))
+    smallest = min(1.0, max(1 / 3, LEAST / min(height, width)))
+    scale = uniform(smallest, 1) if uniform(0, 1) < 2 / 3 else uniform(1.2, 1.4)
+    size = (max(CELL, round(height * scale)), max(CELL, round(width * scale)))
+    layers = _resize(layers, size)
+    down, across = (round(uniform(min(0, room), max(0, room))) for room in (height - size[0], width - size[1]))
+    layers = F.pad(layers, (across, width - size[1] - across, down, height - size[0] - down))
+    words = FAR if scale < 0.6 else NEAR if scale > 1 else ("",)
+    changed = Picture((layers[:3] + 0.5).clamp(0, 1), layers[3].clamp(0, 1))
+    if cells(changed.mask).sum() < 1:  # the subject was cut off or shrank away
+        return picture, ""
+    return changed, words[int(uniform(0, len(words) - 1e-6))]
+
+
+def _turn(layers: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Turned about the centre [C, H, W]; zeros come in at the corners."""
+    height, width = layers.shape[-2:]
+    angle = math.radians(degrees)
+    c, s, aspect = math.cos(angle), math.sin(angle), height / width
+    matrix = torch.tensor([[c, -s * aspect, 0.0], [s / aspect, c, 0.0]])
+    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
+    return F.grid_sample(layers[None], grid, align_corners=False)[0]
