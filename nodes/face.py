@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,17 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import face as core
-from ..vcd_core import noise as prior
 from ..vcd_core import plots
+from ..vcd_core.face.plan import Turn
 from ..vcd_core.face.track import Choice, Faces, Track
-from .host.cut import check_conditioning, conditioning_of
+from .host.cut import Cut
 from .host.memory import torch_device
 from .host.model import Model
-from .host.pictures import check_vae
 from .host.sampling import Sampling
 from .host.ui import Progress, ui_text
 from .host.vision import likeness_to
 from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
-from .stage import NotFinite, refine
+from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
 ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
@@ -412,76 +412,73 @@ class FaceRefine(io.ComfyNode):
         match_colour: bool,
         which: Choice,
         index: int,
+        positive_2: Any = None,
+        positive_3: Any = None,
+        positive_4: Any = None,
         faces: Faces | None = None,
         mask: torch.Tensor | None = None,
         if_none: str = PASS,
-        **more: Any,
     ) -> io.NodeOutput:
-        prior.check_gamma(gamma)
-        check_vae(vae, len(images))
+        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
+        more = {"positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4}
+        stage.check(len(images), positive=positive, negative=negative, **more)
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
         size = core.crop.crop_size(refine_size, aspect)
         images = images[..., :3].cpu()
-        masks = frame_masks(mask, images)
-        for name, conditioning in (("positive", positive), ("negative", negative), *more.items()):
-            if conditioning is not None:
-                check_conditioning(conditioning, len(images), name)
-        if faces is None:
-            faces = track_faces(images, progress=Progress(len(images)))
+        paste = partial(
+            core.crop.paste, images, feather=feather, paste_factor=paste_factor, masks=frame_masks(mask, images),
+            match_colour=match_colour,
+        )  # fmt: skip
+        faces = faces or track_faces(images, progress=Progress(len(images)))
         faces.check(images)
-        tracks = core.track.choose(faces.tracks, which, index) if faces.tracks else []
-        shown = Faces(faces.frames, faces.height, faces.width, tracks)
-        if not tracks:
+        prompts = [positive, *more.values()]
+        turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
+        if not turns:
             no_faces(if_none)
             return io.NodeOutput(images, images, len(images), ui=ui_text("No face was found."))
-        prompts = [positive, *(more.get(f"positive_{i}") for i in range(2, MORE_IDENTITIES + 1))]
-        people = core.track.people(faces.tracks)  # of all faces, so that a chosen one keeps its number
-        person_of = {id(track): person for track, person in zip(faces.tracks, people, strict=True)}
-        if any(prompts[1:]):
-            tracks = sorted(tracks, key=lambda track: (person_of[id(track)], track.start))
-            count, at_once = max(people) + 1, core.track.most_at_once(faces.tracks)
-            if count > at_once:
-                logging.warning(
-                    "Face VCD: %d people are told apart, but never more than %d are seen at once. If one of them got "
-                    "another's prompt, raise max_gap in Face VCD Track, or refine each scene by itself.", count, at_once,
-                )  # fmt: skip
-        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
-        progress = Progress(sum(len(track.boxes) for track in tracks) * (2 + steps))
-        out, pairs, done = images.clone(), [], 0
-        for number, track in enumerate(tracks):
-            place = core.crop.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
-            crops = core.crop.crop(images, place, size)
-            person = person_of[id(track)]
-            prompt = prompts[person] if person < len(prompts) and prompts[person] is not None else positive
-            picture = (faces.height, faces.width)
-            cut = partial(cut_like, place=replace(place, start=0), size=size, picture=picture)
-            controls: dict[int, Any] = {}
-            prompt, against = (
-                conditioning_of(c, track.frames, len(images), picture, cut, controls) for c in (prompt, negative)
-            )
-            try:
-                refined = refine(crops, model, vae, prompt, against, settings, gamma, progress)
-            except NotFinite as error:
-                logging.warning("Face VCD: face %d was left as it is. %s", number, error)
-                refined = crops
-            pairs.append(torch.cat([crops, refined], 2))
-            if refined is not crops:
-                core.crop.paste(images, refined, place, feather, paste_factor, masks, match_colour, out)
-                done += 1
-        missed = shown.without_face()
-        left = "denoise is 0" if denoise == 0 else "see the log"
-        text = f"{done} of {len(tracks)} faces refined" + (f" ({left})" if done < len(tracks) else "")
-        text += f"; {missed} of {len(images)} frames have none and passed through."
-        return io.NodeOutput(out, torch.cat(pairs), missed, ui=ui_text(text))
+        if any(prompts[1:]) and (doubt := core.plan.doubtful(faces)):
+            logging.warning("Face VCD: %s", doubt)
+        out, pairs, done = refined_faces(images, faces, turns, stage, size, prompts, negative, paste)
+        missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
+        return io.NodeOutput(out, pairs, missed, ui=ui_text(said(done, len(turns), missed, len(images), denoise)))
 
 
-def cut_like(
-    images: torch.Tensor, place: core.crop.Windows, size: tuple[int, int], picture: tuple[int, int]
-) -> torch.Tensor:
-    """Masks or hints of a window's frames cut as the pictures were, whatever their own size."""
-    same = torch.nn.functional.interpolate(images.movedim(-1, 1).float().cpu(), size=picture, mode="bilinear")
-    return core.crop.crop(same.movedim(1, -1), place, size, limits=None)
+def refined_faces(
+    images: torch.Tensor,
+    faces: Faces,
+    turns: list[Turn],
+    stage: Stage,
+    size: tuple[int, int],
+    prompts: list[Any],
+    negative: Any,
+    paste: Callable[..., torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined."""
+    progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (2 + stage.settings.steps))
+    out, pairs, done = images.clone(), [], 0
+    for number, turn in enumerate(turns):
+        crops = core.crop.crop(images, turn.windows, size)
+        picture = (faces.height, faces.width)
+        cut = Cut(frames=turn.track.frames, region=turn.own_windows, clip=len(images), picture=picture, size=size)
+        positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
+        try:
+            refined = stage.refine(crops, positive, cut.conditioning(negative), progress)
+        except NotFinite as error:
+            logging.warning("Face VCD: face %d was left as it is. %s", number, error)
+            refined = crops
+        pairs.append(torch.cat([crops, refined], 2))
+        if refined is not crops:
+            paste(refined, turn.windows, out=out)
+            done += 1
+    return out, torch.cat(pairs), done
+
+
+def said(done: int, faces: int, missed: int, frames: int, denoise: float) -> str:
+    """What the node says after it has run."""
+    left = "denoise is 0" if denoise == 0 else "see the log"
+    text = f"{done} of {faces} faces refined" + (f" ({left})" if done < faces else "")
+    return f"{text}; {missed} of {frames} frames have none and passed through."
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

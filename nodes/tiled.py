@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..vcd_core import noise as prior
 from ..vcd_core import tiled as core
-from .host.cut import check_conditioning, enlarged_areas
+from .host.areas import enlarged_areas
 from .host.model import Model, latent_cell
-from .host.pictures import check_vae, resize, upscale
+from .host.pictures import resize, upscale
 from .host.sampling import Sampling
 from .host.tiles import with_tiles
 from .host.ui import Progress
 from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input
-from .stage import refine
+from .stage import Stage
 
 KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
@@ -26,7 +25,7 @@ ALIASES = ["ultimate upscale", "tiled upscale", "tile", "magic me", "vcd", "vide
 REPEATS_ABOVE = 0.4
 
 
-def apply(
+def with_tile_grid(
     model: Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
 ) -> Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
@@ -97,7 +96,7 @@ class TiledPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, tile_size, overlap, shift_grid))
+        return io.NodeOutput(with_tile_grid(model, tile_size, overlap, shift_grid))
 
 
 class TiledDenoise(io.ComfyNode):
@@ -154,30 +153,29 @@ class TiledDenoise(io.ComfyNode):
         upscale_model: Any = None,
         shift_grid: bool = False,
     ) -> io.NodeOutput:
-        prior.check_gamma(gamma)
+        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
+        stage.check(len(images), positive=positive, negative=negative)
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
-        frames = len(images)
-        check_vae(vae, frames)
-        check_conditioning(positive, frames, "positive")
-        check_conditioning(negative, frames, "negative")
+        with_tile_grid(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
         if denoise > REPEATS_ABOVE:
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
-        height, width = round(images.shape[1] * scale), round(images.shape[2] * scale)
-        apply(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
-        progress = Progress(frames * (2 + (upscale_model is not None) + steps))
-        large = images[..., :3].cpu()
-        if upscale_model is None:
-            large = resize(large, height, width)
-        else:
-            large = upscale(upscale_model, large, height, width, progress)
-        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed)
-        positive, negative = (enlarged_areas(c, scale) for c in (positive, negative))
+        progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
+        large = enlarged(images[..., :3].cpu(), scale, upscale_model, progress)
+        positive, negative = (enlarged_areas(conditioning, scale) for conditioning in (positive, negative))
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
-            return apply(model, tile_size, overlap, shift_grid, on_tiles)
+            return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)
 
-        return io.NodeOutput(refine(large, model, vae, positive, negative, settings, gamma, progress, patch))
+        return io.NodeOutput(stage.refine(large, positive, negative, progress, patch))
+
+
+def enlarged(images: torch.Tensor, scale: float, upscale_model: Any, progress: Progress) -> torch.Tensor:
+    """The frames at ``scale`` times their size, by an UPSCALE_MODEL where there is one."""
+    height, width = round(images.shape[1] * scale), round(images.shape[2] * scale)
+    if upscale_model is None:
+        return resize(images, height, width)
+    return upscale(upscale_model, images, height, width, progress)
 
 
 NODES: list[type[io.ComfyNode]] = [TiledPatch, TiledDenoise]

@@ -1,217 +1,279 @@
-"""Conditionings cut to some frames, a tile or a moving window of the clip."""
+"""Conditionings cut to what one call of the model sees: some frames of the clip, a tile of them, or a moving window.
+
+One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is refused
+by name: handed on whole it would be silently wrong.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from functools import partial
-from types import MethodType
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.conds
 import comfy.utils
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...vcd_core import tiled
+from ...vcd_core.face.crop import Windows, crop
+from ...vcd_core.tiled import Tile
+from .areas import area_in, mask_of_area, reaches
+from .controls import pixels_of_cell, with_hint
+
+WHOLE = "whole"  # it has neither frames nor places: a number, a text, a reference picture
+ROWS = "rows"  # one row for each frame, or one for all
+PLACES = "places"  # a latent of the whole picture, in its cells or finer
+OF_THE_PICTURE = "of the whole picture"  # cut by a tile; left out of a window, which has another size
+MASK, AREA, BOXES, CONTROL = "mask", "area", "boxes", "control"
+LIMITS = ("mask", "area", "gligen", "control")  # what a conditioning is limited to once the sampler holds it
+
+RULES = {
+    # what a conditioning is limited to
+    "mask": MASK,
+    "area": AREA,
+    "set_area_to_bounds": OF_THE_PICTURE,  # the host would look for the bounds of the cut mask
+    "gligen": BOXES,
+    "control": CONTROL,
+    # texts
+    "cross_attn": ROWS,
+    "c_crossattn": ROWS,
+    "crossattn_controlnet": ROWS,
+    "cross_attn_controlnet": ROWS,
+    "pooled_output": ROWS,
+    "y": ROWS,  # the pooled text, with SDXL its sizes behind it
+    "attention_mask": ROWS,
+    "t5xxl_ids": ROWS,
+    "t5xxl_weights": ROWS,
+    "clip_text": ROWS,
+    "clip_text_pooled": ROWS,
+    "text_embedding_mask": ROWS,
+    "text_embedding_mask_t5": ROWS,
+    "encoder_hidden_states_t5": ROWS,
+    "encoder_hidden_states_llama3": ROWS,
+    "conditioning_llama3": ROWS,
+    "conditioning_mt5xl": ROWS,
+    "attention_mask_mt5xl": ROWS,
+    "conditioning_byt5small": ROWS,
+    "txt_byt5": ROWS,
+    "time_context": ROWS,
+    "time_conditioning": ROWS,
+    # latents of the picture that is drawn
+    "concat_latent_image": OF_THE_PICTURE,  # what inpainting models are shown; without it they draw all of a window anew
+    "concat_mask": OF_THE_PICTURE,
+    "c_concat": PLACES,
+    "image_cond": PLACES,
+    # pictures to draw from, seen whole whatever is drawn
+    "reference_latents": WHOLE,
+    "ref_latents": WHOLE,
+    "ref_contexts": WHOLE,
+    "siglip_feats": WHOLE,
+    "clip_vision_output": WHOLE,
+    "clip_vision_outputs": WHOLE,
+    "unclip_conditioning": WHOLE,
+    "clip_img": WHOLE,
+    "clip_fea": WHOLE,
+    # numbers that the host keeps in tensors
+    "guidance": WHOLE,
+    "image_meta_size": WHOLE,
+    "c_size": WHOLE,
+    "c_ar": WHOLE,
+    "sca": WHOLE,
+    "crp": WHOLE,
+    # weights that hold for this conditioning
+    "hooks": WHOLE,
+}
 
 
-def cut_conds(
-    entries: list[dict[str, Any]] | None,
-    tile: tiled.Tile,
-    x: torch.Tensor,
-    controls: dict[int, Any],
-    hints: WeakTensorKeyDictionary,
-) -> list[dict[str, Any]] | None:
-    """A conditioning cut to one tile; an entry whose mask or area does not reach the tile is left out.
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Some frames of a clip, a region of each, at a size.
 
-    ``controls`` remembers the ControlNets cut to this tile, so that conditionings that share one still do.
+    Attributes:
+        frames: which of the clip's frames, by number; None: all.
+        region: a tile in latent cells, or windows in pixels, one for each of the frames; None: the whole picture.
+        size: height and width to which windows are resampled.
+        clip: how many frames the clip has.
+        picture: height and width of its whole pictures, in the region's units.
+        enlarged: hints at the picture's size, so that the cuts that share it enlarge a hint once.
     """
-    if entries is None:
-        return None
-    kept = []
-    for entry in entries:
-        part = dict(entry)
-        if "mask" in part:
-            part["mask"] = tile.cut(part["mask"])
-            if not part["mask"].any():
+
+    frames: Sequence[int] | None = None
+    region: Tile | Windows | None = None
+    size: tuple[int, int] = (0, 0)
+    clip: int = 1
+    picture: tuple[int, int] = (0, 0)
+    enlarged: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
+
+    def conditioning(self, conditioning: Any) -> Any:
+        """A CONDITIONING, as nodes hand it on, cut.
+
+        What then lies nowhere in the region is left out, unless nothing would remain.
+
+        Raises:
+            ValueError: it holds a value that no rule knows; the message names it.
+        """
+        here, elsewhere = [], []
+        for tensor, options in conditioning:
+            rows, (cut, reached) = self.rows(tensor), self._options(options)
+            if reached:
+                here.append([rows, cut])
+            else:
+                elsewhere.append([rows, {name: value for name, value in cut.items() if name != "mask"}])
+        return here or elsewhere
+
+    def entries(self, entries: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """A conditioning as the sampler holds it, cut; entries that do not reach the region are left out.
+
+        The host has turned all but masks, areas, boxes and ControlNets into the model's own inputs (``model_conds``).
+        """
+        if entries is None:
+            return None
+        kept = []
+        for entry in entries:
+            limits: dict[str, Any] = {name: entry[name] for name in LIMITS if name in entry}
+            cut, reached = self._options(limits)
+            if reached:
+                inputs = {name: self._input(name, value) for name, value in entry["model_conds"].items()}
+                rest = {name: value for name, value in entry.items() if name not in limits}
+                kept.append({**rest, **cut, "model_conds": inputs})
+        return kept
+
+    def _options(self, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The options cut, and whether any of what they are limited to lies in the region."""
+        cut: dict[str, Any] = {}
+        reached = True
+        for name, value in options.items():
+            rule = rule_of(name, value)
+            if rule in (MASK, AREA) and value is not None and not isinstance(self.region, Tile):
+                continue  # below: an area is a mask in a window
+            if rule == MASK:
+                cut[name] = self.places(value)
+                reached = reached and bool(cut[name].any())
+            elif rule == AREA and value is not None and isinstance(self.region, Tile):
+                cut[name] = area_in(value, self.region)
+                reached = reached and cut[name] is not None
+            elif rule == BOXES and value is not None:
+                cut |= self._boxes(name, value)
+            elif rule == CONTROL and value is not None:
+                cut[name] = self.control(value)
+            elif rule == OF_THE_PICTURE and isinstance(self.region, Windows):
                 continue
-        if part.get("area") is not None:
-            area = _cut_area(part["area"], tile)
-            if area is None:
-                continue
-            part["area"] = area
-        if part.get("gligen") is not None:
-            kind, gligen, boxes = part.pop("gligen")
-            inside = [(box[0], *area) for box in boxes if (area := _cut_area(box[1:], tile))]
-            if inside:
-                part["gligen"] = (kind, gligen, inside)
-        part["model_conds"] = {name: _cut_value(value, tile, x) for name, value in part["model_conds"].items()}
-        if part.get("control") is not None:
-            key = id(part["control"])
-            if key not in controls:
-                controls[key] = _cut_control(part["control"], tile, x, hints)
-            part["control"] = controls[key]
-        kept.append(part)
-    return kept
-
-
-def _cut_value(value: Any, tile: tiled.Tile, x: torch.Tensor) -> Any:
-    if isinstance(value, comfy.conds.CONDNoiseShape) and value.cond.shape[-2:] == x.shape[-2:]:
-        return type(value)(tile.cut(value.cond))
-    return value
-
-
-def _cut_area(area: Any, tile: tiled.Tile) -> tuple[int, ...] | None:
-    """An area (height, width, top, left) within the tile's own coordinates."""
-    height, width, top, left = area[-4:] if len(area) == 4 else (*area[1:3], *area[4:6])
-    bottom, right = min(top + height, tile.top + tile.height), min(left + width, tile.left + tile.width)
-    top, left = max(top, tile.top), max(left, tile.left)
-    if bottom <= top or right <= left:
-        return None
-    inside = (bottom - top, right - left, top - tile.top, left - tile.left)
-    return inside if len(area) == 4 else (area[0], *inside[:2], area[3], *inside[2:])
-
-
-def _cut_control(control: Any, tile: tiled.Tile, x: torch.Tensor, hints: WeakTensorKeyDictionary) -> Any:
-    """A ControlNet whose hint is cut to the tile; the net itself is shared.
-
-    ``hints`` remembers, for each hint, what it is at the picture's size: tiles and steps after the first find it there.
-    """
-    ratio = control.compression_ratio
-    if getattr(control, "vae", None) is not None:
-        ratio *= control.vae.spacial_compression_encode()
-    place = tiled.Tile(*(v * ratio for v in tile))
-
-    def cut(hint: torch.Tensor) -> torch.Tensor:
-        full = (x.shape[-1] * ratio, x.shape[-2] * ratio)
-        if (hint.shape[-1], hint.shape[-2]) == full:
-            return place.cut(hint)
-        large = hints.get(hint)
-        if large is None or (large.shape[-1], large.shape[-2]) != full:
-            hints[hint] = large = comfy.utils.common_upscale(hint, *full, control.upscale_algorithm, "center")
-        return place.cut(large)
-
-    return with_hint(control, cut)
-
-
-def with_hint(control: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of a ControlNet, and of those chained before it, that sees ``cut(hint)``."""
-    part = copy.copy(control)
-    for name, value in vars(control).items():  # some packs bind methods to the instance
-        if isinstance(value, MethodType) and value.__self__ is control:
-            setattr(part, name, MethodType(value.__func__, part))
-    if control.cond_hint_original is not None:
-        part.cond_hint_original = cut(control.cond_hint_original)
-    part.extra_concat_orig = [e if e.shape[-1] == 1 else cut(e) for e in getattr(control, "extra_concat_orig", [])]
-    part.cond_hint = part.extra_concat = None
-    if control.previous_controlnet is not None:
-        part.previous_controlnet = with_hint(control.previous_controlnet, cut)
-    return part
-
-
-AREA_CELL = 8  # pixels that the host counts as one in a conditioning's area
-WHOLE_PICTURE = (
-    "area",
-    "set_area_to_bounds",
-    "gligen",
-    "concat_latent_image",
-    "concat_mask",
-)  # what cuts do not take over
-
-
-def conditioning_of(
-    conditioning: Any,
-    frames: range,
-    clip: int,
-    picture: tuple[int, int],
-    cut: Callable[[torch.Tensor], torch.Tensor],
-    controls: dict[int, Any],
-) -> Any:
-    """A conditioning for a video that was cut out of some frames of a clip.
-
-    Rows are those of the frames; masks and ControlNet hints are cut as the pictures were, and areas as the masks that they
-    are; what then lies nowhere in the video is left out, unless nothing would remain.  GLIGEN boxes, which are places in the whole picture, are left
-    out, as is the latent of the whole picture that inpainting models are shown (they then draw all of the cut anew).  Hints
-    of fewer frames are repeated, as the host does.
-
-    Args:
-        picture: height and width of the clip; a hint of another shape is fitted to it as the host does, by its middle.
-        cut: ``cut(images [frames, H, W, C])``, given those of the video, gives its frames.
-        controls: remembers the ControlNets cut so, so that conditionings that share one still do.
-    """
-
-    def cut_hint(control: Any, hint: torch.Tensor) -> torch.Tensor:
-        hint = of_frames(hint, frames)
-        if tuple(hint.shape[-2:]) != picture:
-            hint = comfy.utils.common_upscale(hint, picture[1], picture[0], control.upscale_algorithm, "center")
-        return cut(hint.movedim(1, -1)).movedim(-1, 1)
-
-    part: list[Any] = []
-    elsewhere: list[Any] = []
-    for tensor, options in conditioning:
-        area = options.get("area")
-        options = {k: v for k, v in options.items() if k not in WHOLE_PICTURE}
-        whole = tensor.shape[0] == clip and clip > 1
-        if whole and torch.is_tensor(options.get("pooled_output")) and len(options["pooled_output"]) == clip:
-            options["pooled_output"] = options["pooled_output"][frames.start : frames.stop]
-        masks = [options["mask"]] if "mask" in options else []
-        masks += [_mask_of_area(area, picture)] if area is not None else []
+            else:
+                cut[name] = self.value(name, value)
+        masks = [] if isinstance(self.region, Tile) else self._masks(options)
         if masks:
-            there = (cut(of_frames(mask, frames)[..., None])[..., 0] for mask in masks)
-            options["mask"] = torch.stack(list(there)).prod(0).clamp(0, 1)
-        if options.get("control") is not None:
-            control = options["control"]
-            if id(control) not in controls:
-                controls[id(control)] = with_hint(control, partial(cut_hint, control))
-            options["control"] = controls[id(control)]
-        rows = tensor[frames.start : frames.stop] if whole else tensor
-        if masks and not _reaches(options["mask"]):
-            elsewhere.append([rows, {k: v for k, v in options.items() if k != "mask"}])
-        else:
-            part.append([rows, options])
-    return part or elsewhere
+            cut["mask"] = torch.stack(masks).prod(0).clamp(0, 1)
+            reached = reaches(cut["mask"])
+        return cut, reached
 
-
-def _reaches(mask: torch.Tensor) -> bool:
-    """Whether anything of a mask [F, H, W] is left where the sampler sees it, in the latent's cells."""
-    cells = torch.nn.functional.interpolate(mask[:, None], scale_factor=1 / AREA_CELL, mode="bilinear")
-    return bool(cells.amax() > 0.01)
-
-
-def _mask_of_area(area: tuple[Any, ...], picture: tuple[int, int]) -> torch.Tensor:
-    """The mask [1, H, W] of a conditioning's area: height, width, top and left in latent cells, or parts of the picture."""
-    shares = isinstance(area[0], str)
-    places = area[1:] if shares else area
-    height, width, top, left = (
-        round(float(value) * (side if shares else AREA_CELL)) for value, side in zip(places, 2 * picture, strict=True)
-    )
-    mask = torch.zeros(1, *picture)
-    mask[:, top : top + height, left : left + width] = 1
-    return mask
-
-
-def enlarged_areas(conditioning: Any, scale: float) -> Any:
-    """A conditioning whose areas and GLIGEN boxes, places in a clip's latent, fit the clip enlarged by ``scale``."""
-
-    def enlarged(place: Any) -> Any:
-        return place if isinstance(place[0], str) else tuple(round(value * scale) for value in place)
-
-    changed = []
-    for tensor, options in conditioning:
-        options = dict(options)
+    def _masks(self, options: dict[str, Any]) -> list[torch.Tensor]:
+        """The masks and areas of some options as masks of the frames and the region."""
+        masks = [options["mask"]] if options.get("mask") is not None else []
         if options.get("area") is not None:
-            options["area"] = enlarged(options["area"])
-        if options.get("gligen") is not None:
-            kind, gligen, boxes = options["gligen"]
-            options["gligen"] = (kind, gligen, [(box[0], *enlarged(box[1:])) for box in boxes])
-        changed.append([tensor, options])
-    return changed
+            masks.append(mask_of_area(options["area"], self.picture))
+        return [self.places(self.repeated(mask)[:, None])[:, 0] for mask in masks]
+
+    def _boxes(self, name: str, gligen: Any) -> dict[str, Any]:
+        """GLIGEN's boxes within a tile; a window, which is no part of the picture's grid of cells, has none."""
+        kind, model, boxes = gligen
+        if not isinstance(self.region, Tile):
+            return {} if self.region else {name: gligen}
+        inside = [(box[0], *area) for box in boxes if (area := area_in(box[1:], self.region))]
+        return {name: (kind, model, inside)} if inside else {}
+
+    def _input(self, name: str, value: Any) -> Any:
+        """One of the model's inputs, in the host's object around it."""
+        found = self.value(name, value.cond)
+        return value if found is value.cond else type(value)(found)
+
+    def value(self, name: str, value: Any) -> Any:
+        """A value cut by its name's rule."""
+        rule = rule_of(name, value)
+        if rule == ROWS and torch.is_tensor(value):
+            return self.rows(value)
+        if rule in (PLACES, OF_THE_PICTURE) and torch.is_tensor(value) and value.ndim > 3:
+            return self.places(value, name)
+        return value
+
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """The frames' rows of ``values`` [clip, ...]; one row, or rows for something else, as they are."""
+        if self.frames is None or self.clip == 1 or len(values) != self.clip:
+            return values
+        return values[torch.as_tensor(list(self.frames))]
+
+    def repeated(self, values: torch.Tensor) -> torch.Tensor:
+        """The frames' rows of masks or hints; fewer rows than frames in the clip are repeated, as the host does."""
+        if self.frames is None:
+            return values
+        return values[torch.as_tensor(list(self.frames)) % len(values)]
+
+    def places(self, values: torch.Tensor, name: str = "mask") -> torch.Tensor:
+        """The region of ``values`` [..., H, W] that cover the whole picture, at its size or a whole number of times it.
+
+        Raises:
+            ValueError: values of another size under a tile.
+        """
+        if isinstance(self.region, Tile):
+            times = values.shape[-1] // self.picture[1]
+            if tuple(values.shape[-2:]) != (times * self.picture[0], times * self.picture[1]) or not times:
+                raise ValueError(
+                    f"'{name}' in the conditioning has size {list(values.shape[-2:])}, which does not fit the latent's "
+                    f"{list(self.picture)}; expected that size or a whole number of times it."
+                )
+            return Tile(*(side * times for side in self.region)).cut(values)
+        if isinstance(self.region, Windows):
+            same = torch.nn.functional.interpolate(values.float().cpu(), size=self.picture, mode="bilinear")
+            return crop(same.movedim(1, -1), self.region, self.size, limits=None).movedim(-1, 1)
+        return values
+
+    def control(self, control: Any) -> Any:
+        """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is shared."""
+        if id(control) not in self.controls:
+            self.controls[id(control)] = with_hint(control, self._hint)
+        return self.controls[id(control)]
+
+    def _hint(self, control: Any, hint: torch.Tensor) -> torch.Tensor:
+        """The frames and the region of a hint [F, C, H, W]; one of another shape is fitted by its middle, as the host does."""
+        hint = self.repeated(hint)
+        if self.region is None:
+            return hint
+        times = pixels_of_cell(control) if isinstance(self.region, Tile) else 1
+        height, width = (side * times for side in self.picture)
+        if tuple(hint.shape[-2:]) != (height, width):
+            hint = self._enlarged(control, hint, height, width)
+        return self.places(hint, "control")
+
+    def _enlarged(self, control: Any, hint: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        large = self.enlarged.get(hint)
+        if large is None or tuple(large.shape[-2:]) != (height, width):
+            large = comfy.utils.common_upscale(hint, width, height, control.upscale_algorithm, "center")
+            self.enlarged[hint] = large
+        return large
 
 
-def of_frames(rows: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
-    """The rows of these frames; fewer rows than frames in the clip are repeated."""
-    return rows[torch.as_tensor(list(frames)) % len(rows)]
+def rule_of(name: str, value: Any) -> str:
+    """The rule of ``RULES`` for a value; ``WHOLE`` for numbers, texts and lists of them, whatever their name.
+
+    Raises:
+        ValueError: no rule knows a value that may have frames or places.
+    """
+    if name in RULES:
+        return RULES[name]
+    if is_plain(value):
+        return WHOLE
+    raise ValueError(
+        f"The conditioning holds '{name}' ({type(value).__name__}), which this pack cannot cut to a part of the clip. "
+        "Leave out the node that puts it there, or use the stage without it."
+    )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text or nothing, or is made of such alone."""
+    if isinstance(value, dict):
+        return all(is_plain(part) for part in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return all(is_plain(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
 def check_conditioning(conditioning: Any, frames: int, name: str) -> None:

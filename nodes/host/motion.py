@@ -16,7 +16,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from einops import rearrange
 
-from .cut import of_frames, with_hint
+from .cut import Cut
 from .model import Model
 from .wrappers import clip_frames, with_wrapper
 
@@ -102,15 +102,10 @@ def with_hints_of_windows(model: Model, key: str) -> Model:
         frames = [before, *window.index_list] if before is not None and before >= 0 else list(window.index_list)
         if len(frames) != x.shape[0]:
             return executor(base, conds, x, timestep, model_options)
-        controls: dict[int, Any] = {}
+        cut = Cut(frames=frames)
 
         def of_window(entry: dict[str, Any]) -> dict[str, Any]:
-            control = entry.get("control")
-            if control is None:
-                return entry
-            if id(control) not in controls:
-                controls[id(control)] = with_hint(control, lambda hint: of_frames(hint, frames))
-            return {**entry, "control": controls[id(control)]}
+            return {**entry, "control": cut.control(entry["control"])} if entry.get("control") is not None else entry
 
         conds = [cond if cond is None else [of_window(entry) for entry in cond] for cond in conds]
         return executor(base, conds, x, timestep, model_options)

@@ -1,8 +1,9 @@
-"""Predicting tile by tile inside a sampler, and blending before its update."""
+"""Predicting tile by tile inside a sampler, and blending the predictions before its update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.conds
@@ -11,19 +12,16 @@ import comfy.patcher_extension
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...vcd_core import tiled
-from .cut import cut_conds
+from ...vcd_core.tiled import Grid
+from .cut import Cut
 from .memory import raise_unless_memory
 from .model import Model
 from .wrappers import CLIPS_IN_BATCH, with_wrapper
 
+GridOf = Callable[[int, int, int], Grid]
 
-def with_tiles(
-    model: Model,
-    key: str,
-    grid_of: Callable[[int, int, int], tiled.Grid],
-    on_tiles: Callable[[float], None] | None = None,
-) -> Model:
+
+def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[float], None] | None = None) -> Model:
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
     It wraps the host's ``calc_cond_batch``: inside context windows in time, outside everything that happens for one
@@ -32,12 +30,11 @@ def with_tiles(
 
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
-        on_tiles: called after each model call with the part of this step's tiles that is done, 0..1.
+        on_tiles: called after each model call with the share of this step's tiles that is done, 0..1.
     """
-
     hints = WeakTensorKeyDictionary()
 
-    def wrapper(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
+    def predict(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
         if x.ndim not in (4, 5):
             raise ValueError(
                 f"This model samples latents of {x.ndim} axes, which have no tiles; expected 4, or 5 (video)."
@@ -48,32 +45,7 @@ def with_tiles(
             if on_tiles:
                 on_tiles(1.0)
             return results
-        out = [torch.zeros_like(x) for _ in conds]
-        # windows of another pack that run inside ours know the clip's frames alone, not a stack of tiles
-        others_inside = executor.idx < len(executor.wrappers) - 1
-        size = 1 if others_inside else _tiles_at_once(base, x, grid, conds, model_options)
-        waiting = list(range(len(grid.tiles)))
-        while waiting:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            group = waiting[:size]
-            results = None
-            try:
-                results = _predict(executor, base, conds, x, timestep, model_options, grid, group, hints)
-            except Exception as error:
-                raise_unless_memory(error)
-                if size == 1:
-                    raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
-            if results is None:  # out of memory; what it held is freed only now that the error is gone
-                comfy.model_management.soft_empty_cache()
-                size = max(1, size // 2)
-                continue
-            for total, parts in zip(out, results, strict=True):
-                for number, part in zip(group, parts.chunk(len(group)), strict=True):
-                    grid.tiles[number].cut(total).add_(part * grid.weights[number].to(part))
-            waiting = waiting[size:]
-            if on_tiles:
-                on_tiles(1 - len(waiting) / len(grid.tiles))
-        return out
+        return _Step(executor, base, conds, x, timestep, model_options, grid, hints).blended(on_tiles)
 
     def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
         tile = grid_of(noise_shape[-2], noise_shape[-1], 0).tiles[0]
@@ -84,23 +56,69 @@ def with_tiles(
     done = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
     model.remove_callbacks_with_key(done, key)
     model.add_callback_with_key(done, key, lambda owner: hints.clear())
-    return with_wrapper(model, wrappers.CALC_COND_BATCH, key, wrapper)
+    return with_wrapper(model, wrappers.CALC_COND_BATCH, key, predict)
 
 
-def _predict(executor, base, conds, x, timestep, model_options, grid, group, hints):  # type: ignore[no-untyped-def]
-    """The model's predictions for a group of tiles, stacked along the batch."""
-    parts = torch.cat([grid.tiles[number].cut(x) for number in group])
-    controls: dict[int, Any] = {}
-    cut = [cut_conds(cond, grid.tiles[group[0]], x, controls, hints) for cond in conds]
-    if len(group) > 1:
-        options = dict(model_options.get("transformer_options", {}), **{CLIPS_IN_BATCH: len(group)})
-        model_options = {**model_options, "transformer_options": options}
-    return executor(base, cut, parts, torch.cat([timestep] * len(group)), model_options)
+@dataclass
+class _Step:
+    """One call of ``calc_cond_batch``, made tile by tile."""
+
+    executor: Any
+    base: Any
+    conds: list[Any]
+    x: torch.Tensor
+    timestep: torch.Tensor
+    model_options: dict[str, Any]
+    grid: Grid
+    hints: WeakTensorKeyDictionary = field(repr=False)
+
+    def blended(self, on_tiles: Callable[[float], None] | None) -> list[torch.Tensor]:
+        """The predictions of all tiles under their weights, one for each conditioning."""
+        out = [torch.zeros_like(self.x) for _ in self.conds]
+        # windows of another pack that run inside ours know the clip's frames alone, not a stack of tiles
+        others_inside = self.executor.idx < len(self.executor.wrappers) - 1
+        at_once = 1 if others_inside else _tiles_at_once(self.base, self.x, self.grid, self.conds, self.model_options)
+        waiting = list(range(len(self.grid.tiles)))
+        while waiting:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            group = waiting[:at_once]
+            results = self._unless_memory_lacks(group)
+            if results is None:  # what it held is freed only now that the error is gone
+                comfy.model_management.soft_empty_cache()
+                at_once = max(1, at_once // 2)
+                continue
+            for total, stacked in zip(out, results, strict=True):
+                for number, tile in zip(group, stacked.chunk(len(group)), strict=True):
+                    self.grid.tiles[number].cut(total).add_(tile * self.grid.weights[number].to(tile))
+            waiting = waiting[at_once:]
+            if on_tiles:
+                on_tiles(1 - len(waiting) / len(self.grid.tiles))
+        return out
+
+    def _unless_memory_lacks(self, group: list[int]) -> list[torch.Tensor] | None:
+        """The predictions for a group of tiles; None where memory ran out and fewer may fit."""
+        try:
+            return self._predicted(group)
+        except Exception as error:
+            raise_unless_memory(error)
+            if len(group) == 1:
+                raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
+        return None
+
+    def _predicted(self, group: list[int]) -> list[torch.Tensor]:
+        """The model's predictions for a group of tiles, stacked along the batch."""
+        stacked = torch.cat([self.grid.tiles[number].cut(self.x) for number in group])
+        whole = (self.x.shape[-2], self.x.shape[-1])
+        cut = Cut(region=self.grid.tiles[group[0]], clip=len(self.x), picture=whole, enlarged=self.hints)
+        options = self.model_options
+        if len(group) > 1:
+            for_all = {**options.get("transformer_options", {}), CLIPS_IN_BATCH: len(group)}
+            options = {**options, "transformer_options": for_all}
+        timestep = torch.cat([self.timestep] * len(group))
+        return self.executor(self.base, [cut.entries(cond) for cond in self.conds], stacked, timestep, options)
 
 
-def _tiles_at_once(
-    base: Any, x: torch.Tensor, grid: tiled.Grid, conds: list[Any], model_options: dict[str, Any]
-) -> int:
+def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], model_options: dict[str, Any]) -> int:
     """How many tiles fit into memory together.
 
     One on a CPU, which gains nothing, where conditionings differ by place or have rows that are not those of the frames,
@@ -109,22 +127,21 @@ def _tiles_at_once(
     """
     options = model_options.get("transformer_options", {})
     patched = options.get("patches_replace") or any(name.startswith("attn") for name in options.get("patches", {}))
-    placed = any(
-        key in entry for cond in conds for entry in cond or () for key in ("mask", "area", "control", "gligen")
-    )
-    per_place = any(
-        isinstance(value, comfy.conds.CONDNoiseShape)
-        or (torch.is_tensor(value.cond) and value.cond.ndim and len(value.cond) not in (1, len(x)))
-        for cond in conds
-        for entry in cond or ()
-        for value in entry["model_conds"].values()
-    )
-    if x.device.type == "cpu" or placed or per_place or patched:
+    if x.device.type == "cpu" or patched or any(_by_place(entry, len(x)) for cond in conds for entry in cond or ()):
         return 1
     tile = grid.tiles[0]
     shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
     free = comfy.model_management.get_free_memory(x.device)
     return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))
+
+
+def _by_place(entry: dict[str, Any], frames: int) -> bool:
+    """Whether tiles see different values of a conditioning's entry, or rows that are not those of the frames."""
+    return any(name in entry for name in ("mask", "area", "control", "gligen")) or any(
+        isinstance(value, comfy.conds.CONDNoiseShape)
+        or (torch.is_tensor(value.cond) and value.cond.ndim and len(value.cond) not in (1, frames))
+        for value in entry["model_conds"].values()
+    )
 
 
 def _step(timestep: torch.Tensor, model_options: dict[str, Any]) -> int:

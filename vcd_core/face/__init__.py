@@ -1,5 +1,5 @@
-"""Face VCD: find faces (:mod:`detect`), follow them (:mod:`track`), cut them out and put them back (:mod:`crop`)."""
+"""Face VCD: find faces (``detect``), follow them (``track``), cut them out and put them back (``crop``), in turns (``plan``)."""
 
-from . import crop, detect, track
+from . import crop, detect, plan, track
 
-__all__ = ["crop", "detect", "track"]
+__all__ = ["crop", "detect", "plan", "track"]
