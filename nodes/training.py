@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from comfy_api.latest import io, ui
 from ..vcd_core import __version__, files
 from ..vcd_core import training as core
 from ..vcd_core.identity import IdTokens
+from ..vcd_core.pictures import FITS, prepare
 from .host.files import output_folder
-from .host.model import kind_of
+from .host.model import Model, kind_of
 from .host.sampling import Sampling, sample
 from .host.training import TrainingModel, gradients, recomputed
 from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
@@ -88,7 +90,7 @@ class IdTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "fit",
-                    options=list(core.FITS),
+                    options=list(FITS),
                     tooltip="A square around the mask, or the whole picture at its own aspect.",
                 ),
                 io.String.Input(
@@ -175,40 +177,72 @@ class IdTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: list[torch.Tensor], masks: list[torch.Tensor] | None = None, **lists: Any
+        cls,
+        model: list[Model],
+        clip: list[Any],
+        vae: list[Any],
+        images: list[torch.Tensor],
+        name: list[str],
+        class_word: list[str],
+        tokens: list[int],
+        steps: list[int],
+        batch: list[int],
+        learning_rate: list[float],
+        size: list[int],
+        fit: list[str],
+        template: list[str],
+        sample_every: list[int],
+        resume: list[bool],
+        seed: list[int],
+        masks: list[torch.Tensor] | None = None,
+        initial_words: Sequence[str] = ("",),
+        unmasked: Sequence[float] = (0.05,),
+        noise_offset: Sequence[float] = (0.1,),
+        augment: Sequence[bool] = (True,),
+        weight_decay: Sequence[float] = (0.0,),
+        clamp_norm: Sequence[bool] = (False,),
+        checkpointing: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
-        given = {key: value[0] for key, value in lists.items()}
-        model, clip, vae = (given.pop(key) for key in ("model", "clip", "vae"))
-        for what, name in ((model, "MODEL"), (clip, "CLIP"), (vae, "VAE")):
-            if what is None:
-                raise ValueError(f"{name} is missing: the checkpoint holds none. Load it with its own loader.")
-        name, sample_every, resume = (given.pop(key) for key in ("name", "sample_every", "resume"))
-        checkpointing = given.pop("checkpointing", False)
-        settings = core.Settings(**given)
+        for what, found in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
+            if found[0] is None:
+                raise ValueError(f"{what} is missing: the checkpoint holds none. Load it with its own loader.")
+        settings = core.Settings(
+            class_word=class_word[0], tokens=tokens[0], steps=steps[0], batch=batch[0], learning_rate=learning_rate[0],
+            size=size[0], fit=fit[0], template=template[0], initial_words=initial_words[0], unmasked=unmasked[0],
+            noise_offset=noise_offset[0], augment=augment[0], weight_decay=weight_decay[0], clamp_norm=clamp_norm[0],
+            seed=seed[0],
+        )  # fmt: skip
         settings.check()
-        state = files.free_path(output_folder(STATES), name, overwrite=True)
+        state = files.free_path(output_folder(STATES), name[0], overwrite=True)
         with gradients():
-            pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
-            areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
-            _refuse_no_mask(pictures, areas)
-            core.prepare(pictures, areas, settings.size, settings.fit)  # before any model is loaded
-            backend = TrainingModel(model, clip, vae, settings.class_word)
-            show = _Show(backend, settings, sample_every)
-            with recomputed(backend.model) if checkpointing else contextlib.nullcontext():
-                report = core.train(backend, pictures, areas, settings, state, resume, on_step=show)
+            pictures, areas = ready(images, masks, settings)
+            backend = TrainingModel(model[0], clip[0], vae[0], settings.class_word)
+            show = _Show(backend, settings, sample_every[0])
+            with recomputed(backend.model) if checkpointing[0] else contextlib.nullcontext():
+                report = core.train(backend, pictures, areas, settings, state, resume[0], on_step=show)
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)
-        tokens = IdTokens(Path(name).name, report.vectors, _provenance(backend, settings, len(pictures)))
-        losses = report.losses
-        text = f"{len(losses)} steps, loss {_mean(losses[:20]):.4f} at first, {_mean(losses[-20:]):.4f} at the end; "
+        learned = IdTokens(Path(name[0]).name, report.vectors, _provenance(backend, settings, len(pictures)))
         samples = torch.cat(show.samples)
-        pictured = ui.PreviewImage(samples, cls=cls).as_dict()
-        return io.NodeOutput(
-            Identity(tokens, settings.class_word.strip()),
-            {"loss": losses},
-            samples,
-            ui={**pictured, **ui_text(text + tokens.describe())},
-        )
+        shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
+        return io.NodeOutput(Identity(learned, settings.class_word.strip()), {"loss": report.losses}, samples, ui=shown)
+
+
+def ready(
+    images: list[torch.Tensor], masks: list[torch.Tensor] | None, settings: core.Settings
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """The pictures and masks one by one, for gradients; refused here, before any model is loaded, if they cannot be used."""
+    pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
+    areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
+    _refuse_no_mask(pictures, areas)
+    prepare(pictures, areas, settings.size, settings.fit)
+    return pictures, areas
+
+
+def said(losses: list[float], tokens: IdTokens) -> str:
+    """What the node says after it has run."""
+    first, last = _mean(losses[:20]), _mean(losses[-20:])
+    return f"{len(losses)} steps, loss {first:.4f} at first, {last:.4f} at the end; {tokens.describe()}"
 
 
 class _Show:

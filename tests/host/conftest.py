@@ -1,14 +1,16 @@
 """A real ComfyUI server with the pack and a few test nodes, shared by all host tests."""
 
+import importlib
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dev import random_models
-from dev.host import HOST, OLDEST, link, prepare
+from dev.host import HOST, OLDEST, PACK, link, prepare
 from dev.server import Server, host_from_environment
 
 
@@ -112,6 +114,18 @@ def ade(bench):
 def full_size(bench):
     """A random SD 1.5 checkpoint and motion module of full size, made once by a process that has the host's classes."""
     return random_models.full_size(bench.server.host.base / "models")
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """``pack("nodes.host.cut")``: a module of the pack in this process, with the host's own classes beside it."""
+    host = host_from_environment()
+    arguments = sys.argv
+    random_models.enter_host(host.comfy)
+    importlib.import_module("comfy.cli_args")  # reads the command line
+    sys.argv = arguments
+    sys.path.insert(0, str(host.base / "custom_nodes"))
+    return lambda name: importlib.import_module(f"{PACK}.{name}")
 
 
 @pytest.fixture

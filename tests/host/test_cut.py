@@ -1,0 +1,164 @@
+"""Conditionings cut to frames, tiles and windows, with the host's own objects in this process."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+TILE = (1, 2, 4, 4)  # top, left, height, width of an 8x12 latent
+WHOLE = (8, 12)
+
+
+@pytest.fixture(scope="module")
+def cut(pack):
+    return pack("nodes.host.cut")
+
+
+@pytest.fixture(scope="module")
+def conds(pack):
+    import comfy.conds
+
+    return comfy.conds
+
+
+def tile(cut, pack):
+    return cut.Cut(region=pack("vcd_core.tiled").Tile(*TILE), clip=3, picture=WHOLE)
+
+
+def numbered(*shape):
+    return torch.arange(float(np.prod(shape))).reshape(shape)
+
+
+def under(x, times=1):
+    top, left, height, width = (side * times for side in TILE)
+    return x[..., top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 12), (1, 4, 8, 12), (1, 4, 5, 8, 12), (3, 1, 16, 24)])
+@pytest.mark.parametrize("kind", ["CONDNoiseShape", "CONDRegular"])
+def test_a_latent_of_the_picture_is_cut_whatever_object_holds_it(cut, pack, conds, shape, kind):
+    value = getattr(conds, kind)(numbered(*shape))
+    (entry,) = tile(cut, pack).entries([{"model_conds": {"c_concat": value}, "uuid": 1}])
+    found = entry["model_conds"]["c_concat"]
+    assert type(found) is type(value)
+    assert torch.equal(found.cond, under(value.cond, shape[-1] // 12))
+
+
+def test_a_latent_of_another_size_is_refused_by_name(cut, pack, conds):
+    value = conds.CONDNoiseShape(numbered(1, 4, 8, 11))
+    with pytest.raises(ValueError, match=r"'c_concat' .*\[8, 11\].*\[8, 12\]"):
+        tile(cut, pack).entries([{"model_conds": {"c_concat": value}}])
+
+
+@pytest.mark.parametrize("name", ["c_crossattn", "y", "ref_latents", "guidance", "clip_fea", "hooks"])
+def test_texts_numbers_and_references_are_the_same_under_a_tile(cut, pack, conds, name):
+    value = conds.CONDRegular(numbered(3, 7, 8))
+    (entry,) = tile(cut, pack).entries([{"model_conds": {name: value}}])
+    assert entry["model_conds"][name] is value
+
+
+def test_what_no_rule_knows_is_refused_by_name(cut, pack, conds):
+    entry = {"model_conds": {"of_another_pack": conds.CONDRegular(numbered(1, 8, 8, 12))}}
+    with pytest.raises(ValueError, match="'of_another_pack'"):
+        tile(cut, pack).entries([entry])
+    frames = cut.Cut(frames=range(1, 3), clip=3, picture=(64, 64))
+    for value in (numbered(3, 5), [numbered(3)], {"a": [numbered(1)]}, object()):
+        with pytest.raises(ValueError, match="'of_another_pack'"):
+            frames.conditioning([[numbered(3, 7, 8), {"of_another_pack": value}]])
+
+
+def test_numbers_and_texts_need_no_rule(cut, conds, pack):
+    value = conds.CONDConstant({"rate": [24, "fps", None]})
+    assert tile(cut, pack).entries([{"model_conds": {"new": value}}])[0]["model_conds"]["new"] is value
+
+
+def test_rows_of_frames_are_taken_and_one_for_all_stays(cut):
+    frames = cut.Cut(frames=[2, 0], clip=3, picture=(64, 64))
+    text, pooled, one = numbered(3, 7, 8), numbered(3, 5), numbered(1, 7)
+    ((rows, options),) = frames.conditioning(
+        [[text, {"pooled_output": pooled, "attention_mask": one, "strength": 0.5}]]
+    )
+    assert torch.equal(rows, text[[2, 0]])
+    assert torch.equal(options["pooled_output"], pooled[[2, 0]])
+    assert options["attention_mask"] is one
+    assert options["strength"] == 0.5
+
+
+def test_a_mask_that_does_not_reach_a_tile_leaves_its_entry_out(cut, pack):
+    masks = {"here": torch.zeros(1, *WHOLE), "there": torch.zeros(1, *WHOLE)}
+    masks["here"][:, 2, 3] = masks["there"][:, 7, 11] = 1
+    entries = [{"mask": mask, "model_conds": {}, "name": name} for name, mask in masks.items()]
+    (kept,) = tile(cut, pack).entries(entries)
+    assert kept["name"] == "here"
+    assert torch.equal(kept["mask"], under(masks["here"]))
+
+
+@pytest.mark.parametrize(
+    ("area", "inside"),
+    [
+        ((8, 12, 0, 0), (4, 4, 0, 0)),
+        ((2, 3, 2, 1), (2, 2, 1, 0)),
+        ((2, 2, 6, 8), None),
+        ((9, 4, 4, 0, 2, 2), (9, 3, 4, 0, 1, 0)),
+    ],
+)
+def test_areas_and_boxes_are_places_within_the_tile(cut, pack, area, inside):
+    cut_entries = tile(cut, pack).entries([{"area": area, "model_conds": {}}])
+    assert [entry["area"] for entry in cut_entries] == ([] if inside is None else [inside])
+    if len(area) == 4:
+        boxes = [("text", *area), ("text", 1, 1, 2, 3)]
+        (entry,) = tile(cut, pack).entries([{"gligen": ("position", "net", boxes), "model_conds": {}}])
+        assert [box[1:] for box in entry["gligen"][2]] == [box for box in (inside, (1, 1, 1, 1)) if box]
+
+
+class Net:
+    """A ControlNet's attributes, as far as hints go."""
+
+    compression_ratio, vae, upscale_algorithm, previous_controlnet = 8, None, "bilinear", None
+
+    def __init__(self, hint, before=None):
+        self.cond_hint_original, self.previous_controlnet = hint, before
+        self.cond_hint, self.extra_concat_orig, self.weights = "encoded before", [torch.ones(1, 1, 1, 1)], object()
+
+
+def test_control_nets_share_weights_and_see_their_part_of_the_hint(cut, pack):
+    first = Net(numbered(3, 3, 64, 96))
+    chained = Net(numbered(3, 3, 64, 96) + 1, before=first)
+    region = tile(cut, pack)
+    entries = region.entries([{"control": chained, "model_conds": {}}, {"control": chained, "model_conds": {}}])
+    found = entries[0]["control"]
+    assert found is entries[1]["control"]
+    assert found.weights is chained.weights
+    assert found.cond_hint is None
+    assert torch.equal(found.cond_hint_original, under(chained.cond_hint_original, 8))
+    assert torch.equal(found.previous_controlnet.cond_hint_original, under(first.cond_hint_original, 8))
+    assert chained.cond_hint == "encoded before"
+    frames = cut.Cut(frames=[4, 1], clip=5).control(first)
+    assert torch.equal(frames.cond_hint_original, first.cond_hint_original[[1, 1]])  # three hints, repeated: 0 1 2 0 1
+
+
+def test_windows_see_masks_and_areas_as_the_pictures(cut, pack):
+    crops = pack("vcd_core.face.crop")
+    centres = np.array([[20.0, 12.0], [24.0, 12.0]])
+    place = crops.Windows(0, centres, (16.0, 16.0), np.zeros((2, 4)))
+    window = cut.Cut(frames=range(1, 3), region=place, size=(16, 16), clip=3, picture=(32, 48))
+    left, below = torch.zeros(3, 32, 48), (16 // 8, 48 // 8, 16 // 8, 0)
+    left[:, :, :22] = 1
+    text = numbered(3, 7, 8)
+    conditioning = [
+        [text, {"mask": left, "concat_mask": numbered(1, 4, 6), "set_area_to_bounds": True}],
+        [text + 1, {"area": below}],
+        [text + 2, {"area": ("percentage", 0.25, 1.0, 0.75, 0.0)}],
+    ]
+    (first, second) = window.conditioning(copy.copy(conditioning))
+    assert set(first[1]) == {"mask"}  # what is of the whole picture is left out
+    assert torch.equal(first[0], text[1:])
+    assert first[1]["mask"].shape == (2, 16, 16)
+    assert first[1]["mask"][0, :, :9].min() > 0.99
+    assert first[1]["mask"][1, :, 7:].max() < 0.01
+    assert second[1]["mask"][:, :11].max() < 0.01
+    assert second[1]["mask"][:, 13:].min() > 0.99
+    (alone,) = window.conditioning([conditioning[2]])  # what reaches no window is better than nothing
+    assert torch.equal(alone[0], (text + 2)[1:])
+    assert "mask" not in alone[1]
