@@ -15,11 +15,12 @@ from ..vcd_core import face as core
 from ..vcd_core import plots
 from ..vcd_core.face.plan import Turn
 from ..vcd_core.face.track import Choice, Faces, Track
+from ..vcd_core.frames import check_finite, colours, with_alpha
 from .host.cut import Cut
-from .host.memory import torch_device
+from .host.memory import handed_on, torch_device
 from .host.model import Model
 from .host.sampling import Sampling
-from .host.ui import Progress, ui_text
+from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import likeness_to
 from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
 from .stage import NotFinite, Stage
@@ -36,6 +37,8 @@ class Crop:
 
     windows: core.crop.Windows
     faces: Faces
+    images: torch.Tensor  # the clip that it was cut out of
+    neighbours: list[core.crop.Windows]  # where the clip's other faces are
 
 
 def track_faces(
@@ -172,7 +175,8 @@ class FaceTrack(io.ComfyNode):
         if_none: str = PASS,
     ) -> io.NodeOutput:
         progress = Progress(len(images))
-        images = images.cpu()
+        images = colours(images)
+        check_finite(images)
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
         if not faces.tracks:
@@ -182,7 +186,11 @@ class FaceTrack(io.ComfyNode):
         preview = plots.numbered_boxes(images, boxes)
         mask = core.track.masks_of(faces)
         return io.NodeOutput(
-            faces, preview, boxes, mask, ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls)
+            faces,
+            handed_on(preview),
+            boxes,
+            handed_on(mask),
+            ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls),
         )
 
 
@@ -289,9 +297,14 @@ class FaceCrop(io.ComfyNode):
         if index >= len(faces.tracks):
             raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
         size = core.crop.crop_size(refine_size, aspect)
-        place = core.crop.windows(faces.tracks[index], faces.height, faces.width, crop_factor, size[1] / size[0])
-        crops = core.crop.crop(images[..., :3].cpu(), place, size)
-        return io.NodeOutput(crops, Crop(place, faces))
+        images = colours(images)
+        check_finite(images)
+        place, *others = (
+            core.crop.windows(track, faces.height, faces.width, crop_factor, size[1] / size[0])
+            for track in (faces.tracks[index], *faces.tracks[:index], *faces.tracks[index + 1 :])
+        )
+        crops = core.crop.crop(images, place, size, on_frame=stop_if_asked)
+        return io.NodeOutput(handed_on(crops), Crop(place, faces, images, others))
 
 
 class FacePaste(io.ComfyNode):
@@ -328,10 +341,11 @@ class FacePaste(io.ComfyNode):
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         crop.faces.check(images)
-        images, refined = images.cpu(), refined[..., :3].cpu()
-        masks = frame_masks(mask, images)
-        done = core.crop.paste(images[..., :3], refined, crop.windows, feather, paste_factor, masks, match_colour)
-        return io.NodeOutput(torch.cat([done, images[..., 3:]], -1))
+        pasted = core.crop.paste(
+            crop.images, colours(refined), crop.windows, feather, paste_factor, frame_masks(mask, images), match_colour,
+            out=colours(images).clone(), neighbours=crop.neighbours, on_frame=stop_if_asked,
+        )  # fmt: skip
+        return io.NodeOutput(handed_on(with_alpha(pasted, images)))
 
 
 def frame_masks(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
@@ -421,14 +435,14 @@ class FaceRefine(io.ComfyNode):
     ) -> io.NodeOutput:
         stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
         more = {"positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4}
-        stage.check(len(images), positive=positive, negative=negative, **more)
+        stage.check(images, positive=positive, negative=negative, **more)
         if refine_size % 8:
             raise ValueError(f"refine_size is {refine_size}; expected a multiple of 8.")
         size = core.crop.crop_size(refine_size, aspect)
-        images = images[..., :3].cpu()
+        given, images = images, colours(images)
         paste = partial(
             core.crop.paste, images, feather=feather, paste_factor=paste_factor, masks=frame_masks(mask, images),
-            match_colour=match_colour,
+            match_colour=match_colour, on_frame=stop_if_asked,
         )  # fmt: skip
         faces = faces or track_faces(images, progress=Progress(len(images)))
         faces.check(images)
@@ -436,17 +450,17 @@ class FaceRefine(io.ComfyNode):
         turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
         if not turns:
             no_faces(if_none)
-            return io.NodeOutput(images, images, len(images), ui=ui_text("No face was found."))
+            return io.NodeOutput(given, given, len(images), ui=ui_text("No face was found."))
         if any(prompts[1:]) and (doubt := core.plan.doubtful(faces)):
             logging.warning("Face VCD: %s", doubt)
-        out, pairs, done = refined_faces(images, faces, turns, stage, size, prompts, negative, paste)
+        out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
-        return io.NodeOutput(out, pairs, missed, ui=ui_text(said(done, len(turns), missed, len(images), denoise)))
+        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise)
+        return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 
 def refined_faces(
     images: torch.Tensor,
-    faces: Faces,
     turns: list[Turn],
     stage: Stage,
     size: tuple[int, int],
@@ -458,18 +472,19 @@ def refined_faces(
     progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (2 + stage.settings.steps))
     out, pairs, done = images.clone(), [], 0
     for number, turn in enumerate(turns):
-        crops = core.crop.crop(images, turn.windows, size)
-        picture = (faces.height, faces.width)
+        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
+        picture = (images.shape[1], images.shape[2])
         cut = Cut(frames=turn.track.frames, region=turn.own_windows, clip=len(images), picture=picture, size=size)
         positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
         try:
             refined = stage.refine(crops, positive, cut.conditioning(negative), progress)
         except NotFinite as error:
-            logging.warning("Face VCD: face %d was left as it is. %s", number, error)
-            refined = crops
-        pairs.append(torch.cat([crops, refined], 2))
+            kept = "some of its frames were" if error.drawn is not None else "it was"
+            logging.warning("Face VCD, face %d: %s left as before. %s", number, kept, error)
+            refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
+        pairs.append(torch.cat([crops, refined.nan_to_num()], 2))
         if refined is not crops:
-            paste(refined, turn.windows, out=out)
+            paste(refined, turn.windows, out=out, neighbours=turn.neighbours)
             done += 1
     return out, torch.cat(pairs), done
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..vcd_core import noise as prior
+from ..vcd_core.frames import broken_frames, check_finite, named
 from .host.cut import check_conditioning
 from .host.model import Model
 from .host.noise import with_step_noise, without_noise_prior
@@ -18,7 +19,18 @@ from .host.ui import Progress
 
 
 class NotFinite(ValueError):
-    """The sampler returned NaN."""
+    """What was drawn is not finite: the message says why, ``frames`` which, and ``drawn`` has the others, if there are any."""
+
+    def __init__(self, message: str, drawn: torch.Tensor | None = None, frames: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.drawn, self.frames = drawn, list(frames)
+
+    def over(self, images: torch.Tensor) -> torch.Tensor:
+        """The frames that were drawn well, over ``images`` where one was not."""
+        if self.drawn is None:
+            return images
+        self.drawn[self.frames] = images[self.frames].to(self.drawn)
+        return self.drawn
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,12 @@ class Stage:
     settings: Sampling
     gamma: float
 
-    def check(self, frames: int, **conditionings: Any) -> None:
-        """Raise ``ValueError`` for what cannot draw a clip of this many frames; None stands for what is not connected."""
+    def check(self, images: torch.Tensor, **conditionings: Any) -> None:
+        """Raise ``ValueError`` for what cannot draw these frames anew; None stands for what is not connected."""
+        frames = len(images)
         prior.check_gamma(self.gamma)
         check_vae(self.vae, frames)
+        check_finite(images)
         for name, conditioning in conditionings.items():
             if conditioning is not None:
                 check_conditioning(conditioning, frames, name)
@@ -75,4 +89,7 @@ class Stage:
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
-        return decode(self.vae, latent, progress)[:, :height, :width]
+        drawn = decode(self.vae, latent, progress)[:, :height, :width]
+        if broken := broken_frames(drawn):
+            raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
+        return drawn

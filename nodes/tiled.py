@@ -10,14 +10,16 @@ import torch
 from comfy_api.latest import io
 
 from ..vcd_core import tiled as core
+from ..vcd_core.frames import colours
 from .host.areas import enlarged_areas
+from .host.memory import handed_on
 from .host.model import Model, latent_cell
 from .host.pictures import resize, upscale
 from .host.sampling import Sampling
 from .host.tiles import with_tiles
-from .host.ui import Progress
+from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input
-from .stage import Stage
+from .stage import NotFinite, Stage
 
 KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
@@ -154,20 +156,30 @@ class TiledDenoise(io.ComfyNode):
         shift_grid: bool = False,
     ) -> io.NodeOutput:
         stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
-        stage.check(len(images), positive=positive, negative=negative)
+        stage.check(images, positive=positive, negative=negative)
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         with_tile_grid(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
         if denoise > REPEATS_ABOVE:
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
-        large = enlarged(images[..., :3].cpu(), scale, upscale_model, progress)
+        large = enlarged(colours(images), scale, upscale_model, progress)
         positive, negative = (enlarged_areas(conditioning, scale) for conditioning in (positive, negative))
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
             return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)
 
-        return io.NodeOutput(stage.refine(large, positive, negative, progress, patch))
+        try:
+            drawn, text = stage.refine(large, positive, negative, progress, patch), ""
+        except NotFinite as error:
+            if error.drawn is None:
+                raise
+            drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
+            logging.warning("Tiled VCD: %s", text)
+        if images.shape[-1] == 4:
+            alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
+            drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
+        return io.NodeOutput(handed_on(drawn), ui=ui_text(text) if text else None)
 
 
 def enlarged(images: torch.Tensor, scale: float, upscale_model: Any, progress: Progress) -> torch.Tensor:

@@ -16,6 +16,12 @@ def make_room(gib: float) -> None:
     comfy.model_management.free_memory(gib * 2**30, torch_device())
 
 
+def handed_on(values: torch.Tensor) -> torch.Tensor:
+    """A latent, picture or mask where, and in the precision in which, ComfyUI keeps it between nodes."""
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: values.dtype)()
+    return values.to(intermediate_device(), dtype)
+
+
 def torch_device() -> torch.device:
     """The device that ComfyUI computes on."""
     return comfy.model_management.get_torch_device()

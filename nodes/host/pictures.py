@@ -10,7 +10,7 @@ import torch
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
 from .memory import raise_unless_memory
-from .ui import Progress
+from .ui import Progress, stop_if_asked
 
 
 def check_vae(vae: Any, frames: int) -> None:
@@ -87,6 +87,7 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return images
     out = torch.empty(len(images), height, width, images.shape[3])
     for i in range(len(images)):
+        stop_if_asked()
         one = images[i : i + 1].movedim(-1, 1)
         out[i] = comfy.utils.common_upscale(one, width, height, "lanczos", "disabled")[0].movedim(0, -1)
     return out

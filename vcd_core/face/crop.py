@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,11 @@ def crop_size(side: int, aspect: float = 1.0) -> Size:
 
 
 def crop(
-    images: torch.Tensor, place: Windows, size: Size, limits: tuple[float, float] | None = (0.0, 1.0)
+    images: torch.Tensor,
+    place: Windows,
+    size: Size,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+    on_frame: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """The windows' content [n, size[0], size[1], C], one resampling.
 
@@ -75,9 +80,11 @@ def crop(
         place: the windows; their frames are taken from the clip.
         size: height and width of the result in pixels.
         limits: what values are kept within; None where they may be any, as in the hints of an inpainting ControlNet.
+        on_frame: called before each frame; what it raises stops the work.
     """
     out = torch.empty(len(place.centres), *size, images.shape[-1])
     for i, frame in enumerate(place.frames):
+        on_frame()
         out[i] = _view(images[frame], place, i, size)
     return out if limits is None else out.clamp_(*limits)
 
@@ -91,8 +98,14 @@ def paste(
     masks: torch.Tensor | None = None,
     match_colour: bool = False,
     out: torch.Tensor | None = None,
+    neighbours: Sequence[Windows] = (),
+    on_frame: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was.
+
+    Pastes build on each other: what is added to ``out`` is the change from ``images``, and where the regions of neighbours
+    overlap each pixel goes to the face that is nearer, with a soft border between them.  So no face erases another, and the
+    order does not matter.
 
     Args:
         images: the clip that was cropped, IMAGE [F, H, W, C].
@@ -103,6 +116,8 @@ def paste(
         masks: [F, H, W] the region to paste instead of the rounded box, as far as it lies near the face.
         match_colour: give the refined clip the mean and spread that the original has around the pasted region.
         out: where to write, e.g. the result of an earlier paste; a copy of ``images`` by default.
+        neighbours: the windows of the clip's other faces, refined or not.
+        on_frame: called before each frame; what it raises stops the paste.
 
     Raises:
         ValueError: another number of refined frames than windows.
@@ -116,8 +131,10 @@ def paste(
     size = (refined.shape[1], refined.shape[2])
     gain, offset = _colour_match(images, refined, place, paste_factor) if match_colour else (1.0, 0.0)
     for i, frame in enumerate(place.frames):
+        on_frame()
         rows, columns = _region(place, i, images.shape[1], images.shape[2])
         mask = _mask(place, i, rows, columns, feather, paste_factor, masks[frame] if masks is not None else None)
+        mask = _shared(mask, place, frame, rows, columns, feather, paste_factor, neighbours)
         if not mask.any():
             continue
         before = _view(images[frame], place, i, size).clamp(0, 1)
@@ -129,12 +146,20 @@ def paste(
         # it could not hold the detail, and the new content stands alone
         enlarged = size[0] >= place.size[1] and size[1] >= place.size[0]
         change = _back(new - before if enlarged else new, place, i, rows, columns)
-        target = out[frame, rows[0] : rows[1], columns[0] : columns[1]]
         base = images[frame, rows[0] : rows[1], columns[0] : columns[1]]
         value = (base + change if enlarged else change).clamp(0, 1)
-        mask = mask[..., None].to(target)
-        target.copy_(torch.where(mask > 0, target * (1 - mask) + value.to(target) * mask, target))
+        _blend(out[frame, rows[0] : rows[1], columns[0] : columns[1]], base, value, mask[..., None])
     return out
+
+
+def _blend(target: torch.Tensor, base: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:
+    """Write ``value`` into ``target`` as far as ``mask`` goes; what an earlier paste changed of ``base`` stays under it."""
+    mask, value = mask.to(target), value.to(target)
+    built_on = target * (1 - mask) + value * mask
+    changed = target != base
+    if changed.any():
+        built_on = torch.where(changed, (target + (value - base) * mask).clamp(0, 1), built_on)
+    target.copy_(torch.where(mask > 0, built_on, target))
 
 
 def usable(refined: torch.Tensor, before: torch.Tensor) -> bool:
@@ -226,6 +251,47 @@ def _mask(
     distance = _rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
     weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
     return weight * weight * (3 - 2 * weight)
+
+
+def _shared(
+    mask: torch.Tensor,
+    place: Windows,
+    frame: int,
+    rows: Size,
+    columns: Size,
+    feather: float,
+    paste_factor: float,
+    neighbours: Sequence[Windows],
+) -> torch.Tensor:
+    """A face's weight at each pixel where other faces are near: its share of what all of them cover together.
+
+    A share falls from one to zero over the feather's width where another face becomes the nearer one.
+    """
+    others = [other for other in neighbours if frame in other.frames]
+    there = [_mask(o, frame - o.start, rows, columns, feather, paste_factor, None) for o in others]
+    near = [(other, weight) for other, weight in zip(others, there, strict=True) if bool((weight * mask).any())]
+    if not near:
+        return mask
+    faces = [place, *(other for other, _ in near)]
+    weights = torch.stack([mask, *(weight for _, weight in near)])
+    distances = torch.stack([_to_face(face, frame, rows, columns) for face in faces])
+    ahead = (0.5 + (distances[None] - distances[:, None]) / max(feather, 1e-3)).clamp(
+        0, 1
+    )  # of the first over the second
+    ahead = ahead * ahead * (3 - 2 * ahead)
+    ahead[range(len(faces)), range(len(faces))] = 1.0
+    nearest = ahead.prod(1)
+    claimed = (weights * nearest).sum(0)
+    covered = 1 - (1 - weights).prod(0)
+    return torch.where(claimed > 0, mask * nearest[0] / claimed.clamp(min=1e-9) * covered, torch.zeros_like(mask))
+
+
+def _to_face(place: Windows, frame: int, rows: Size, columns: Size) -> torch.Tensor:
+    """The signed distance of each pixel to a window's face, negative inside."""
+    x, y, wide, tall = place.face[frame - place.start]
+    down = torch.arange(*rows)[:, None] + 0.5 - (y + tall / 2)
+    across = torch.arange(*columns)[None, :] + 0.5 - (x + wide / 2)
+    return _rounded_box(across, down, wide, tall, 0.0)
 
 
 def _rounded_box(x: torch.Tensor, y: torch.Tensor, width: float, height: float, corner: float) -> torch.Tensor:

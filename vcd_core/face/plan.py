@@ -12,10 +12,11 @@ from .track import Choice, Faces, Track, choose, most_at_once, people
 
 @dataclass(frozen=True)
 class Turn:
-    """One face's turn: its track, the windows that follow it, and the person it shows (0 is the leftmost)."""
+    """One face's turn: its track, the windows that follow it, those of all other faces, and whom it shows (0: the leftmost)."""
 
     track: Track
     windows: Windows
+    neighbours: list[Windows]
     person: int
 
     @property
@@ -35,11 +36,12 @@ def plan(
         by_person: one person after the other, from left to right, instead of the order of the tracks.
     """
     persons = people(faces.tracks)  # of all faces, so that a chosen one keeps its number
+    follow = {id(track): windows(track, faces.height, faces.width, crop_factor, aspect) for track in faces.tracks}
     person_of = {id(track): person for track, person in zip(faces.tracks, persons, strict=True)}
-    turns = [
-        Turn(track, windows(track, faces.height, faces.width, crop_factor, aspect), person_of[id(track)])
-        for track in (choose(faces.tracks, which, index) if faces.tracks else [])
-    ]
+    turns = []
+    for track in choose(faces.tracks, which, index) if faces.tracks else []:
+        others = [place for key, place in follow.items() if key != id(track)]
+        turns.append(Turn(track, follow[id(track)], others, person_of[id(track)]))
     return sorted(turns, key=lambda turn: (turn.person, turn.track.start)) if by_person else turns
 
 
