@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.utils
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...vcd_core.face.crop import Windows, crop
 from ...vcd_core.tiled import Tile
 from .areas import area_in, mask_of_area, reaches
-from .controls import pixels_of_cell, with_hint
+from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
 
 WHOLE = "whole"  # it has neither frames nor places: a number, a text, a reference picture
 ROWS = "rows"  # one row for each frame, or one for all
@@ -93,7 +91,7 @@ class Cut:
         size: height and width to which windows are resampled.
         clip: how many frames the clip has.
         picture: height and width of its whole pictures, in the region's units.
-        enlarged: hints at the picture's size, so that the cuts that share it enlarge a hint once.
+        hints: shared by the cuts of a picture, which so enlarge and encode a hint once.
     """
 
     frames: Sequence[int] | None = None
@@ -101,7 +99,7 @@ class Cut:
     size: tuple[int, int] = (0, 0)
     clip: int = 1
     picture: tuple[int, int] = (0, 0)
-    enlarged: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    hints: Hints = field(default_factory=Hints)
     controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
 
     def conditioning(self, conditioning: Any) -> Any:
@@ -229,26 +227,24 @@ class Cut:
     def control(self, control: Any) -> Any:
         """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is shared."""
         if id(control) not in self.controls:
-            self.controls[id(control)] = with_hint(control, self._hint)
+            self.controls[id(control)] = with_hint(control, self._hint, self._vae)
         return self.controls[id(control)]
 
     def _hint(self, control: Any, hint: torch.Tensor) -> torch.Tensor:
-        """The frames and the region of a hint [F, C, H, W]; one of another shape is fitted by its middle, as the host does."""
-        hint = self.repeated(hint)
-        if self.region is None:
-            return hint
-        times = pixels_of_cell(control) if isinstance(self.region, Tile) else 1
-        height, width = (side * times for side in self.picture)
-        if tuple(hint.shape[-2:]) != (height, width):
-            hint = self._enlarged(control, hint, height, width)
-        return self.places(hint, "control")
+        """The frames and the region of a hint [F, C, H, W]."""
+        return self.repeated(hint) if self.region is None else self.places(self._whole(control, hint), "control")
 
-    def _enlarged(self, control: Any, hint: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        large = self.enlarged.get(hint)
-        if large is None or tuple(large.shape[-2:]) != (height, width):
-            large = comfy.utils.common_upscale(hint, width, height, control.upscale_algorithm, "center")
-            self.enlarged[hint] = large
-        return large
+    def _whole(self, control: Any, hint: torch.Tensor) -> torch.Tensor:
+        """The frames of a hint at the picture's size."""
+        times = pixels_of_cell(control) if isinstance(self.region, Tile) else 1
+        return self.hints.of_size(control, self.repeated(hint), *(side * times for side in self.picture))
+
+    def _vae(self, control: Any) -> Any:
+        """The VAE of a ControlNet; under a tile, one that gives the tile's part of the whole hint's latent."""
+        if not isinstance(self.region, Tile):
+            return control.vae
+        latent = self.hints.latent_of(control, self._whole(control, control.cond_hint_original))
+        return LatentsKnown(control.vae, self.places(latent, "control"))
 
 
 def rule_of(name: str, value: Any) -> str:

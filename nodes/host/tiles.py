@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.conds
 import comfy.model_management
 import comfy.patcher_extension
+import comfy.samplers
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...vcd_core.tiled import Grid
+from .controls import Hints
 from .cut import Cut
 from .memory import raise_unless_memory
 from .model import Model
@@ -32,7 +33,7 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
         on_tiles: called after each model call with the share of this step's tiles that is done, 0..1.
     """
-    hints = WeakTensorKeyDictionary()
+    hints = Hints()
 
     def predict(executor, base, conds, x, timestep, model_options):  # type: ignore[no-untyped-def]
         if x.ndim not in (4, 5):
@@ -70,52 +71,104 @@ class _Step:
     timestep: torch.Tensor
     model_options: dict[str, Any]
     grid: Grid
-    hints: WeakTensorKeyDictionary = field(repr=False)
+    hints: Hints = field(repr=False)
 
     def blended(self, on_tiles: Callable[[float], None] | None) -> list[torch.Tensor]:
         """The predictions of all tiles under their weights, one for each conditioning."""
         out = [torch.zeros_like(self.x) for _ in self.conds]
+        groups = by_hooks(self.conds)
+        sums: dict[int, list[torch.Tensor]] = {}
+        counts: dict[int, list[torch.Tensor]] = {}
+        for turn, conds in enumerate(groups):
+            for number, predictions, done in self._tiles(conds):
+                if on_tiles:
+                    on_tiles((turn + done) / len(groups))
+                if len(groups) == 1:
+                    self._add(out, number, predictions)
+                    continue
+                found = [self._count(cond, number) for cond in conds]
+                weighted = [prediction * count for prediction, count in zip(predictions, found, strict=True)]
+                sums[number] = [a + b for a, b in zip(sums[number], weighted, strict=True)] if turn else weighted
+                counts[number] = [a + b for a, b in zip(counts[number], found, strict=True)] if turn else found
+        for number, weighted in sums.items():
+            tile = [total / count.clamp(min=1e-37) for total, count in zip(weighted, counts[number], strict=True)]
+            self._add(out, number, tile)
+        return out
+
+    def _add(self, out: list[torch.Tensor], number: int, predictions: list[torch.Tensor]) -> None:
+        for total, tile in zip(out, predictions, strict=True):
+            self.grid.tiles[number].cut(total).add_(tile * self.grid.weights[number].to(tile))
+
+    def _count(self, cond: list[dict[str, Any]] | None, number: int) -> torch.Tensor:
+        """How much a conditioning's entries count at each place of a tile: what the host divides their sum by."""
+        x = self.grid.tiles[number].cut(self.x)
+        count = torch.zeros_like(x)
+        for entry in self._cut(number).entries(cond) or ():
+            found = comfy.samplers.get_area_and_mult(entry, x, self.timestep)
+            if found is not None:
+                inside, dims = count, len(found.area or ()) // 2
+                for i in range(dims):
+                    inside = inside.narrow(i + 2, found.area[i + dims], found.area[i])
+                inside += found.mult
+        return count
+
+    def _tiles(self, conds: list[Any]) -> Iterator[tuple[int, list[torch.Tensor], float]]:
+        """Each tile's number, its predictions for some conditionings, and the share of the tiles that is done."""
         # windows of another pack that run inside ours know the clip's frames alone, not a stack of tiles
         others_inside = self.executor.idx < len(self.executor.wrappers) - 1
-        at_once = 1 if others_inside else _tiles_at_once(self.base, self.x, self.grid, self.conds, self.model_options)
+        at_once = 1 if others_inside else _tiles_at_once(self.base, self.x, self.grid, conds, self.model_options)
         waiting = list(range(len(self.grid.tiles)))
         while waiting:
             comfy.model_management.throw_exception_if_processing_interrupted()
             group = waiting[:at_once]
-            results = self._unless_memory_lacks(group)
+            results = self._unless_memory_lacks(conds, group)
             if results is None:  # what it held is freed only now that the error is gone
                 comfy.model_management.soft_empty_cache()
                 at_once = max(1, at_once // 2)
                 continue
-            for total, stacked in zip(out, results, strict=True):
-                for number, tile in zip(group, stacked.chunk(len(group)), strict=True):
-                    self.grid.tiles[number].cut(total).add_(tile * self.grid.weights[number].to(tile))
             waiting = waiting[at_once:]
-            if on_tiles:
-                on_tiles(1 - len(waiting) / len(self.grid.tiles))
-        return out
+            for number, *tile in zip(group, *(stacked.chunk(len(group)) for stacked in results), strict=True):
+                yield number, tile, 1 - (len(waiting) + group[-1] - number) / len(self.grid.tiles)
 
-    def _unless_memory_lacks(self, group: list[int]) -> list[torch.Tensor] | None:
+    def _unless_memory_lacks(self, conds: list[Any], group: list[int]) -> list[torch.Tensor] | None:
         """The predictions for a group of tiles; None where memory ran out and fewer may fit."""
         try:
-            return self._predicted(group)
+            return self._predicted(conds, group)
         except Exception as error:
             raise_unless_memory(error)
             if len(group) == 1:
                 raise RuntimeError("Out of memory on a single tile. Use a smaller tile_size.") from error
         return None
 
-    def _predicted(self, group: list[int]) -> list[torch.Tensor]:
+    def _predicted(self, conds: list[Any], group: list[int]) -> list[torch.Tensor]:
         """The model's predictions for a group of tiles, stacked along the batch."""
         stacked = torch.cat([self.grid.tiles[number].cut(self.x) for number in group])
-        whole = (self.x.shape[-2], self.x.shape[-1])
-        cut = Cut(region=self.grid.tiles[group[0]], clip=len(self.x), picture=whole, enlarged=self.hints)
         options = self.model_options
         if len(group) > 1:
             for_all = {**options.get("transformer_options", {}), CLIPS_IN_BATCH: len(group)}
             options = {**options, "transformer_options": for_all}
         timestep = torch.cat([self.timestep] * len(group))
-        return self.executor(self.base, [cut.entries(cond) for cond in self.conds], stacked, timestep, options)
+        cut = self._cut(group[0])
+        return self.executor(self.base, [cut.entries(cond) for cond in conds], stacked, timestep, options)
+
+    def _cut(self, number: int) -> Cut:
+        picture = (self.x.shape[-2], self.x.shape[-1])
+        return Cut(region=self.grid.tiles[number], clip=len(self.x), picture=picture, hints=self.hints)
+
+
+def by_hooks(conds: list[Any]) -> list[list[Any]]:
+    """Conditionings apart by the weight hooks of their entries, so that weights are swapped once a step and not for each tile.
+
+    One group where entries have the same hooks, or where some hold only where no other does (``default``).
+    """
+    entries = [entry for cond in conds for entry in cond or ()]
+    hooks = list(dict.fromkeys(entry.get("hooks") for entry in entries))
+    if len(hooks) < 2 or any("default" in entry for entry in entries):
+        return [conds]
+    return [
+        [None if cond is None else [entry for entry in cond if entry.get("hooks") == hook] for cond in conds]
+        for hook in hooks
+    ]
 
 
 def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], model_options: dict[str, Any]) -> int:
