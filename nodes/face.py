@@ -15,10 +15,11 @@ from ..vcd_core import face as core
 from ..vcd_core import plots
 from ..vcd_core.face.plan import Turn
 from ..vcd_core.face.track import Choice, Faces, Track
-from ..vcd_core.frames import check_finite, colours, with_alpha
+from ..vcd_core.frames import check_finite, colours, held, with_alpha
 from .host.cut import Cut
 from .host.memory import handed_on, torch_device
 from .host.model import Model
+from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
 from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import likeness_to
@@ -39,6 +40,11 @@ class Crop:
     faces: Faces
     images: torch.Tensor  # the clip that it was cut out of
     neighbours: list[core.crop.Windows]  # where the clip's other faces are
+    lengthened: bool = False  # whether frames were added at the end, for a video VAE
+
+    def of_windows(self, refined: torch.Tensor) -> torch.Tensor:
+        """The frames of ``refined`` that have windows."""
+        return refined[: len(self.windows.centres)] if self.lengthened else refined
 
 
 def track_faces(
@@ -285,18 +291,31 @@ class FaceCrop(io.ComfyNode):
                 FacesType.Input("faces", tooltip="The tracks of Face VCD Track."),
                 io.Int.Input("index", default=0, min=0, max=99, tooltip="Which of the tracks, counted from 0."),
                 *window_inputs(),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="For a video model: its VAE. The crops get a length and a size that it gives back as they were; "
+                    "Face VCD Paste cuts the added frames off.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="crops"), CropType.Output(display_name="crop")],
         )
 
     @classmethod
     def execute(
-        cls, images: torch.Tensor, faces: Faces, index: int, refine_size: int, crop_factor: float, aspect: float
+        cls,
+        images: torch.Tensor,
+        faces: Faces,
+        index: int,
+        refine_size: int,
+        crop_factor: float,
+        aspect: float,
+        vae: Any = None,
     ) -> io.NodeOutput:
         faces.check(images)
         if index >= len(faces.tracks):
             raise ValueError(f"There is no track {index}: {len(faces.tracks)} faces are tracked, counted from 0.")
-        size = core.crop.crop_size(refine_size, aspect)
+        size = core.crop.crop_size(refine_size, aspect, 8 if vae is None else max(8, cell_of(vae)))
         images = colours(images)
         check_finite(images)
         place, *others = (
@@ -304,7 +323,9 @@ class FaceCrop(io.ComfyNode):
             for track in (faces.tracks[index], *faces.tracks[:index], *faces.tracks[index + 1 :])
         )
         crops = core.crop.crop(images, place, size, on_frame=stop_if_asked)
-        return io.NodeOutput(handed_on(crops), Crop(place, faces, images, others))
+        if vae is not None:
+            crops = held(crops, frames_taken(vae, len(crops)))
+        return io.NodeOutput(handed_on(crops), Crop(place, faces, images, others, lengthened=vae is not None))
 
 
 class FacePaste(io.ComfyNode):
@@ -342,7 +363,7 @@ class FacePaste(io.ComfyNode):
     ) -> io.NodeOutput:
         crop.faces.check(images)
         pasted = core.crop.paste(
-            crop.images, colours(refined), crop.windows, feather, paste_factor, frame_masks(mask, images), match_colour,
+            crop.images, colours(crop.of_windows(refined)), crop.windows, feather, paste_factor, frame_masks(mask, images), match_colour,
             out=colours(images).clone(), neighbours=crop.neighbours, on_frame=stop_if_asked,
         )  # fmt: skip
         return io.NodeOutput(handed_on(with_alpha(pasted, images)))

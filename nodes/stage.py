@@ -11,9 +11,9 @@ import torch
 from ..vcd_core import noise as prior
 from ..vcd_core.frames import broken_frames, check_finite, named
 from .host.cut import check_conditioning
-from .host.model import Model
+from .host.model import Model, check_fits, of_video, patch_of
 from .host.noise import with_step_noise, without_noise_prior
-from .host.pictures import cell_of, check_vae, decode, encode
+from .host.pictures import Codec, check_vae
 from .host.sampling import Sampling, sample
 from .host.ui import Progress
 
@@ -44,13 +44,13 @@ class Stage:
 
     def check(self, images: torch.Tensor, **conditionings: Any) -> None:
         """Raise ``ValueError`` for what cannot draw these frames anew; None stands for what is not connected."""
-        frames = len(images)
         prior.check_gamma(self.gamma)
-        check_vae(self.vae, frames)
+        check_vae(self.vae)
+        check_fits(self.model, self.vae)
         check_finite(images)
         for name, conditioning in conditionings.items():
             if conditioning is not None:
-                check_conditioning(conditioning, frames, name)
+                check_conditioning(conditioning, len(images), name, of_video(self.model))
 
     def refine(
         self,
@@ -70,11 +70,8 @@ class Stage:
         if self.settings.denoise == 0:
             return images
         frames, height, width = images.shape[:3]
-        cell = cell_of(self.vae)
-        sides = (0, -width % cell, 0, -height % cell)
-        if any(sides):
-            images = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
-        latent = encode(self.vae, images, progress)
+        codec = Codec(self.vae, frames, height, width, patch_of(self.model))
+        latent = codec.encode(images, progress)
         noise = prior.sample(latent.shape, self.gamma, self.settings.seed)
         start, steps_done = progress.done, [0]
 
@@ -89,7 +86,7 @@ class Stage:
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
-        drawn = decode(self.vae, latent, progress)[:, :height, :width]
+        drawn = codec.decode(latent, progress)
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn

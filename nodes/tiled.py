@@ -13,7 +13,7 @@ from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours
 from .host.areas import enlarged_areas
 from .host.memory import handed_on
-from .host.model import Model, latent_cell
+from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
 from .host.sampling import Sampling
 from .host.tiles import with_tiles
@@ -32,9 +32,11 @@ def with_tile_grid(
 ) -> Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
     core.check(tile_size, overlap)
-    cell = latent_cell(model)
-    if tile_size % cell or overlap % cell:
-        raise ValueError(f"tile_size is {tile_size} and overlap {overlap}; both must be multiples of {cell} pixels.")
+    cell, step = latent_cell(model), latent_cell(model) * patch_of(model)
+    if tile_size % step or overlap % step:
+        raise ValueError(
+            f"tile_size is {tile_size} and overlap {overlap}; for this model both must be multiples of {step} pixels."
+        )
     said: set[tuple[int, int]] = set()
 
     def grid_of(height: int, width: int, step: int) -> core.Grid:

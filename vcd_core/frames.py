@@ -54,3 +54,14 @@ def colours(images: torch.Tensor) -> torch.Tensor:
 def with_alpha(done: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """``done`` [F, H, W, 3] with the transparency that ``images`` [F, H, W, 3 or 4] of the same size have."""
     return done if images.shape[-1] == 3 else torch.cat([done, images[..., 3:].to(done)], -1)
+
+
+def held(images: torch.Tensor, frames: int) -> torch.Tensor:
+    """A clip lengthened to this many frames by holding its last one.
+
+    Example:
+        >>> held(torch.arange(3.0).view(3, 1, 1, 1), 5).flatten().tolist()
+        [0.0, 1.0, 2.0, 2.0, 2.0]
+    """
+    more = frames - len(images)
+    return images if more <= 0 else torch.cat([images, images[-1:].expand(more, *images.shape[1:])])

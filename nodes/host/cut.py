@@ -272,9 +272,18 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
-def check_conditioning(conditioning: Any, frames: int, name: str) -> None:
-    """Raise ``ValueError`` where a conditioning has rows for another number of frames than the clip."""
+def check_conditioning(conditioning: Any, frames: int, name: str, of_video: bool = False) -> None:
+    """Raise ``ValueError`` where a conditioning has rows for another number of frames than the clip.
+
+    Args:
+        of_video: the model draws all frames from one row.
+    """
     for tensor, options in conditioning:
+        if of_video and tensor.shape[0] != 1:
+            raise ValueError(
+                f"{name} has {tensor.shape[0]} rows, a prompt for each frame. This video model draws all frames from one "
+                "prompt: write one without a schedule."
+            )
         for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):
             if found not in (1, frames):
                 raise ValueError(

@@ -26,6 +26,39 @@ def latent_cell(model: Model) -> int:
     return int(getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8))
 
 
+def patch_of(model: Model) -> int:
+    """How many latent cells a side a model takes together; 1 for those that take any number of cells."""
+    patch = getattr(model.model.diffusion_model, "patch_size", 1)
+    return int(patch[-1]) if isinstance(patch, (tuple, list)) else int(patch)
+
+
+def of_video(model: Model) -> bool:
+    """Whether the frames of a model's latents lie along an axis of their own, and not along the batch."""
+    return latent_channels(model)[1] == 3
+
+
+def draws_sound(model: Model) -> bool:
+    """Whether a model's latent holds sound beside the video: it then has a layer that takes the sound's patches in."""
+    return any(name.startswith("audio_patch") for name, _ in model.model.diffusion_model.named_children())
+
+
+def check_fits(model: Model, vae: Any) -> None:
+    """Raise ``ValueError`` where a VAE's latents are not those that a model samples."""
+    if draws_sound(model):
+        raise ValueError(
+            f"This model ({kind_of(model)}) draws video and sound in one latent, which this stage cannot take apart yet. "
+            "Use a model of video alone (Wan, LTX-Video, HunyuanVideo), or SD 1.5 with a motion module."
+        )
+    channels, dimensions = latent_channels(model)
+    found, found_dimensions = vae.latent_channels, getattr(vae, "latent_dim", 2)
+    if (found, found_dimensions) != (channels, dimensions):
+        kinds = {2: "pictures", 3: "video"}
+        raise ValueError(
+            f"VAE and MODEL do not fit: the VAE's latents are {kinds.get(found_dimensions, 'sound')} of {found} channels, "
+            f"the model ({kind_of(model)}) samples {kinds.get(dimensions, 'sound')} of {channels}. Load the model's own VAE."
+        )
+
+
 def latent_channels(model: Model) -> tuple[int, int]:
     """Channels and dimensions (2 for pictures, 3 for video) of the model's latents."""
     latent_format = model.get_model_object("latent_format")

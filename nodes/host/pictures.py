@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.utils
 import torch
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
+from ...vcd_core.frames import held
 from .memory import raise_unless_memory
 from .ui import Progress, stop_if_asked
 
 
-def check_vae(vae: Any, frames: int) -> None:
-    """Raise ``ValueError`` for a VAE that is not there, or that compresses frames together where there are several."""
+def check_vae(vae: Any) -> None:
+    """Raise ``ValueError`` for a VAE that is not there, or that is of sound."""
     if vae is None:
         raise ValueError("VAE is missing: the checkpoint holds none. Load it with its own loader.")
-    if frames > 1 and getattr(vae, "latent_dim", 2) != 2:
-        raise ValueError(
-            "This VAE is that of a video model, which puts several frames into one latent; expected the VAE of a model of "
-            "pictures, whose frames lie along the batch (SD 1.5 with a motion module, SDXL)."
-        )
+    if getattr(vae, "latent_dim", 2) not in (2, 3):
+        raise ValueError("This VAE is that of a sound model; expected one of pictures or of video.")
+
+
+def of_video(vae: Any) -> bool:
+    """Whether a VAE puts several frames into one latent frame."""
+    return getattr(vae, "latent_dim", 2) == 3 and not getattr(vae, "not_video", False)
 
 
 def cell_of(vae: Any) -> int:
@@ -29,8 +33,71 @@ def cell_of(vae: Any) -> int:
     return int(vae.spacial_compression_encode())
 
 
+def frames_taken(vae: Any, frames: int) -> int:
+    """The least number of frames, from ``frames`` on, that a VAE gives back as many as it got: what it says of itself.
+
+    Raises:
+        ValueError: a VAE that names none within a hundred frames.
+    """
+    if not of_video(vae) or not isinstance(vae.upscale_ratio, tuple):
+        return frames
+    into, out = vae.downscale_ratio[0], vae.upscale_ratio[0]
+    for count in range(frames, frames + 100):
+        if out(into(count)) == count:
+            return count
+    raise ValueError(f"This VAE gives back another number of frames than it gets, for {frames} frames and for more.")
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Frames of one size into a VAE's latents, and back as many and as large as they were.
+
+    Time is lengthened by holding the last frame, sides by repeating the edge; both are cut off again.
+
+    Attributes:
+        vae: a VAE of pictures, whose frames lie along the batch, or of video.
+        frames, height, width: of the clip, in pixels.
+        patch: how many latent cells a side the model takes together.
+    """
+
+    vae: Any
+    frames: int
+    height: int
+    width: int
+    patch: int = 1
+
+    @property
+    def taken(self) -> tuple[int, int, int]:
+        """Frames, height and width of what goes into the VAE."""
+        step = cell_of(self.vae) * self.patch
+        return frames_taken(self.vae, self.frames), self.height + -self.height % step, self.width + -self.width % step
+
+    def encode(self, images: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """IMAGE [F, H, W, 3] to latents: [F, C, h, w], or [1, C, T, h, w] of a video VAE."""
+        frames, height, width = self.taken
+        sides = (0, width - self.width, 0, height - self.height)
+        if any(sides):
+            images = torch.nn.functional.pad(images.movedim(-1, 0), sides, mode="replicate").movedim(0, -1)
+        if not of_video(self.vae):
+            return encode(self.vae, images, progress)
+        latent = self.vae.encode(held(images, frames))
+        progress.advance(self.frames)
+        return latent
+
+    def decode(self, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """Latents to IMAGE of the clip's own length and size."""
+        if not of_video(self.vae):
+            return decode(self.vae, latents, progress)[:, : self.height, : self.width]
+        images = self.vae.decode(latents)[0, : self.frames, : self.height, : self.width]
+        progress.advance(self.frames)
+        return images
+
+
 def encode(vae: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """IMAGE [F, H, W, 3] (sides multiples of :func:`cell_of`) to latents, some frames at a time and, where they are large, in tiles."""
+    """IMAGE [F, H, W, 3] (sides multiples of :func:`cell_of`) to a picture VAE's latents, some frames at a time.
+
+    Large frames are encoded in tiles.
+    """
     parts = []
     for chunk in images.split(frames_at_once(images.shape[1:3])):
         parts.append(vae.encode_tiled(chunk) if _large(chunk.shape[1:3]) else vae.encode(chunk))
@@ -39,7 +106,7 @@ def encode(vae: Any, images: torch.Tensor, progress: Progress) -> torch.Tensor:
 
 
 def decode(vae: Any, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """Latents [F, C, h, w] to IMAGE in one preallocated result on the CPU, some frames at a time."""
+    """A picture VAE's latents [F, C, h, w] to IMAGE in one preallocated result on the CPU, some frames at a time."""
     size = (latents.shape[-2] * cell_of(vae), latents.shape[-1] * cell_of(vae))
     out = torch.empty(latents.shape[0], *size, 3)
     at = 0

@@ -165,7 +165,7 @@ def test_a_video_vae_is_refused_before_anything_is_drawn(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = pictures(graph, vae)
     node = denoise(graph, images, model, graph.VCDTest_VideoVae(vae=vae), positive, negative)
-    with pytest.raises(QueueError, match="puts several frames into one latent"):
+    with pytest.raises(QueueError, match="VAE and MODEL do not fit"):
         bench.tensors(graph, node)
 
 

@@ -54,16 +54,19 @@ def windows(
     return Windows(track.start, face[:, :2] + face[:, 2:] / 2, (wide * shrink, tall * shrink), face)
 
 
-def crop_size(side: int, aspect: float = 1.0) -> Size:
-    """Height and width, multiples of 8, of a crop with ``side`` squared pixels and this aspect (width over height).
+def crop_size(side: int, aspect: float = 1.0, step: int = 8) -> Size:
+    """Height and width, multiples of ``step``, of a crop with ``side`` squared pixels and this aspect (width over height).
 
     Example:
         >>> crop_size(512), crop_size(512, 1.5)
         ((512, 512), (416, 624))
+        >>> crop_size(520, step=32)  # a video VAE with cells of 32 pixels
+        (512, 512)
     """
     if not 0.25 <= aspect <= 4:
         raise ValueError(f"The aspect is {aspect}; expected width over height between 0.25 and 4.")
-    return 8 * round(side / math.sqrt(aspect) / 8), 8 * round(side * math.sqrt(aspect) / 8)
+    height, width = (step * max(1, round(length / step)) for length in (side / aspect**0.5, side * aspect**0.5))
+    return height, width
 
 
 def crop(
@@ -122,11 +125,7 @@ def paste(
     Raises:
         ValueError: another number of refined frames than windows.
     """
-    if len(refined) != len(place.centres):
-        raise ValueError(
-            f"{len(refined)} refined frames came back for {len(place.centres)} cropped ones. The steps in between must "
-            "keep the number of frames."
-        )
+    check_count(len(refined), len(place.centres))
     out = images.clone() if out is None else out
     size = (refined.shape[1], refined.shape[2])
     gain, offset = _colour_match(images, refined, place, paste_factor) if match_colour else (1.0, 0.0)
@@ -150,6 +149,15 @@ def paste(
         value = (base + change if enlarged else change).clamp(0, 1)
         _blend(out[frame, rows[0] : rows[1], columns[0] : columns[1]], base, value, mask[..., None])
     return out
+
+
+def check_count(refined: int, cropped: int) -> None:
+    """Raise ``ValueError`` unless as many frames came back as were cut out."""
+    if refined != cropped:
+        raise ValueError(
+            f"{refined} refined frames came back for {cropped} cropped ones. The steps in between must "
+            "keep the number of frames."
+        )
 
 
 def _blend(target: torch.Tensor, base: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:

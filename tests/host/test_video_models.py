@@ -1,0 +1,205 @@
+"""Every stage on the host's own video models, tiny and random, in this process."""
+
+import random
+
+import pytest
+import torch
+
+from dev import video_models
+from vcd_core.tiny import world
+
+KINDS = video_models.KINDS
+
+
+@pytest.fixture(scope="module")
+def made(pack):
+    """``made("wan21")``: MODEL, VAE, positive and negative of a kind, made once."""
+    pack("nodes.host.model")
+    known = {}
+
+    def make(kind):
+        if kind not in known:
+            known[kind] = video_models.model(kind), video_models.vae(kind)
+        prompts = video_models.prompt(kind, 1), video_models.prompt(kind, 2)
+        return *known[kind], *prompts
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def frames(count, framing="medium", height=128, width=128):
+    clip = world.random_clip(random.Random(5), framing=framing)
+    drawn = torch.stack([torch.tensor(world.render(clip, i % world.FRAMES).image) for i in range(count)]).float() / 255
+    return drawn[:, :height, :width].contiguous()
+
+
+class Progress:
+    """What a stage tells of its progress."""
+
+    done = 0.0
+
+    def advance(self, units=1):
+        self.done += units
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_length_and_odd_sizes_come_back_as_they_went_in(pack, kind):
+    pictures = pack("nodes.host.pictures")
+    vae = video_models.vae(kind, lossless=True)
+    cell = video_models.SHAPES[kind][1]
+    for count in range(1, 201):
+        images = torch.rand(count, 2 * cell, cell, 3, generator=torch.Generator().manual_seed(count))
+        codec = pictures.Codec(vae, count, 2 * cell, cell)
+        latent = codec.encode(images, Progress())
+        assert latent.ndim == 5
+        assert torch.equal(codec.decode(latent, Progress()), images)
+    for height, width, patch in ((cell + 1, cell - 1, 1), (3, 5, 2), (2 * cell - 1, 3 * cell + 7, 2)):
+        images = torch.rand(7, height, width, 3, generator=torch.Generator().manual_seed(height))
+        codec = pictures.Codec(vae, 7, height, width, patch)
+        latent = codec.encode(images, Progress())
+        assert latent.shape[-1] % patch == latent.shape[-2] % patch == 0
+        assert torch.equal(codec.decode(latent, Progress()), images)
+
+
+@pytest.mark.parametrize(
+    ("into", "out", "counts"),
+    [
+        (lambda n: max(0, (n + 5) // 6), lambda n: max(0, n * 6 - 5), {1: 1, 2: 7, 8: 13}),
+        (
+            lambda n: max(1, (n - 5) // 17 * 5 + 2) if n > 1 else 1,
+            lambda n: max(1, (n - 2) // 5 * 17 + 5),
+            {1: 1, 2: 5, 6: 22, 23: 39},
+        ),
+    ],
+    ids=["6n+1", "17k+5"],
+)
+def test_the_next_length_is_asked_from_the_vae(pack, into, out, counts):
+    pictures = pack("nodes.host.pictures")
+    vae = video_models.vae("wan21", lossless=True)
+    vae.downscale_ratio, vae.upscale_ratio = (into, 8, 8), (out, 8, 8)
+    assert {frames: pictures.frames_taken(vae, frames) for frames in counts} == counts
+
+
+ENLARGE = {
+    "scale": 1.5, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
+    "gamma": 0.1, "seed": 1,
+}  # fmt: skip
+REFINE = {
+    "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "gamma": 0.1, "seed": 1, "refine_size": 64,
+    "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all", "index": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 6])
+def test_tiled_vcd_enlarges_and_draws_anew(pack, made, kind, count):
+    model, vae, positive, negative = made(kind)
+    node, images = pack("nodes.tiled").TiledDenoise, frames(count, height=120, width=104)
+    one, kept = (
+        node.execute(images, model, vae, positive, negative, **{**ENLARGE, "denoise": denoise}).args[0]
+        for denoise in (0.3, 0.0)
+    )
+    assert one.shape == kept.shape == (count, 180, 156, 3)
+    assert one.isfinite().all()
+    assert not torch.equal(one, kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_face_vcd_refines_and_leaves_the_rest(pack, made, kind):
+    model, vae, positive, negative = made(kind)
+    images = frames(6)
+    node = pack("nodes.face").FaceRefine
+    refined, pairs, missed = node.execute(images, model, vae, positive, negative, **{**REFINE, "denoise": 0.5}).args
+    changed = (refined - images).abs().amax(-1) > 0
+    assert missed == 0
+    assert pairs.shape == (6, 64, 128, 3)
+    assert 0.01 < changed.float().mean() < 0.35
+    assert refined.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_face_vcd_in_three_nodes(pack, kind):
+    """Crop, the host's own VAE Encode and Decode, paste: what loses nothing comes back as it was, at every length."""
+    face, vae = pack("nodes.face"), video_models.vae(kind, lossless=True)
+    for count in (1, 6, 14):
+        images = frames(count)
+        tracked = face.FaceTrack.execute(images, "all", 0, 0.6, 8, 1, False).args[0]
+        crops, crop = face.FaceCrop.execute(images, tracked, 0, 264, 3.0, 1.0, vae=vae).args
+        assert crops.shape[1] % vae.spacial_compression_encode() == 0
+        decoded = vae.decode(vae.encode(crops))[0]
+        assert len(decoded) == len(crops) >= count
+        assert torch.allclose(
+            face.FacePaste.execute(images, crop, decoded, 4.0, 1.6, False).args[0], images, atol=1 / 255
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gamma_0_is_the_hosts_own_noise_and_gamma_1_one_noise(pack, made, kind):
+    noise = pack("nodes.noise")
+    channels = made(kind)[1].latent_channels
+    latent = {"samples": torch.zeros(1, channels, 5, 4, 4)}
+    import comfy.sample
+
+    found = {
+        gamma: noise.CorrelatedNoise(gamma, 7, "comfy", "", False).generate_noise(latent) for gamma in (0.0, 0.5, 1.0)
+    }
+    assert torch.equal(found[0.0], comfy.sample.prepare_noise(latent["samples"], 7))
+    assert torch.equal(found[1.0], found[1.0][:, :, :1].expand_as(found[1.0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_models_vae_and_a_schedule_are_refused_before_anything_is_drawn(pack, made, kind):
+    model, vae, positive, negative = made(kind)
+    other = made("hunyuan" if kind == "ltxv" else "ltxv")[1]
+    node, images = pack("nodes.tiled").TiledDenoise, frames(5)
+    with pytest.raises(ValueError, match="VAE and MODEL do not fit"):
+        node.execute(images, model, other, positive, negative, **{**ENLARGE, "denoise": 0.3})
+    rows = [[positive[0][0].expand(5, -1, -1), positive[0][1]]]
+    with pytest.raises(ValueError, match="positive has 5 rows, a prompt for each frame"):
+        node.execute(images, model, vae, rows, negative, **{**ENLARGE, "denoise": 0.3})
+
+
+def test_a_model_that_draws_sound_too_is_refused_by_name(pack, made):
+    _, vae, positive, negative = made("ltxv")
+    model = video_models.model("ltxv")
+    model.model.diffusion_model.audio_patchify_proj = torch.nn.Linear(4, 4)  # as LTX-2 has it
+    for node, inputs in (("tiled.TiledDenoise", ENLARGE), ("face.FaceRefine", REFINE)):
+        module, name = node.split(".")
+        with pytest.raises(ValueError, match=r"LTXV.* draws video and sound in one latent"):
+            getattr(pack(f"nodes.{module}"), name).execute(
+                frames(5), model, vae, positive, negative, **{**inputs, "denoise": 0.3}
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_tile_is_the_untiled_sampler(pack, made, kind):
+    model, vae, positive, negative = made(kind)
+    sampling, tiled = pack("nodes.host.sampling"), pack("nodes.tiled")
+    cell = video_models.SHAPES[kind][1]
+    noise = torch.randn(1, vae.latent_channels, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    settings = sampling.Sampling(2, 1.0, "euler", "normal", 1.0, 1)
+
+    def sample(model):
+        latent = torch.zeros_like(noise)
+        return sampling.sample(model, noise, positive, negative, latent, settings, lambda *_: None)
+
+    whole = sample(model)
+    assert torch.allclose(sample(tiled.with_tile_grid(model, 16 * cell, 4 * cell, False)), whole, atol=1e-5)
+    tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, False))
+    assert tiles.isfinite().all()
+    assert not torch.allclose(tiles, whole, atol=1e-5)
+    if kind in ("wan21", "wan22_5b", "hunyuan"):
+        with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels"):
+            tiled.with_tile_grid(model, 3 * cell, 0, False)
+
+
+def test_values_of_another_kind_of_video_model_are_refused_by_name(pack, made):
+    model, vae, positive, negative = made("wan21")
+    vace = [[positive[0][0], {"vace_frames": [torch.zeros(1, 32, 2, 8, 8)], "vace_strength": [1.0]}]]
+    with pytest.raises(ValueError, match="'vace_frames'"):
+        pack("nodes.face").FaceRefine.execute(frames(5), model, vae, vace, negative, **{**REFINE, "denoise": 0.3})
