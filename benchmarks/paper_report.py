@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcd_core import plots
+from vcd_core.evaluate import as_number
 
 from .paper import GAMMAS, LONG, PEOPLE, PROMPTS, SEEDS, STEPS, TOKENS, Row, tokens_case
 
@@ -42,7 +43,7 @@ class Interval:
     people: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + ("" if math.isnan(self.low) else f" ± {(self.high - self.low) / 2:.3f}")
+        return as_number(self.mean, ".3f") + ("" if math.isnan(self.low) else f" ± {(self.high - self.low) / 2:.3f}")
 
 
 def interval(by_person: dict[int, list[float]]) -> Interval:
@@ -56,7 +57,7 @@ def interval(by_person: dict[int, list[float]]) -> Interval:
 
     means = [statistics.fmean(values) for values in by_person.values()]
     middle = statistics.fmean(means)
-    if len(means) < 2:
+    if len(means) < 2 or not math.isfinite(middle):
         return Interval(middle, math.nan, math.nan, len(means))
     half = float(stats.t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
     return Interval(middle, middle - half, middle + half, len(means))
@@ -268,17 +269,18 @@ def chart(rows: list[Row], table: str, width: int = 960) -> plots.Image.Image:
         if not found:
             continue
         pen.text((margin, top), f"{measure} ({UNITS[measure]})", plots.INK, plots.font(13))
-        most = max(max(i.mean, 0 if math.isnan(i.high) else i.high) for i in found.values()) * 1.02 or 1
+        most = max([0.0, *(v for i in found.values() for v in (i.mean, i.high) if math.isfinite(v))]) * 1.02 or 1
         left, length = margin + 200, width - 2 * margin - 270
         for row, (case, shown) in enumerate(found.items()):
             y = top + 20 + 20 * row
             pen.text((margin, y), case, plots.GREY, plots.font(12))
-            end = left + int(length * max(0.0, shown.mean) / most)
-            pen.rectangle([left, y + 2, end, y + 14], fill=plots.SERIES[row % len(plots.SERIES)])
+            if math.isfinite(shown.mean):
+                end = left + int(length * max(0.0, shown.mean) / most)
+                pen.rectangle([left, y + 2, end, y + 14], fill=plots.SERIES[row % len(plots.SERIES)])
             if not math.isnan(shown.low):
                 ends = [left + int(length * max(0.0, v) / most) for v in (shown.low, shown.high)]
                 pen.line([ends[0], y + 8, ends[1], y + 8], fill=plots.INK, width=2)
-            pen.text((left + length + 8, y), f"{shown.mean:.3f}", plots.INK, plots.font(12))
+            pen.text((left + length + 8, y), as_number(shown.mean, ".3f"), plots.INK, plots.font(12))
     return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -140,7 +141,9 @@ def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
     names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
     lines = [f"| | {' | '.join(clips)} | paper: SD, VCD |", "|" + "---|" * (len(clips) + 2)]
     for name in names:
-        values = [next((f"{f.mean:.3f}" for f in figures if f.name == name), "") for figures in clips.values()]
+        values = [
+            next((core.as_number(f.mean, ".3f") for f in figures if f.name == name), "") for figures in clips.values()
+        ]
         paper = ", ".join(f"{value:.3f}" for value in core.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
     return "\n".join(
@@ -225,7 +228,7 @@ class Evaluate(io.ComfyNode):
             as_text({"this clip": figures}, missing),
             plots.figures_chart({"this clip": figures}, core.PAPER),
         )
-        means = {figure.name: figure.mean for figure in figures}
+        means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 

@@ -7,6 +7,7 @@ function gives a value for each frame (or pair of frames), so that it can be dra
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,16 @@ class Figure:
     @property
     def mean(self) -> float:
         return float(self.values.float().mean())
+
+
+def as_number(value: float, digits: str) -> str:
+    """A value as people read it; "not computed" where it is NaN or infinite, as the mean of no values is.
+
+    Example:
+        >>> as_number(0.12345, ".3f"), as_number(math.nan, ".3f")
+        ('0.123', 'not computed')
+    """
+    return format(value, digits) if math.isfinite(value) else "not computed"
 
 
 def to_references(frames: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

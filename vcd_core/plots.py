@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .evaluate import Figure
+from .evaluate import Figure, as_number
 
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
@@ -44,7 +46,7 @@ def noise_prior_figure(
     draw = ImageDraw.Draw(page)
     error = float((measured - sigma).abs().max())
     draw.text((margin, 14), f"3D Gaussian noise prior, {label}, {sigma.shape[0]} frames", INK, font(20))
-    heads = ("Sigma[m, n] asked for", f"measured on this draw (largest error {error:.3f})")
+    heads = ("Sigma[m, n] asked for", f"measured on this draw (largest error {as_number(error, '.3f')})")
     for column, (matrix, head) in enumerate(zip((sigma, measured), heads, strict=True)):
         x = margin + column * (side + gap)
         draw.text((x, 48), head, GREY, font(15))
@@ -62,13 +64,13 @@ def noise_frames(noise: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def heat_map(matrix: torch.Tensor, side: int) -> Image.Image:
-    """A matrix of values 0..1 as a square picture of ``side`` pixels, row 0 at the top."""
+    """A matrix of values 0..1 as a square picture of ``side`` pixels, row 0 at the top; NaN is left blank."""
     values = matrix.clamp(0, 1).cpu().numpy()
     positions = [stop for stop, _ in _STOPS]
-    channels = [np.interp(values, positions, [colour[c] for _, colour in _STOPS]) for c in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).resize(
-        (side, side), Image.Resampling.NEAREST
-    )
+    known = np.nan_to_num(values)
+    colours = np.stack([np.interp(known, positions, [colour[c] for _, colour in _STOPS]) for c in range(3)], -1)
+    colours[np.isnan(values)] = PAPER
+    return Image.fromarray(colours.round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -142,6 +144,8 @@ def figures_chart(
 ) -> torch.Tensor:
     """Bars of every figure, clip beside clip, and their curves along the clips.
 
+    A figure without a mean (NaN or infinite values, or none) has "not computed" for its bar; its curve has gaps there.
+
     Args:
         clips: name -> its figures.
         paper: figure -> the paper's values for plain Stable Diffusion and for VCD, drawn as marks at the bars.
@@ -181,12 +185,14 @@ def _figure_row(
     draw.text((x, y), name, INK, font(15))
     draw.text((x, y + 20), unit, GREY, font(12))
     left, bar, right = x + 170, x + 170 + (width - 170) // 2 - 90, x + 170 + (width - 170) // 2 + 10
-    top = max([f.mean for f in found.values()] + list(paper or ()) + [1e-6]) * 1.05
+    top = max([*filter(math.isfinite, (f.mean for f in found.values())), *(paper or ()), 1e-6]) * 1.05
     tall = max(6, min(20, (height - 26) // max(1, len(found))))
     for order, (i, figure) in enumerate(found.items()):
-        at_y, length = y + order * tall, int((bar - left) * max(0.0, figure.mean) / top)
-        draw.rectangle([left, at_y, left + length, at_y + tall - 3], fill=SERIES[i % len(SERIES)])
-        draw.text((left + length + 6, at_y - 2), f"{figure.mean:.3g}", INK, font(min(14, tall)))
+        at_y, length = y + order * tall, 0
+        if math.isfinite(figure.mean):
+            length = int((bar - left) * max(0.0, figure.mean) / top)
+            draw.rectangle([left, at_y, left + length, at_y + tall - 3], fill=SERIES[i % len(SERIES)])
+        draw.text((left + length + 6, at_y - 2), as_number(figure.mean, ".3g"), INK, font(min(14, tall)))
     for value, colour in zip(paper or (), (GREY, INK), strict=False):
         mark = left + int((bar - left) * value / top)
         draw.line([mark, y - 2, mark, y + len(found) * tall], fill=colour, width=2)
@@ -194,22 +200,33 @@ def _figure_row(
 
 
 def _curves(draw: ImageDraw.ImageDraw, found: dict[int, Figure], box: tuple[int, int, int, int]) -> None:
+    """The values of each figure along its clip; where one is NaN or infinite, its curve has a gap."""
     x0, y0, x1, y1 = box
-    values = {i: f.values.float().cpu().numpy() for i, f in found.items()}
-    low, high = min(float(v.min()) for v in values.values()), max(float(v.max()) for v in values.values())
-    span = max(high - low, 1e-3 * max(abs(high), 1e-3))
+    curves = {i: f.values.float().cpu().numpy() for i, f in found.items()}
     draw.rectangle(box, outline=(214, 216, 220))
-    for i, curve in values.items():
-        points = [
-            (x0 + (x1 - x0) * (n + 0.5) / len(curve), y1 - 3 - (y1 - y0 - 6) * (float(v) - low) / span)
-            for n, v in enumerate(curve)
-        ]
-        if len(points) > 1:
-            draw.line(points, fill=SERIES[i % len(SERIES)], width=2, joint="curve")
-        for px, py in points if len(points) < 3 else ():
-            draw.ellipse([px - 3, py - 3, px + 3, py + 3], fill=SERIES[i % len(SERIES)])
+    known = np.concatenate([curve[np.isfinite(curve)] for curve in curves.values()])
+    if not len(known):
+        return
+    low, high = float(known.min()), float(known.max())
+    span = max(high - low, 1e-3 * max(abs(high), 1e-3))
+    for i, curve in curves.items():
+        for run in _runs(curve):
+            points = [
+                (x0 + (x1 - x0) * (n + 0.5) / len(curve), y1 - 3 - (y1 - y0 - 6) * (float(curve[n]) - low) / span)
+                for n in run
+            ]
+            if len(points) > 1:
+                draw.line(points, fill=SERIES[i % len(SERIES)], width=2, joint="curve")
+            for px, py in points if len(points) < 3 else ():
+                draw.ellipse([px - 3, py - 3, px + 3, py + 3], fill=SERIES[i % len(SERIES)])
     draw.text((x0 - 4, y0), f"{high:.3g}", GREY, font(11), anchor="ra")
     draw.text((x0 - 4, y1 - 12), f"{low:.3g}", GREY, font(11), anchor="ra")
+
+
+def _runs(curve: np.ndarray) -> list[np.ndarray]:
+    """The indices of a curve's finite values, a piece for each stretch without a gap."""
+    at = np.flatnonzero(np.isfinite(curve))
+    return np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
 
 
 SERIES = (

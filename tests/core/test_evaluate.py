@@ -1,5 +1,6 @@
 """The figures of the evaluation: their definitions, and what they say of clips whose answer is known."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,8 +111,51 @@ def test_the_chart_shows_every_clip():
     }
     chart = plots.figures_chart(figures, core.PAPER)
     assert chart.ndim == 4
-    bars = [
-        int(((chart[0, 60:140, 198:500] - torch.tensor(colour) / 255).abs().sum(-1) < 0.02).sum())
-        for colour in plots.SERIES[:2]
-    ]
+    bars = [painted(chart, colour, BARS) for colour in plots.SERIES[:2]]
     assert 3.5 < bars[1] / bars[0] < 5.5
+
+
+BARS, CURVES = slice(198, 500), slice(560, 930)
+
+
+def painted(chart, colour, columns):
+    """How many pixels of the first figure's row have this colour."""
+    return int(((chart[0, 60:170, columns] - torch.tensor(colour) / 255).abs().sum(-1) < 0.02).sum())
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("values", [[], [NAN, NAN], [0.2, NAN, 0.4, 0.3], [0.2, INF, 0.4], [-INF, 0.1]])
+def test_a_figure_that_could_not_be_computed_leaves_a_gap(values):
+    """Beside a clip that has it; what is finite is still drawn as a curve."""
+    whole = [Figure("CLIP-I", torch.tensor([0.5, 0.6, 0.7]))]
+    chart = plots.figures_chart({"whole": whole, "broken": [Figure("CLIP-I", torch.tensor(values))]}, core.PAPER)
+    assert torch.isfinite(chart).all()
+    first, second = plots.SERIES[:2]
+    assert painted(chart, first, BARS) > 1000
+    assert painted(chart, second, BARS) == 0
+    finite = any(abs(value) < INF for value in values)
+    assert (painted(chart, second, CURVES) > 0) == finite
+
+
+def test_a_curve_has_a_gap_and_no_line_over_it():
+    """Of five values the middle one is missing: nothing is drawn in the middle fifth."""
+    values = torch.tensor([0.2, 0.8, NAN, 0.3, 0.9])
+    chart = plots.figures_chart({"one": [Figure("CLIP-I", values)]}, {})
+    middle = (532 + 932) // 2
+    near = [painted(chart, plots.SERIES[0], slice(middle + at - 30, middle + at + 30)) for at in (-80, 0, 80)]
+    assert near[0] > 20
+    assert near[1] == 0
+    assert near[2] > 20
+
+
+def test_nothing_but_missing_values_is_still_a_chart():
+    figures = [Figure("CLIP-I", torch.tensor([NAN])), Figure("dynamics", torch.tensor([]), "%")]
+    assert torch.isfinite(plots.figures_chart({"one": figures}, {})).all()
+
+
+def test_a_matrix_without_numbers_is_left_blank():
+    picture = np.asarray(plots.heat_map(torch.tensor([[NAN, 1.0], [0.0, INF]]), 2))
+    assert picture[0, 0].tolist() == list(plots.PAPER)
+    assert picture[1, 1].tolist() == picture[0, 1].tolist() != list(plots.PAPER)

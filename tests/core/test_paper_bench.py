@@ -2,11 +2,13 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from benchmarks import paper, paper_report, reader
 from benchmarks.paper import Shot
 from benchmarks.paper_report import Claim
+from vcd_core import plots
 from vcd_core.tiny import world
 
 
@@ -64,6 +66,18 @@ def test_tables_hold_means_and_orderings():
     assert "| 4 tokens | 0.850 ± " in text
     assert "| identity, T2V over the class word | 0.100 ± 0.000 | holds |" in text
     assert "0.987" in text
+
+
+def test_a_figure_without_a_number_is_a_gap_in_the_chart():
+    """A reading that failed leaves its row empty, and the other rows stand."""
+    broken = [{**row, "attributes": float("nan")} for row in rows("methods", "class word", 0.0)]
+    alone = np.asarray(paper_report.chart(broken, "methods"))
+    both = np.asarray(paper_report.chart(broken + rows("methods", "4 tokens", 0.1), "methods"))
+    first, second = plots.SERIES[:2]
+    assert not (alone == first).all(-1).any()
+    assert not (both == first).all(-1).any()
+    assert (both == second).all(-1).sum() > 1000
+    assert "not computed" in paper_report.markdown(broken, {}, 0.3)
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
