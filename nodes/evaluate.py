@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import evaluate as core
-from ..vcd_core import plots
+from ..vcd_core import fonts, plots
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file, model_files
@@ -137,7 +137,7 @@ def _face_likeness(images: torch.Tensor, references: list[torch.Tensor], model: 
 
 
 def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
-    """A table in Markdown, figures down, clips across, with what is missing below."""
+    """A table in Markdown, figures down, clips across, with what is missing below and what the chart's numbers mean."""
     names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
     lines = [f"| | {' | '.join(clips)} | paper: SD, VCD |", "|" + "---|" * (len(clips) + 2)]
     for name in names:
@@ -146,9 +146,11 @@ def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
         ]
         paper = ", ".join(f"{value:.3f}" for value in core.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
-    return "\n".join(
-        [*lines, *(["", "Not computed, or in part:", *(f"- {line}" for line in missing)] if missing else [])]
-    )
+    if short := plots.chart_stand_ins(clips):
+        lines += ["", fonts.said(short)]
+    if missing:
+        lines += ["", "Not computed, or in part:", *(f"- {line}" for line in missing)]
+    return "\n".join(lines)
 
 
 def one_clip(batches: list[torch.Tensor], name: str) -> torch.Tensor:

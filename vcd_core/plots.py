@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .evaluate import Figure, as_number
+from .fonts import font_for, stand_ins
 
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
@@ -105,7 +107,11 @@ def _scale_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, hei
 
 
 def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]]]) -> torch.Tensor:
-    """IMAGE [F, H, W, 3] with each frame's boxes (ComfyUI's BOUNDING_BOX) drawn and labelled, a colour for each label."""
+    """IMAGE [F, H, W, 3] with each frame's boxes (ComfyUI's BOUNDING_BOX) drawn and labelled, a colour for each label.
+
+    A label that no typeface here can write stands as its number (:func:`box_stand_ins`).
+    """
+    short = box_stand_ins(boxes)
     out = torch.empty(*images.shape[:3], 3)
     line = max(1, round(min(images.shape[1:3]) / 200))
     for i, frame in enumerate(boxes):
@@ -113,11 +119,17 @@ def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]
         draw = ImageDraw.Draw(picture)
         for box in frame:
             x, y, w, h = (float(box[key]) for key in ("x", "y", "width", "height"))
-            colour = LABELS[sum(map(ord, str(box["label"]))) % len(LABELS)]
+            label = str(box["label"])
+            colour = LABELS[sum(map(ord, label)) % len(LABELS)]
             draw.rectangle([x, y, x + w, y + h], outline=colour, width=line)
-            draw.text((x + 2, max(0.0, y - 14 * line)), str(box["label"]), colour, font(10 + 4 * (line - 1)))
+            _write(draw, (x + 2, max(0.0, y - 14 * line)), short.get(label, label), colour, 10 + 4 * (line - 1))
         out[i] = to_tensor(picture)[0]
     return out
+
+
+def box_stand_ins(boxes: list[list[dict[str, float | str]]]) -> dict[str, str]:
+    """The labels that :func:`numbered_boxes` draws as another text, and which."""
+    return stand_ins(dict.fromkeys(str(box["label"]) for frame in boxes for box in frame), "label")
 
 
 def with_masks(images: torch.Tensor, masks: torch.Tensor, colour: tuple[int, int, int] = (255, 92, 92)) -> torch.Tensor:
@@ -147,20 +159,21 @@ def figures_chart(
     A figure without a mean (NaN or infinite values, or none) has "not computed" for its bar; its curve has gaps there.
 
     Args:
-        clips: name -> its figures.
+        clips: name -> its figures; a name that no typeface here can write stands as a number (:func:`chart_stand_ins`).
         paper: figure -> the paper's values for plain Stable Diffusion and for VCD, drawn as marks at the bars.
 
     Returns:
         IMAGE [1, H, width, 3].
     """
     names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
+    short = chart_stand_ins(clips)
     row, margin, legend = max(96, 30 + 7 * len(clips)), 28, 30 + 20 * ((len(clips) + 3) // 4)
     page = Image.new("RGB", (width, margin + legend + row * max(1, len(names)) + margin), PAPER)
     draw = ImageDraw.Draw(page)
     for i, clip in enumerate(clips):
         x, y = margin + (i % 4) * (width - 2 * margin) // 4, 14 + 20 * (i // 4)
         draw.rectangle([x, y + 3, x + 12, y + 15], fill=SERIES[i % len(SERIES)])
-        draw.text((x + 18, y), clip[:26], INK, font(14))
+        _write(draw, (x + 18, y), short.get(clip, clip[:26]), INK, 14)
     if any(name in paper for name in names):
         draw.text((margin, legend - 8), "marks at the bars: the paper's SD (grey) and VCD (dark)", GREY, font(13))
     for number, name in enumerate(names):
@@ -169,6 +182,17 @@ def figures_chart(
             draw, name, found, paper.get(name), (margin, margin + legend + row * number), (width - 2 * margin, row)
         )
     return to_tensor(page)
+
+
+def chart_stand_ins(clips: Iterable[str]) -> dict[str, str]:
+    """The clips' names that :func:`figures_chart` draws as another text, and which."""
+    return stand_ins(clips, "clip")
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: tuple[int, int, int], size: int
+) -> None:
+    draw.text(at, text, colour, font_for(text, size))
 
 
 def _figure_row(

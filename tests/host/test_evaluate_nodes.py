@@ -203,3 +203,12 @@ def test_a_clip_without_text_projection_is_refused(bench):
     more = {**models(graph), "clip": [tiny[0], 1]}
     with pytest.raises(QueueError, match="without a text projection"):
         bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), **more))
+
+
+def test_names_that_no_typeface_can_write_are_explained(bench):
+    """The chart numbers such a clip; the text, which the page draws, says which it is."""
+    graph = bench.graph()
+    one = graph.ImageFromBatch(image=clips(graph), batch_index=0, length=3)
+    odd = chr(0x10FFFE)
+    node = graph.VCD_Compare(names=f"plain, {odd}", **{f"clips.clip{i}": one for i in range(2)})
+    assert f"In the picture: clip 2 is {odd}." in bench.tensors(graph, node)
