@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import folder_paths
 
+SETTLED = 3_000_000_000  # ns; a folder that changed later than that may change again within one tick of its clock
+
+_read: dict[str, tuple[int, list[str], list[str]]] = {}  # folder -> when it changed, its own folders, its links
+
 
 def add_model_folder(name: str, folder: str, extensions: set[str]) -> None:
-    """Let files under ``models/<folder>`` (or an absolute folder) be chosen by ``name``, after those already there."""
+    """Let files under ``models/<folder>`` (or an absolute folder) be chosen by ``name``, after those already there.
+
+    Where another pack opened the name for any file (an empty set, as ComfyUI has it), any file stays welcome.
+    """
     path = os.path.join(folder_paths.models_dir, folder)
-    known, kinds = folder_paths.folder_names_and_paths.get(name, ([], set()))
+    known, kinds = folder_paths.folder_names_and_paths.get(name, ([], extensions))
     if path not in known:
         known = [*known, path]
-    folder_paths.folder_names_and_paths[name] = (known, set(kinds) | extensions)
+    folder_paths.folder_names_and_paths[name] = (known, set(kinds) | extensions if kinds else set())
 
 
 def model_files(name: str) -> list[str]:
@@ -50,27 +58,74 @@ def models_path(name: str) -> Path:
 
 def model_path(name: str, choice: str) -> Path:
     """The path of a chosen file or folder; a name that leaves its place, or one that is gone, raises."""
-    for place in folder_paths.get_folder_paths(name):
-        path = os.path.abspath(os.path.join(place, choice))
-        if os.path.commonpath((os.path.abspath(place), path)) == os.path.abspath(place) and os.path.exists(path):
-            return Path(path)
-    raise ValueError(f"{choice} is not in {' or '.join(folder_paths.get_folder_paths(name))}.")
+    places = folder_paths.get_folder_paths(name)
+    for place in places:
+        path = _inside(place, choice)
+        if path is not None and path.exists():
+            return path
+    raise ValueError(f"{choice} is not in {' or '.join(places)}.")
 
 
 def input_subfolders() -> list[str]:
-    """The folders under ComfyUI's input folder, linked ones too; what lies in a linked folder (it may be a whole drive) is not listed."""
-    top = folder_paths.get_input_directory()
-    found = [os.path.relpath(os.path.join(path, name), top) for path, names, _ in os.walk(top) for name in names]
-    return sorted(name.replace(os.sep, "/") for name in found)
+    """The folders under ComfyUI's input folder, linked ones too, by name.
+
+    What lies in a linked folder is not listed: it may be a whole drive. The page asks often, and the folder may hold a
+    hundred thousand pictures, so a folder is read anew only when its time says that something in it was made or moved.
+    """
+    found: list[str] = []
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        folders, links = _folders_in(os.path.join(folder_paths.get_input_directory(), here))
+        inside = [f"{here}/{name}" if here else name for name in folders]
+        found += inside
+        found += [f"{here}/{name}" if here else name for name in links]
+        waiting += inside
+    return sorted(found)
+
+
+def _folders_in(path: str) -> tuple[list[str], list[str]]:
+    """The folders directly in a folder, and the links to folders; none where it cannot be read."""
+    try:
+        changed = os.stat(path).st_mtime_ns
+        if path not in _read or _read[path][0] != changed:
+            known_until = changed if time.time_ns() - changed > SETTLED else -1
+            _read[path] = (known_until, *_scan(path))
+    except OSError:
+        return [], []
+    _, folders, links = _read[path]
+    return folders, [name for name in links if os.path.isdir(os.path.join(path, name))]  # drives come and go
+
+
+def _scan(path: str) -> tuple[list[str], list[str]]:
+    """The folders and the links, to whatever, directly in a folder."""
+    with os.scandir(path) as entries:
+        found = [(entry.name, _is_link(entry)) for entry in entries if _is_link(entry) or entry.is_dir()]
+    return [name for name, link in found if not link], [name for name, link in found if link]
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    """Whether it leads elsewhere: a symbolic link, or one of Windows' junctions (Python 3.12 and newer tell)."""
+    return entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction())
 
 
 def input_subfolder(name: str) -> Path:
-    """The path of a folder under the input folder, which may be a link; a name that leaves it, or one that is gone, raises."""
-    top = Path(os.path.abspath(folder_paths.get_input_directory()))
-    path = Path(os.path.abspath(top / name))
-    if not path.is_relative_to(top) or not path.is_dir():
+    """The path of a folder under the input folder, which may be a link; a name that leaves it, or is gone, raises."""
+    top = folder_paths.get_input_directory()
+    path = _inside(top, name)
+    if path is None or not path.is_dir():
         raise ValueError(f"{name} is not a folder in {top}.")
     return path
+
+
+def _inside(place: str, name: str) -> Path | None:
+    """The path of a name in a folder; None for an absolute one and one whose ``..`` leads out.
+
+    Names are judged as they are written: a folder may be a link or hold some, to wherever their owner keeps his files.
+    """
+    top = os.path.abspath(place)
+    path = Path(os.path.abspath(os.path.join(top, name)))
+    return path if not os.path.isabs(name) and path.is_relative_to(top) else None
 
 
 def output_folder(name: str) -> Path:
