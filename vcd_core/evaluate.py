@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from . import files
 from .face import detect
+
+ALIGNED = 112  # pixels a side of the upright face that SFace takes
+# where it expects right eye, left eye, nose, right and left corner of the mouth, as ArcFace (arXiv 1801.07698) does
+LANDMARKS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
 PAPER = {
@@ -167,7 +172,7 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
         [n, d] and the indices of the n pictures with a face.
 
     Raises:
-        ValueError: OpenCV does not read the file as a face embedding model.
+        ValueError: OpenCV does not read the file as a face embedding model, or it is something else.
 
     Example:
         Likeness of a clip to pictures of someone, over the frames in which a face is found::
@@ -178,23 +183,33 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
     """
     import cv2
 
-    try:
-        aligner = cv2.FaceRecognizerSF.create(str(model), "")
-        net = cv2.dnn.readNetFromONNX(str(model))  # OpenCV 5 does not find the input of the aligner's own net
-    except cv2.error as error:
-        raise ValueError(f"{Path(model).name} is no face embedding model that OpenCV reads (SFace): {error}") from error
+    path = Path(model)
+    files.check_model(path)
+    try:  # from memory, as OpenCV opens no path with other than ASCII letters on Windows
+        net = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
+    except (cv2.error, OSError) as error:
+        why = files.why_unread(path, error)
+        raise ValueError(f"{path.name} is no face embedding model that OpenCV reads (SFace): {why}") from error
     found, which = [], []
     for number, faces in enumerate(detect.detect(images[..., :3], threshold)):
         if not faces:
             continue
         face = max(faces, key=lambda f: f.box[2] * f.box[3])
-        row = np.array([*face.box, *np.ravel(face.landmarks), face.score], np.float32)
-        bgr = np.ascontiguousarray((images[number, ..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()[..., ::-1])
-        face_picture = aligner.alignCrop(bgr, row[None])
-        net.setInput(cv2.dnn.blobFromImage(face_picture, swapRB=True), "data")
+        picture = (images[number, ..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+        upright = cv2.warpAffine(picture, _to_places(np.asarray(face.landmarks)), (ALIGNED, ALIGNED))
+        net.setInput(cv2.dnn.blobFromImage(upright), "data")
         found.append(torch.from_numpy(np.array(net.forward()))[0])
         which.append(number)
     return torch.stack(found) if found else torch.empty(0, 1), which
+
+
+def _to_places(landmarks: np.ndarray) -> np.ndarray:
+    """The turn, scale and shift [2, 3] that brings five landmarks [5, 2] nearest to where SFace and ArcFace expect them."""
+    found, wanted = (points @ (1, 1j) for points in (landmarks.reshape(5, 2), np.array(LANDMARKS)))
+    centred = found - found.mean()
+    factor = np.vdot(centred, wanted) / np.vdot(centred, centred).real  # least squares over the complex numbers
+    shift = wanted.mean() - factor * found.mean()
+    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
 def _grey(images: torch.Tensor) -> list[np.ndarray]:

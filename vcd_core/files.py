@@ -2,36 +2,122 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
+import re
 import uuid
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+_STARTS = {
+    b"version https://git-lfs": ("a Git LFS pointer", "download it again"),
+    b"<": ("a web page", "download it again"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"Rar!": ("a RAR archive", "unpack it"),
+    b"\x1f\x8b": ("a gzip archive", "unpack it"),
+}
+_GLOBAL = re.compile(r"(?:GLOBAL|class) ([\w.]+\.\w+)")
+
 
 def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
     """The content of a file of tensors and, of a safetensors file, its header.
 
-    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.
+    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.  Beside tensors they may
+    hold the ``ParameterDict`` of the first textual inversion files.
 
     Args:
         what: what the file should be, for the message ("an embedding").
 
     Raises:
-        ValueError: it cannot be read so.
+        ValueError: it cannot be read so, or it is something else (see :func:`check_model`).
     """
     try:
-        if path.suffix == ".safetensors":
+        check_model(path)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read as {what}: {error}.") from error
+    try:
+        if path.suffix.lower() == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        return torch.load(path, map_location="cpu", weights_only=True), {}
+        with _with_parameter_dicts():
+            return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:
-        raise ValueError(
-            f"{path.name} cannot be read as {what}: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
-        ) from error
+        raise ValueError(f"{path.name} cannot be read as {what}: {why_unread(path, error)}") from error
+
+
+def _with_parameter_dicts() -> contextlib.AbstractContextManager[object]:
+    """Lets ``weights_only`` take a ParameterDict, from torch 2.5 on; before, such a file is refused by its name."""
+    allow = getattr(torch.serialization, "safe_globals", None)
+    return allow([torch.nn.ParameterDict]) if allow else contextlib.nullcontext()
+
+
+def check_model(path: Path) -> None:
+    """Raise ``ValueError`` for what a download leaves under a model's name when it fails: a web page, a pointer, an archive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "m.ckpt")
+        ...     _ = path.write_text("<!DOCTYPE html><html>404</html>")
+        ...     check_model(path)
+        Traceback (most recent call last):
+        ValueError: m.ckpt is a web page, not a model: download it again.
+    """
+    start = _start(path).removeprefix(codecs.BOM_UTF8).lstrip()
+    for sign, (kind, advice) in _STARTS.items():
+        if start.startswith(sign):
+            raise ValueError(f"{path.name} is {kind}, not a model: {advice}.")
+
+
+def why_unread(path: Path, error: Exception) -> str:
+    """Why a file is no model, in place of a library's words, some of which advise to read it in a way that runs its code."""
+    if isinstance(error, (OSError, MemoryError)):
+        return f"{error}."
+    start = _start(path)
+    pickled = path.suffix.lower() != ".safetensors"
+    code = _GLOBAL.search(str(error))
+    if not start:
+        return "it is empty. Download it again."
+    if line := _first_line(start):
+        return f"it is a text ({line!r}), not a model. Download it again."
+    if pickled and code:
+        return f"it holds more than tensors ({code[1]}), which is not run. Look for a .safetensors file of it."
+    if pickled and start[8:10] == b'{"':
+        return "it is a safetensors file. Give it the ending .safetensors."
+    if pickled and _is_other_archive(path):
+        return "it is a zip archive, not a model. Unpack it."
+    if not pickled and start.startswith((b"PK", b"\x80")):
+        return "it is no safetensors file. Give it the ending .pt or .ckpt."
+    return "it is damaged, was not downloaded whole, or is something else. Download it again."
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _first_line(start: bytes) -> str:
+    """The first line of what begins like a text, empty for anything else."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # a letter may be cut in two at the end
+    except UnicodeDecodeError:
+        return ""
+    lines = text.strip().splitlines()
+    return lines[0][:80] if lines and all(c.isprintable() or c.isspace() for c in text) else ""
+
+
+def _is_other_archive(path: Path) -> bool:
+    """Whether a file is a zip archive without what torch puts into its own."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(name.endswith("data.pkl") for name in archive.namelist())
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

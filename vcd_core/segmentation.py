@@ -18,12 +18,15 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+
+from . import files
 
 Choice = Literal["all", "best", "largest", "by index"]
 CHOICES: tuple[Choice, ...] = ("all", "best", "largest", "by index")
@@ -220,6 +223,11 @@ def _check_folder(folder: Path, kinds: tuple[str, ...], what: str) -> None:
     found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if found not in kinds:
         raise BackEndMissing(f"{folder} holds a {found or 'model of unknown kind'}, expected {what}.")
+    for weights in chain(folder.glob("*.safetensors"), folder.glob("*.bin")):  # a clone without Git LFS holds pointers
+        try:
+            files.check_model(weights)
+        except ValueError as error:
+            raise BackEndMissing(f"{folder}: {error}") from error
 
 
 def _image_processor(kind: str) -> Any:
@@ -286,11 +294,11 @@ def _original_segmenter(path: Path, device: torch.device | str) -> Segmenter:
     except ImportError as error:
         raise BackEndMissing(f"segment-anything needs torchvision, which does not import: {error}") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = files.read(path, "a SAM checkpoint")[0]
         width = state["image_encoder.pos_embed"].shape[-1]
         kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}[width]
     except Exception as error:
-        raise BackEndMissing(f"{path.name} is no SAM checkpoint (sam_vit_b, _l or _h): {str(error)[:100]}") from error
+        raise BackEndMissing(f"{path.name} is no SAM checkpoint (sam_vit_b, _l or _h): {str(error)[:200]}") from error
     model = sam_model_registry[kind](checkpoint=None)
     try:
         model.load_state_dict(state)
@@ -334,9 +342,10 @@ def _original_detector(path: Path, device: torch.device | str, bert: Path | None
     settings = SLConfig.fromfile(str(Path(groundingdino.__file__).parent / "config" / name))
     settings.device, settings.text_encoder_type = str(device), str(bert)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        content: Any = files.read(path, "a Grounding DINO checkpoint")[0]
+        state = content["model"]
     except Exception as error:
-        raise BackEndMissing(f"{path.name} is no Grounding DINO checkpoint: {str(error)[:100]}") from error
+        raise BackEndMissing(f"{path.name} is no Grounding DINO checkpoint: {str(error)[:200]}") from error
     with _bert_without_weights():
         model = build_model(settings)
     missing = model.load_state_dict(clean_state_dict(state), strict=False).missing_keys

