@@ -128,7 +128,11 @@ class FaceTrack(io.ComfyNode):
                     tooltip="The least score of a detection. A face that was found goes on where its score is two thirds of it.",
                 ),
                 io.Int.Input(
-                    "max_gap", default=8, min=0, max=256, tooltip="Frames for which a face may be lost and is bridged."
+                    "max_gap",
+                    default=8,
+                    min=0,
+                    max=256,
+                    tooltip="For how many frames a face may be lost and still be followed.",
                 ),
                 io.Int.Input(
                     "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
@@ -245,7 +249,7 @@ def window_inputs() -> list[io.Input]:
             min=0.25,
             max=4.0,
             step=0.05,
-            tooltip="The window's width over its height; refine_size squared stays the number of pixels.",
+            tooltip="The window's width over its height. It keeps the number of pixels that refine_size gives.",
         ),
     ]
 

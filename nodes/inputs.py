@@ -63,8 +63,12 @@ def sampling_inputs(steps: int, cfg: float, denoise: float) -> list[io.Input]:
         io.Float.Input(
             "cfg", default=cfg, min=0.0, max=100.0, step=0.1, tooltip="How strictly the prompt is followed."
         ),
-        io.Combo.Input("sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="The sampling method."),
-        io.Combo.Input("scheduler", options=SCHEDULER_NAMES, default="normal", tooltip="How noise is removed."),
+        io.Combo.Input(
+            "sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="How noise is removed in a step."
+        ),
+        io.Combo.Input(
+            "scheduler", options=SCHEDULER_NAMES, default="normal", tooltip="At which noise levels the steps are taken."
+        ),
         io.Float.Input(
             "denoise",
             default=denoise,

@@ -33,7 +33,9 @@ class Pictures(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="images", is_output_list=True),
                 io.Mask.Output(
-                    display_name="masks", is_output_list=True, tooltip="What is opaque; all of it without transparency."
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="White where a picture is opaque; all white where it has no transparency.",
                 ),
             ],
         )

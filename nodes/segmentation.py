@@ -76,7 +76,12 @@ class PromptToSegmentation(io.ComfyNode):
                     "(segment-anything).",
                 ),
                 io.Float.Input(
-                    "threshold", default=0.3, min=0.0, max=1.0, step=0.01, tooltip="The least score of a box."
+                    "threshold",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How sure the detector must be of a box. Lower finds more, and more that is wrong.",
                 ),
                 io.Float.Input(
                     "text_threshold",
@@ -84,7 +89,7 @@ class PromptToSegmentation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The least score of a label's word.",
+                    tooltip="How sure the detector must be of each word of a label.",
                 ),
                 io.Combo.Input(
                     "which",

@@ -67,7 +67,13 @@ class IdTrainer(io.ComfyNode):
                 io.String.Input(
                     "class_word", default="man", tooltip="What it is: man, woman, dog, car. Goes behind the tokens."
                 ),
-                io.Int.Input("tokens", default=4, min=1, max=core.MOST_TOKENS, tooltip="The paper uses 4."),
+                io.Int.Input(
+                    "tokens",
+                    default=4,
+                    min=1,
+                    max=core.MOST_TOKENS,
+                    tooltip="How many tokens carry the identity. The paper uses 4.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=200,
@@ -83,7 +89,7 @@ class IdTrainer(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=1e-6,
-                    tooltip="The paper's is 0.001.",
+                    tooltip="How far the tokens move in a step. The paper uses 0.001.",
                 ),
                 io.Int.Input(
                     "size", default=512, min=64, max=1024, step=8, tooltip="The side of training pictures. SD 1.5: 512."
@@ -124,7 +130,7 @@ class IdTrainer(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="The part of the draws that count the whole picture. 1 ignores masks.",
+                    tooltip="How often the whole picture is learned from, background included. 0: never. 1: always, as without masks.",
                 ),
                 io.Float.Input(
                     "noise_offset",
@@ -151,7 +157,7 @@ class IdTrainer(io.ComfyNode):
                     step=0.001,
                     optional=True,
                     advanced=True,
-                    tooltip="Pulls the tokens towards zero.",
+                    tooltip="Pulls the tokens towards zero at each step. 0: not at all.",
                 ),
                 io.Boolean.Input(
                     "clamp_norm",
@@ -165,7 +171,7 @@ class IdTrainer(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Less memory for about a third more time: the same result.",
+                    tooltip="Compute layers again instead of keeping them: less memory, about a third more time, the same result.",
                 ),
             ],
             outputs=[
