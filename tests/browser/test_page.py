@@ -26,6 +26,7 @@ def test_graphs_open_from_templates_whole(tab, name, nodes_2):
     wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
     shown = tab.evaluate("() => window.app.graph._nodes.map(n => [n.type, n.has_errors === true])")
     assert sorted(kind for kind, _ in shown) == sorted(node["type"] for node in wanted)
+    assert [kind for kind, wrong in shown if wrong] == []
     registered = tab.evaluate("() => Object.keys(window.LiteGraph.registered_node_types)")
     missing = {kind for kind, _ in shown} - set(registered) - {"Note", "MarkdownNote"}
     assert not missing

@@ -35,7 +35,9 @@ def test_consistency_and_dynamics_tell_still_from_moving():
     still, slow, fast = (float(core.dynamics(moving(step)).mean()) for step in (0, 1, 3))
     assert still < 0.01
     assert 2 < fast / slow < 4
-    assert float(core.temporal_consistency(torch.ones(4, 3)).min()) == pytest.approx(1)
+    assert core.temporal_consistency(torch.ones(4, 3)).tolist() == pytest.approx([1] * 3)
+    turning = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+    assert core.temporal_consistency(turning).tolist() == pytest.approx([0, 0.8])
 
 
 def test_dynamics_do_not_depend_on_the_size():

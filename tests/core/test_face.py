@@ -89,14 +89,19 @@ def test_large_pictures_are_scaled_down_and_small_faces_searched_larger():
     small, big = detect(images[:1])[0][0], detect(large)[0][0]
     assert iou(tuple(side * 1500 / 128 for side in small.box), big.box) > 0.7
     scene = torch.full((1, 600, 600, 3), 0.6)
-    scene[:, 300:336, 300:336] = torch.nn.functional.interpolate(image, size=(36, 36), mode="area").movedim(1, -1)
-    assert len(detect(scene, small_faces=True)[0]) >= len(detect(scene)[0])
+    scene[:, 300:328, 300:328] = torch.nn.functional.interpolate(image, size=(28, 28), mode="area").movedim(1, -1)
+    assert detect(scene) == [[]]
+    ((tiny,),) = detect(scene, small_faces=True)
+    x, y, w, h = (side * 28 / 128 for side in small.box)
+    assert iou((300 + x, 300 + y, w, h), tiny.box) > 0.6
 
 
 def test_rgba_and_odd_sizes_are_taken():
     images, _ = clip_of()
     rgba = torch.cat([images[:1, :101, :97], torch.ones(1, 101, 97, 1)], -1)
-    assert isinstance(detect(rgba)[0], list)
+    ((face,),) = detect(rgba)
+    assert [[face]] == detect(rgba[..., :3])
+    assert iou(face.box, detect(images[:1])[0][0].box) > 0.7
     assert detect(torch.zeros(1, 1, 1, 3)) == [[]]
 
 

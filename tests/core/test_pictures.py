@@ -68,7 +68,7 @@ def test_preparation_crops_around_the_mask_and_keeps_aspects():
     assert float(standing.mask.sum()) == pytest.approx(64 * 64 * 20 / 110, rel=0.05)  # all of it is there
     whole = ready([picture], [mask], replace(QUICK, size=256, fit="whole picture"))[0]
     assert whole.image.shape[1:] == bucket(100, 300, 256) == (128, 448)
-    assert float(whole.mask.sum()) > 0
+    assert float(whole.mask.sum()) == pytest.approx((20 * 448 / 300) ** 2, rel=0.05)
 
 
 def test_alpha_is_the_mask_and_pictures_are_turned_upright(tmp_path):

@@ -68,7 +68,15 @@ def test_shifted_grids_move_their_borders():
     assert len(borders) >= 6
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (64, 64), (64, 80), (64, -1)])
-def test_bad_tiles_are_refused(tile, overlap):
-    with pytest.raises(ValueError, match="tile"):
+@pytest.mark.parametrize(
+    ("tile", "overlap", "shown"),
+    [
+        (0, 0, "tile size is 0"),
+        (64, 64, "overlap is 64 and the tile 64"),
+        (64, 80, "overlap is 80"),
+        (64, -1, "overlap is -1"),
+    ],
+)
+def test_bad_tiles_are_refused(tile, overlap, shown):
+    with pytest.raises(ValueError, match=shown):
         grid(128, 128, tile, overlap)

@@ -43,6 +43,12 @@ class Bench:
     def graph(self):
         return Graph()
 
+    def listen(self):
+        """Mark the end of the server's log; the function that comes back gives what was written there since."""
+        log = self.server.log
+        mark = log.stat().st_size
+        return lambda: log.read_bytes()[mark:].decode(errors="replace")
+
     def tensors(self, graph, *nodes, timeout=600):
         """Run ``graph`` and return what each node output holds: latents and conditioning as they are, images as tensors."""
         names = [next(self.names) for _ in nodes]
@@ -73,6 +79,8 @@ def _motion_files(models):
         path = folder / f"test_tiny_{version}.safetensors"
         random_models.write_once(path, "motion", version=version, channels=TINY_CHANNELS)
     full = random_models.motion_state_dict("v2", TINY_CHANNELS)
+    down = {k: v * 0 if k.startswith(("mid", "up")) and ".proj_out." in k else v for k, v in full.items()}
+    save_file(down, folder / "test_tiny_down.safetensors")  # only the modules on the way down do anything
     sdxl = {k: v for k, v in full.items() if not k.startswith(("down_blocks.3", "up_blocks.3", "mid_block"))}
     save_file(sdxl, folder / "test_sdxl.safetensors")
     save_file({"lora_unet_x.alpha": torch.ones(1)}, folder / "test_other.safetensors")

@@ -5,7 +5,13 @@ SAMPLER = {"sampler_name": "euler", "scheduler": "normal"}
 
 
 def same(a, b, tolerance=1e-5):
-    """Equal up to ``tolerance`` of their own size: latents of random weights run to a hundred."""
+    """Equal up to ``tolerance`` of their own size: latents of random weights run to a hundred.
+
+    Neither equal nor different are shapes that do not fit, and what is not finite.
+    """
+    assert a.shape == b.shape, f"{list(a.shape)} and {list(b.shape)} are not to be compared"
+    assert a.isfinite().all(), "the first is not finite"
+    assert b.isfinite().all(), "the second is not finite"
     return float((a - b).abs().max()) < tolerance * float(a.abs().max())
 
 

@@ -6,14 +6,18 @@ from graphs import FRAMES, SAMPLER, SEED, SIZE, STEPS, custom, empty, ksampler, 
 
 from dev.server import QueueError
 from vcd_core import noise as core
+from vcd_core import plots
 
 
 @pytest.mark.parametrize("more", [{}, {"gamma_schedule": "0: 0.0, 8: 0.9"}, {"closed_loop": True}])
 def test_three_ways_in_give_the_same_frames(bench, tiny, more):
     graph, model, _, positive, negative = tiny()
-    a, b, c = bench.samples(graph, *three_ways(graph, model, positive, negative, 0.5, **more))
+    ways = three_ways(graph, model, positive, negative, 0.5, **more)
+    without = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5 if more else 0.0)
+    a, b, c, other = bench.samples(graph, *ways, ksampler(graph, without, positive, negative, empty(graph)))
     assert same(a, b)
     assert torch.equal(b, c)
+    assert not same(c, other, 0.1)
 
 
 def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):
@@ -86,8 +90,10 @@ def test_partial_denoise_starts_from_the_latent_plus_correlated_noise(bench, tin
     a = custom(graph, model, positive, negative, noise, start, denoise=0.5)
     patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5)
     b = ksampler(graph, patched, positive, negative, start, denoise=0.5)
-    a, b = bench.samples(graph, a, b)
+    alone = ksampler(graph, model, positive, negative, start, denoise=0.5)
+    a, b, alone = bench.samples(graph, a, b, alone)
     assert same(a, b)
+    assert not same(b, alone, 0.1)
 
 
 def test_no_noise_stays_no_noise(bench, tiny):
@@ -136,7 +142,9 @@ def test_graphs_with_the_releases_node_run_with_ours_in_its_place(bench):
     graph.prompt["2"] = {"class_type": "VCDTest_Save", "inputs": {"name": "replaced", "value": old}, "_meta": {}}
     entry = bench.server.run(graph.prompt)
     assert entry["outputs"]["2"]["tensor"] == ["replaced"]
-    found = torch.load(bench.server.host.base / "output" / "vcd_tests" / "replaced.pt")["samples"]
+    file = bench.server.host.base / "output" / "vcd_tests" / "replaced.pt"
+    found = torch.load(file)["samples"]
+    file.unlink()
     assert torch.equal(found, core.sample((6, 4, 8, 8), 0.15, 3, "magic-me"))
     listed = bench.server.get("/node_replacements")["MagicAlbum3DGaussianNoise"][0]
     assert listed["new_node_id"] == "VCD_NoisePriorLatent"
@@ -144,20 +152,31 @@ def test_graphs_with_the_releases_node_run_with_ours_in_its_place(bench):
 
 def test_preview_shows_what_was_asked_for(bench):
     graph = bench.graph()
-    node = graph.VCD_NoisePriorPreview(frames=5, gamma=0.5, seed=0)
+    node = graph.VCD_NoisePriorPreview(frames=5, gamma=0.5, seed=7)
     figure, noise = bench.tensors(graph, node, [node[0], 1])
-    assert figure.ndim == 4
+    drawn = core.sample((5, 4, 64, 64), 0.5, 7)
+    assert torch.equal(
+        noise, (drawn[:, :3] / 4 + 0.5).clamp(0, 1).repeat_interleave(4, 2).repeat_interleave(4, 3).movedim(1, -1)
+    )
+    sigma = torch.tensor([[0.5 ** abs(m - n) for n in range(5)] for m in range(5)])
     assert figure.shape[-1] == 3
-    assert noise.shape == (5, 256, 256, 3)
-    assert figure.std() > 0.05
+    for left, matrix in ((28, sigma), (500, core.measured_covariance(drawn))):
+        assert torch.equal(figure[0, 74 : 74 + 432, left : left + 432], plots.to_tensor(plots.heat_map(matrix, 432))[0])
 
 
-@pytest.mark.parametrize("schedule", ["0.1, 0.2 | 0.3", "0.1\n0.2\n0.3", "0: 0.1 | 3: 0.3"])
-def test_schedules_may_be_divided_by_bars_and_lines(bench, schedule):
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("0.1, 0.2 | 0.3", [0.1, 0.2, 0.3]),
+        ("0.1\n0.2\n0.3", [0.1, 0.2, 0.3]),
+        ("0: 0.1 | 2: 0.3", [0.1, 0.2, 0.3]),
+        ("0: 0.5\n2: 0.5", [0.5, 0.5, 0.5]),
+    ],
+)
+def test_schedules_may_be_divided_by_bars_and_lines(bench, schedule, values):
     graph = bench.graph()
-    noise = bench.tensors(graph, graph.VCD_NoisePriorLatent(**{**LATENT, "gamma_schedule": schedule}))["samples"]
-    values = core.parse_schedule(schedule, 4)
-    assert torch.equal(noise, core.sample((4, 4, 8, 8), values, 0))
+    noise = bench.samples(graph, graph.VCD_NoisePriorLatent(**{**LATENT, "gamma_schedule": schedule}))
+    assert same(noise, core.sample((4, 4, 8, 8), values, 0))
 
 
 LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layout": "comfy"}
@@ -167,8 +186,8 @@ LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layo
     ("changes", "message"),
     [
         ({"width": 60}, "multiples of 8"),
-        ({"frames": 0}, "frames|smaller than min"),
-        ({"gamma": 1.5}, "gamma|bigger than max"),
+        ({"frames": 0}, "smaller than min"),
+        ({"gamma": 1.5}, "bigger than max"),
         ({"gamma": float("nan")}, "gamma is nan"),
         ({"gamma_schedule": "0.1, 0.2"}, "2 values.*3 transitions"),
         ({"gamma_schedule": "slow"}, "cannot be read"),
@@ -192,7 +211,8 @@ def test_sigmas_without_model_is_refused(bench, tiny):
 @pytest.mark.parametrize("way", ["model", "noise"])
 def test_a_schedule_for_another_clip_length_is_refused_before_sampling(bench, tiny, way):
     graph, model, _, positive, negative = tiny()
-    schedule = "0.1, 0.2, 0.3"
+    schedule, model = "0.1, 0.2, 0.3", graph.VCDTest_Told(model=model)
+    said = bench.listen()
     if way == "model":
         patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.1, gamma_schedule=schedule)
         node = ksampler(graph, patched, positive, negative, empty(graph))
@@ -201,3 +221,4 @@ def test_a_schedule_for_another_clip_length_is_refused_before_sampling(bench, ti
         node = custom(graph, model, positive, negative, noise, empty(graph))
     with pytest.raises(QueueError, match=r"3 values.*16 frames.*15 transitions"):
         bench.tensors(graph, node)
+    assert "predicts" not in said()

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from graphs import FRAMES, ksampler, motion, same, windows
+from graphs import FRAMES, SAMPLER, STEPS, ksampler, motion, same, windows
 
 from dev.server import QueueError
+from vcd_core import tiled as core
 
 DENOISE = {
     "scale": 2.0, "tile_size": 64, "overlap": 16, "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
@@ -14,6 +15,25 @@ DENOISE = {
 
 def latent(graph, width, height, frames=FRAMES, seed=9):
     return graph.VCD_NoisePriorLatent(width=width, height=height, frames=frames, gamma=0.0, seed=seed, layout="comfy")
+
+
+def noise(graph, model, width, height, frames=FRAMES):
+    """What sampling starts from, as a latent: a part of it can be drawn alone with the noise that it has in the whole."""
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
+    more = {"model": model, "sigmas": sigmas, "layout": "comfy"}
+    return graph.VCD_NoisePriorLatent(width=width, height=height, frames=frames, gamma=0.0, seed=9, **more)
+
+
+def part(graph, samples, x, width=64, height=64):
+    return graph.LatentCrop(samples=samples, width=width, height=height, x=x, y=0)
+
+
+def draw(graph, model, positive, negative, start, last=STEPS):
+    """The steps up to ``last`` from a latent as it is."""
+    return graph.KSamplerAdvanced(
+        model=model, positive=positive, negative=negative, latent_image=start, add_noise="disable", noise_seed=1,
+        steps=STEPS, cfg=4.0, start_at_step=0, end_at_step=last, return_with_leftover_noise="disable", **SAMPLER,
+    )  # fmt: skip
 
 
 def patch(graph, model, tile_size, overlap, **more):
@@ -50,60 +70,84 @@ def test_one_tile_is_the_untiled_sampler(bench, tiny, tile_size):
     assert same(*bench.samples(graph, plain, tiled))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "uni_pc"])
-def test_tiles_run_under_any_sampler_and_stay_near_the_whole(bench, tiny, sampler):
+SAMPLERS = ["euler", "dpmpp_2m", "heun", "uni_pc"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_tile_is_cut_and_put_back_in_its_place_under_any_sampler(bench, tiny, sampler):
+    """What follows from each cell alone comes out as without tiles."""
     graph, model, _, positive, negative = tiny()
+    known = graph.VCDTest_KnownAnswer(model=model, places=False)
+    patches = [patch(graph, known, 96, 32), patch(graph, known, 96, 32, shift_grid=True)]
     source = latent(graph, 128, 128, 4)
-    settings = {"sampler_name": sampler, "denoise": 0.3}
-    plain = ksampler(graph, model, positive, negative, source, **settings)
-    tiled = ksampler(graph, patch(graph, model, 96, 32), positive, negative, source, **settings)
-    shifted = ksampler(graph, patch(graph, model, 96, 32, shift_grid=True), positive, negative, source, **settings)
-    plain, tiled, shifted = bench.samples(graph, plain, tiled, shifted)
-    size = plain.abs().mean()
-    assert 1e-4 * size < (tiled - plain).abs().mean() < 0.5 * size
-    assert 1e-4 * size < (shifted - tiled).abs().mean() < 0.5 * size
+    plain, tiled, shifted = bench.samples(
+        graph, *(ksampler(graph, m, positive, negative, source, sampler_name=sampler) for m in (known, *patches))
+    )
+    assert same(plain, tiled, 1e-4)
+    assert same(plain, shifted, 1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_tiles_are_blended_by_the_weights_of_each_steps_grid(bench, tiny, sampler):
+    """The last step's answer is the picture (uni_pc leaves a thousandth of the noise); each tile's is the same everywhere."""
+    graph, model, _, positive, negative = tiny()
+    known = graph.VCDTest_KnownAnswer(model=model, places=True)
+    patches = [patch(graph, known, 96, 32), patch(graph, known, 96, 32, shift_grid=True)]
+    source = latent(graph, 128, 128, 4)
+    found = bench.samples(
+        graph, *(ksampler(graph, m, positive, negative, source, sampler_name=sampler) for m in patches)
+    )
+    last = STEPS - 1
+    for samples, shift in zip(found, ((0.0, 0.0), core.shifts(last)), strict=True):
+        grid = core.grid(16, 16, 12, 4, shift)
+        places = (torch.arange(144).view(1, 12, 12) / 144 for _ in grid.tiles)
+        expected = core.blend(torch.zeros(1, 16, 16), grid, places)
+        assert same(samples * 0.18215, expected.expand_as(samples), 5e-3 if sampler == "uni_pc" else 1e-5)
 
 
 def test_all_frames_of_a_tile_move_together(bench, tiny):
+    """Without overlap each tile is the clip that its noise gives alone, whichever node comes first."""
     graph, model, _, positive, negative = tiny()
-    source = latent(graph, 96, 64)
-    whole = ksampler(graph, motion(graph, model), positive, negative, source)
-    tiled = ksampler(graph, patch(graph, motion(graph, model), 64, 16), positive, negative, source)
-    other = ksampler(graph, motion(graph, patch(graph, model, 64, 16)), positive, negative, source)
-    whole, tiled, other = bench.samples(graph, whole, tiled, other)
-    assert same(tiled, other)
-    assert tiled.isfinite().all()
+    moved = motion(graph, model)
+    start = noise(graph, moved, 128, 64)
+    patches = patch(graph, moved, 64, 0), motion(graph, patch(graph, model, 64, 0))
+    whole = [draw(graph, m, positive, negative, start) for m in patches]
+    halves = [draw(graph, moved, positive, negative, part(graph, start, x)) for x in (0, 64)]
+    one, other, left, right = bench.samples(graph, *whole, *halves)
+    assert same(one, torch.cat([left, right], -1))
+    assert same(one, other)
 
 
 def test_windows_in_time_and_tiles_in_space_hold_at_once(bench, tiny):
     graph, model, _, positive, negative = tiny()
-    source = latent(graph, 96, 64, 24)
-    tiled = patch(graph, windows(graph, motion(graph, model), length=16), 64, 16)
-    out = ksampler(graph, tiled, positive, negative, source, steps=1)
-    late = windows(graph, patch(graph, motion(graph, model), 64, 16), length=16)
-    other = ksampler(graph, late, positive, negative, source, steps=1)
-    out, other = bench.samples(graph, out, other)
-    assert out.shape == (24, 4, 8, 12)
-    assert same(out, other)
+    moved = windows(graph, motion(graph, model), length=16)
+    start = noise(graph, moved, 128, 64, 24)
+    late = windows(graph, patch(graph, motion(graph, model), 64, 0), length=16)
+    whole = [draw(graph, m, positive, negative, start, 1) for m in (patch(graph, moved, 64, 0), late)]
+    halves = [draw(graph, moved, positive, negative, part(graph, start, x), 1) for x in (0, 64)]
+    one, other, left, right = bench.samples(graph, *whole, *halves)
+    assert one.shape == (24, 4, 8, 16)
+    assert same(one, torch.cat([left, right], -1))
+    assert same(one, other)
 
 
 def test_a_masked_prompt_reaches_only_its_tiles(bench, tiny):
     graph, model, _, positive, negative = tiny()
-    clip = [model[0], 1]
-    source = latent(graph, 192, 64, 4)
+    start = noise(graph, model, 192, 64, 4)
     left = graph.SolidMask(value=1.0, width=64, height=64)
     none = graph.SolidMask(value=0.0, width=192, height=64)
     mask = graph.MaskComposite(destination=none, source=left, x=0, y=0, operation="add")
-
-    def run(text):
-        person = graph.CLIPTextEncode(clip=clip, text=text)
-        masked = graph.ConditioningSetMask(conditioning=person, mask=mask, strength=1.0, set_cond_area="default")
-        both = graph.ConditioningCombine(conditioning_1=positive, conditioning_2=masked)
-        return ksampler(graph, patch(graph, model, 64, 0), both, negative, source, steps=1)
-
-    a, b = bench.samples(graph, run("one woman"), run("another thing entirely"))
-    assert (a[..., :8] - b[..., :8]).abs().mean() > 1e-5 * a.abs().mean()
-    assert torch.equal(a[..., 8:], b[..., 8:])
+    person = graph.CLIPTextEncode(clip=[model[0], 1], text="one woman")
+    masked = graph.ConditioningSetMask(conditioning=person, mask=mask, strength=1.0, set_cond_area="default")
+    there, both = (graph.ConditioningCombine(conditioning_1=positive, conditioning_2=c) for c in (masked, person))
+    whole = draw(graph, patch(graph, model, 64, 0), there, negative, start, 1)
+    tiles = [
+        draw(graph, model, prompt, negative, part(graph, start, x), 1)
+        for x, prompt in ((0, both), (64, positive), (128, positive), (0, positive))
+    ]
+    whole, *tiles, without = bench.samples(graph, whole, *tiles)
+    assert same(whole, torch.cat(tiles, -1))
+    assert not same(without, tiles[0], 1e-3)
 
 
 @pytest.mark.parametrize("host", ["bench", "oldest_bench"])
@@ -119,13 +163,14 @@ def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(host, reques
     short = ksampler(
         graph, patch(graph, graph.VCDTest_ManyTiles(model=moved, most=10), 64, 16), positive, negative, source
     )
+    said = bench.listen()
     one, many, short = bench.samples(graph, one, many, short)
     graph, model, _, positive, negative = tiny()
     usual = graph.VCDTest_ManyTiles(model=model, most=0)  # the server goes on with one tile at a time
     bench.tensors(graph, ksampler(graph, usual, positive, negative, latent(graph, 64, 64, 1), steps=1))
     assert same(one, many)
     assert same(one, short)
-    assert "refused a batch of 72" in bench.server.log_tail(400)
+    assert "refused a batch of 72" in said()
 
 
 def test_denoise_enlarges_and_draws_anew(bench, tiny):
@@ -134,22 +179,27 @@ def test_denoise_enlarges_and_draws_anew(bench, tiny):
     drawn = denoise(graph, images, model, vae, positive, negative)
     again = denoise(graph, images, model, vae, positive, negative, cfg=4.0 + 1e-9)
     kept = denoise(graph, images, model, vae, positive, negative, denoise=0.0)
-    source, drawn, again, kept = bench.tensors(graph, images, drawn, again, kept)
-    assert drawn.shape == kept.shape == (8, 128, 128, 3)
-    assert torch.allclose(drawn, again, atol=1e-5)
-    enlarged = torch.nn.functional.interpolate(source.movedim(-1, 1), scale_factor=2, mode="bicubic").movedim(1, -1)
-    assert (kept - enlarged).abs().mean() < 0.02
-    assert (drawn - kept).abs().mean() > 0.01
-    assert drawn.isfinite().all()
+    enlarged = graph.ImageScale(image=images, upscale_method="lanczos", width=128, height=128, crop="disabled")
+    drawn, again, kept, enlarged = bench.tensors(graph, drawn, again, kept, enlarged)
+    assert drawn.shape == (8, 128, 128, 3)
+    assert torch.equal(kept, enlarged)
+    assert torch.equal(drawn, again)
+    assert not same(drawn, kept, 0.1)
 
 
 def test_denoise_uses_the_noise_prior(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = pictures(graph, vae)
-    a, b = (denoise(graph, images, model, vae, positive, negative, gamma=g, denoise=1.0, scale=1.0) for g in (0.0, 0.9))
-    a, b = bench.tensors(graph, a, b)
-    change = lambda x: (x[1:] - x[:-1]).abs().mean()  # noqa: E731
-    assert change(b) < 0.8 * change(a)
+    ours = denoise(graph, images, model, vae, positive, negative, gamma=0.9, denoise=0.6, scale=1.0)
+    applied = graph.VCD_ApplyNoisePrior(model=model, gamma=0.9)
+    encoded, usual = graph.VAEEncode(pixels=images, vae=vae), {"seed": DENOISE["seed"], "denoise": 0.6}
+    stock, alone = (
+        graph.VAEDecode(samples=ksampler(graph, m, positive, negative, encoded, **usual), vae=vae)
+        for m in (applied, model)
+    )
+    ours, stock, alone = bench.tensors(graph, ours, stock, alone)
+    assert same(ours, stock)
+    assert not same(ours, alone, 0.01)
 
 
 def test_a_noise_prior_on_the_model_is_not_added_to_the_nodes_own(bench, tiny):
@@ -163,10 +213,12 @@ def test_a_noise_prior_on_the_model_is_not_added_to_the_nodes_own(bench, tiny):
 
 def test_a_video_vae_is_refused_before_anything_is_drawn(bench, tiny):
     graph, model, vae, positive, negative = tiny()
-    images = pictures(graph, vae)
-    node = denoise(graph, images, model, graph.VCDTest_VideoVae(vae=vae), positive, negative)
+    images, told = pictures(graph, vae), graph.VCDTest_Told(model=model)
+    node = denoise(graph, images, told, graph.VCDTest_VideoVae(vae=vae), positive, negative)
+    said = bench.listen()
     with pytest.raises(QueueError, match="VAE and MODEL do not fit"):
         bench.tensors(graph, node)
+    assert "predicts" not in said()
 
 
 def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
@@ -183,7 +235,7 @@ def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
     [
         ({"overlap": 64}, "overlap must be smaller"),
         ({"tile_size": 68}, "multiples of 8"),
-        ({"scale": 0.5}, "scale|smaller than min"),
+        ({"scale": 0.5}, "smaller than min"),
         ({"gamma": float("nan")}, "gamma is nan"),
     ],
 )
@@ -202,8 +254,11 @@ def test_conditioning_for_another_clip_is_refused(bench, tiny):
 
 def test_a_high_denoise_is_warned_of(bench, tiny):
     graph, model, vae, positive, negative = tiny()
-    bench.tensors(graph, denoise(graph, pictures(graph, vae), model, vae, positive, negative, denoise=0.6, steps=1))
-    assert "begin to repeat content" in bench.server.log_tail(60)
+    for value in (0.4, 0.6):
+        said = bench.listen()
+        images = pictures(graph, vae)
+        bench.tensors(graph, denoise(graph, images, model, vae, positive, negative, denoise=value, steps=1))
+        assert ("at denoise 0.60 tiles begin to repeat content" in said()) == (value > 0.4)
 
 
 def test_an_upscale_model_enlarges_and_makes_its_tiles_smaller_when_memory_runs_out(bench, tiny):
@@ -222,46 +277,57 @@ def test_an_upscale_model_enlarges_and_makes_its_tiles_smaller_when_memory_runs_
 
 
 def test_areas_are_places_in_the_clip(bench, tiny):
-    """Two halves with one prompt are the prompt; before their enlargement they would leave most of the picture without one."""
+    """Each half is drawn by its prompt (the VAE lets them touch a little); before their enlargement both would lie in one tile."""
     graph, model, vae, positive, negative = tiny()
     images = pictures(graph, vae, 128, 64, 2)
-    halves = [
-        graph.ConditioningSetArea(conditioning=positive, width=64, height=64, x=x, y=0, strength=1.0) for x in (0, 64)
-    ]
-    both = graph.ConditioningCombine(conditioning_1=halves[0], conditioning_2=halves[1])
-    sizes = {"tile_size": 64, "overlap": 0}
-    one, two = bench.tensors(
+    other = graph.CLIPTextEncode(clip=[model[0], 1], text="one woman and another thing entirely")
+
+    def halves(left, right):
+        areas = [
+            graph.ConditioningSetArea(conditioning=prompt, width=64, height=64, x=x, y=0, strength=1.0)
+            for prompt, x in ((left, 0), (right, 64))
+        ]
+        return graph.ConditioningCombine(conditioning_1=areas[0], conditioning_2=areas[1])
+
+    one, two, twice, both = bench.tensors(
         graph,
-        denoise(graph, images, model, vae, positive, negative, **sizes),
-        denoise(graph, images, model, vae, both, negative, **sizes),
+        *(
+            denoise(graph, images, model, vae, prompt, negative, tile_size=64, overlap=0)
+            for prompt in (positive, other, halves(positive, positive), halves(positive, other))
+        ),
     )
-    assert same(one, two, 1e-4)
+    assert same(one, twice, 1e-4)
+    for alone, place in ((one, slice(0, 112)), (two, slice(144, 256))):
+        apart = (one - two)[:, :, place].abs().mean()
+        assert (both - alone)[:, :, place].abs().mean() < 0.2 * apart
 
 
 def test_the_host_makes_room_for_a_tile(bench, tiny):
     graph, model, _, positive, negative = tiny()
-    tiled = graph.VCDTest_Prepared(model=patch(graph, model, 64, 16))
+    tiled = graph.VCDTest_Told(model=patch(graph, model, 64, 16))
+    said = bench.listen()
     bench.samples(graph, ksampler(graph, tiled, positive, negative, latent(graph, 192, 128, 4), steps=1))
-    assert "prepares [4, 4, 8, 8]" in bench.server.log_tail(40)
+    assert "prepares [4, 4, 8, 8]" in said()
+    assert "predicts [8, 4, 8, 8]" in said()  # a tile's frames with the prompt and without
 
 
 def test_a_control_net_is_cut_to_each_tile(bench, tiny):
     graph, model, _, positive, negative = tiny()
-    net = graph.VCDTest_ControlNet()
-    source = latent(graph, 192, 64, 2)
+    net, start = graph.VCDTest_ControlNet(), noise(graph, model, 192, 64, 2)
+    grey, white = (graph.EmptyImage(width=64, height=64, batch_size=1, color=c) for c in (0x808080, 0xFFFFFF))
+    base = graph.EmptyImage(width=192, height=64, batch_size=1, color=0x808080)
+    hint = graph.ImageCompositeMasked(destination=base, source=white, x=128, y=0, resize_source=False)
 
-    def run(colour, tile_size):
-        base = graph.EmptyImage(width=192, height=64, batch_size=1, color=0x808080)
-        right = graph.EmptyImage(width=64, height=64, batch_size=1, color=colour)
-        hint = graph.ImageCompositeMasked(destination=base, source=right, x=128, y=0, resize_source=False)
+    def run(model, hint, start):
         applied = graph.ControlNetApplyAdvanced(
             positive=positive, negative=negative, control_net=net, image=hint, strength=1.0, start_percent=0.0,
             end_percent=1.0,
         )  # fmt: skip
-        both = (applied, [applied[0], 1])
-        return ksampler(graph, patch(graph, model, tile_size, 0), *both, source, steps=1)
+        return draw(graph, model, applied, [applied[0], 1], start, 1)
 
-    white, black, whole = bench.samples(graph, run(0xFFFFFF, 64), run(0x000000, 64), run(0xFFFFFF, 192))
-    assert torch.equal(white[..., :16], black[..., :16])
-    assert (white[..., 16:] - black[..., 16:]).abs().mean() > 1e-4 * white.abs().mean()
-    assert whole.shape == white.shape
+    tiles = [
+        run(model, image, part(graph, start, x)) for x, image in ((0, grey), (64, grey), (128, white), (128, grey))
+    ]
+    whole, *tiles, other = bench.samples(graph, run(patch(graph, model, 64, 0), hint, start), *tiles)
+    assert same(whole, torch.cat(tiles, -1))
+    assert not same(tiles[-1], other, 1e-3)

@@ -70,6 +70,7 @@ class SaveTensor(io.ComfyNode):
                         io.Custom("VCD_ID"),
                         io.Custom("LOSS_MAP"),
                         io.Float,
+                        io.Custom("BOUNDING_BOX"),
                     ],
                 ),
             ],
@@ -159,13 +160,13 @@ class SamplingAttention(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-class Prepared(io.ComfyNode):
-    """Logs the shape for which the host makes room before it samples."""
+class Told(io.ComfyNode):
+    """Logs the shape for which the host makes room before it samples, and each that the model is shown."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="VCDTest_Prepared",
+            node_id="VCDTest_Told",
             category="tests",
             inputs=[io.Model.Input("model")],
             outputs=[io.Model.Output()],
@@ -173,12 +174,42 @@ class Prepared(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
-        def wrapper(executor, patcher, shape, *args, **kwargs):
+        def prepare(executor, patcher, shape, *args, **kwargs):
             logging.info("prepares %s", list(shape))
             return executor(patcher, shape, *args, **kwargs)
 
+        def predict(executor, x, *args, **kwargs):
+            logging.info("predicts %s", list(x.shape))
+            return executor(x, *args, **kwargs)
+
         model = model.clone()
-        model.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, wrapper)
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, prepare)
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, predict)
+        return io.NodeOutput(model)
+
+
+class KnownAnswer(io.ComfyNode):
+    """A model whose answer is known: that of each cell follows from the cell alone, or (``places``) is its place in the picture seen."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_KnownAnswer",
+            category="tests",
+            inputs=[io.Model.Input("model"), io.Boolean.Input("places")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, places):
+        def answer(apply, arguments):
+            x, sigma = arguments["input"], arguments["timestep"].view(-1, 1, 1, 1)
+            if not places:
+                return torch.tanh(2 * x / (1 + sigma))
+            return torch.arange(x[0, 0].numel()).view(x.shape[-2:]).to(x).expand_as(x) / x[0, 0].numel()
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(answer)
         return io.NodeOutput(model)
 
 
@@ -345,9 +376,7 @@ class Vision(io.ComfyNode):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(config))
         vision = comfy.clip_vision.ClipVisionModel(str(path))
-        state = vision.model.state_dict()
-        g = torch.Generator().manual_seed(1)
-        vision.model.load_state_dict({k: torch.randn(v.shape, generator=g) * 0.1 for k, v in state.items()})
+        random_models.fill(vision.model, 1)
         if cancel:
             encode_image = vision.encode_image
 
@@ -426,7 +455,8 @@ class Extension(ComfyExtension):
             BatchIndex,
             ManyTiles,
             SamplingAttention,
-            Prepared,
+            Told,
+            KnownAnswer,
             PooledNorms,
             VideoVae,
             Rows,
