@@ -61,8 +61,16 @@ def unet_config(channels: int, multipliers: tuple[int, ...], context: int, heads
     }  # fmt: skip
 
 
-def tiny_sd15(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
-    """A MODEL, CLIP and VAE in SD 1.5's classes, small enough for 16 frames and 4 steps in seconds on a CPU."""
+def tiny_sd15(
+    seed: int = 0,
+    embeddings: list[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    compute: torch.dtype | None = None,
+) -> tuple[Any, Any, Any]:
+    """A MODEL, CLIP and VAE in SD 1.5's classes, small enough for 16 frames and 4 steps in seconds on a CPU.
+
+    ``dtype`` is that of the UNet's weights, ``compute`` what it computes in where that is another.
+    """
     import comfy.model_management
     import comfy.model_patcher
     import comfy.sd
@@ -70,11 +78,11 @@ def tiny_sd15(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, 
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     unet = unet_config(TINY_CHANNELS, TINY_MULTIPLIERS, TINY_TEXT, heads=4)
-    detected = {**unet, "adm_in_channels": None, "dtype": torch.float32}
+    detected = {**unet, "adm_in_channels": None, "dtype": dtype}
     detected.pop("num_heads")
     config = comfy.supported_models.SD15(detected)
     config.unet_config["num_heads"] = 4
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, compute)
     base = config.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
     model = comfy.model_patcher.ModelPatcher(

@@ -12,7 +12,13 @@ from ..vcd_core import motion as core
 from ..vcd_core.motion import MotionModel, MotionModule, Place
 from .host.files import add_model_folder, model_file, model_files
 from .host.model import Model, kind_of, operations
-from .host.motion import with_beta_schedule, with_blocks, with_hints_of_windows, with_norms_over_frames
+from .host.motion import (
+    with_beta_schedule,
+    with_blocks,
+    with_hints_of_windows,
+    with_norms_over_frames,
+    without_norms_over_frames,
+)
 from .host.wrappers import WhileSampling, clip_frames, with_unet_call
 from .inputs import CATEGORY
 
@@ -67,7 +73,7 @@ def apply(
     if motion.info.version == "v1":  # the v1 modules were trained with norms over the whole clip
         model = with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
     else:
-        model.remove_injections(f"{KEY}_norms")
+        model = without_norms_over_frames(model, f"{KEY}_norms")
     model = with_hints_of_windows(model, KEY)
     return with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
 
@@ -118,7 +124,7 @@ class MotionModuleNode(io.ComfyNode):
                     "beta_schedule",
                     options=list(SCHEDULES),
                     tooltip="The noise schedule. AnimateDiff was trained with linear betas; the model's own is brighter "
-                    "and less steady.",
+                    "and less steady. A ModelSamplingDiscrete node goes before this one.",
                 ),
                 io.Combo.Input(
                     "motion_lora",
@@ -168,8 +174,7 @@ class MotionModuleNode(io.ComfyNode):
         motion = load(model, motion_module, motion_lora, lora_strength)
         scales: dict[Place, float] = {"down": down_scale, "mid": mid_scale, "up": up_scale}
         model = apply(model, motion, strength, scales, (start_percent, end_percent))
-        schedule = SCHEDULES[beta_schedule]
-        return io.NodeOutput(with_beta_schedule(model, schedule) if schedule else model)
+        return io.NodeOutput(with_beta_schedule(model, f"{KEY}_betas", SCHEDULES[beta_schedule]))
 
 
 def load(model: Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:

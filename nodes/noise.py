@@ -9,16 +9,16 @@ from ..vcd_core import noise as core
 from ..vcd_core import plots
 from .host.memory import intermediate_device
 from .host.model import Latent, Model, latent_channels
-from .host.noise import latent_that_starts_as, with_initial_noise, with_step_noise, without_noise_prior
+from .host.noise import latent_that_starts_as, with_noise_prior
 from .inputs import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
 
 NOISE_CATEGORY = f"{CATEGORY}/noise"
 ALIASES = ["3d gaussian noise", "magic me", "video custom diffusion", "vcd", "correlated noise"]
 
 
-def clip_gamma(gamma: float, schedule: str, frames: int) -> core.Gamma:
-    """The gamma of a clip of this many frames, from the two widgets."""
-    return core.parse_schedule(schedule, frames) if schedule.strip() else gamma
+def clip_gamma(gamma: float, schedule: str, frames: int, part: bool = False) -> core.Gamma:
+    """The gamma of a clip of this many frames, or of so many of a longer one, from the two widgets."""
+    return core.parse_schedule(schedule, frames, part) if schedule.strip() else gamma
 
 
 def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
@@ -120,8 +120,9 @@ class CorrelatedNoise:
             )
         batch_index = input_latent.get("batch_index")
         dim = core.frame_dim(samples.ndim)
-        frames = samples.shape[dim] if batch_index is None or dim else max(batch_index) + 1
-        gamma = clip_gamma(self.gamma, self.gamma_schedule, frames)
+        picked = batch_index if dim == 0 else None
+        frames = samples.shape[dim] if picked is None else max(picked) + 1
+        gamma = clip_gamma(self.gamma, self.gamma_schedule, frames, part=picked is not None)
         noise = core.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
         return noise.to(samples.dtype)
 
@@ -134,7 +135,8 @@ class NoisePrior(io.ComfyNode):
             display_name="3D Noise Prior",
             category=NOISE_CATEGORY,
             description="Correlated noise for SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
-            "whatever latent is sampled, pictures along the batch or video latents.",
+            "whatever latent is sampled, pictures along the batch or video latents. FreeNoise of context windows shuffles its "
+            "frames: with that, use 'Apply 3D Noise Prior'.",
             search_aliases=[*ALIASES, "random noise"],
             inputs=[
                 gamma_input(),
@@ -204,12 +206,15 @@ class ApplyNoisePrior(io.ComfyNode):
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
 
-        def correlate(noise: torch.Tensor) -> torch.Tensor:
+        def correlate(noise: torch.Tensor, frames: list[int] | None) -> torch.Tensor:
             dim = core.frame_dim(noise.ndim)
-            return core.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
+            if frames is None:
+                return core.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
+            if closed_loop:
+                raise ValueError(core.PART_OF_A_LOOP)
+            return core.correlate_picked(noise, clip_gamma(gamma, gamma_schedule, max(frames) + 1, part=True), frames)
 
-        model = with_initial_noise(without_noise_prior(model), correlate)
-        return io.NodeOutput(with_step_noise(model, correlate) if each_step else model)
+        return io.NodeOutput(with_noise_prior(model, correlate, each_step))
 
 
 class NoisePriorPreview(io.ComfyNode):

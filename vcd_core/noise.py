@@ -21,6 +21,10 @@ import torch
 Gamma = float | Sequence[float]
 Layout = Literal["comfy", "magic-me"]
 LAYOUTS: tuple[Layout, ...] = ("comfy", "magic-me")
+PART_OF_A_LOOP = (
+    "The latent holds a part of a clip (its batch_index says so), and closed_loop needs the length of the whole. Sample the "
+    "whole clip, or switch closed_loop off."
+)
 
 
 def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool = False) -> torch.Tensor:
@@ -53,6 +57,35 @@ def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool
     return work.to(out.dtype)
 
 
+def correlate_picked(noise: torch.Tensor, gamma: Gamma, frames: Sequence[int], dim: int = 0) -> torch.Tensor:
+    """As :func:`correlate`, where ``noise`` is that of frames picked from a clip: each pair gets its covariance in the clip.
+
+    Args:
+        noise: independent N(0, 1) values, one entry along ``dim`` for each of ``frames``.
+        gamma: one gamma, or one value for each of the ``max(frames)`` transitions up to the last of them.
+        frames: the frames' numbers in the clip, in any order; one that is named twice has the same noise twice.
+
+    Returns:
+        A new tensor with ``Sigma[frames[i], frames[j]]`` between its entries: the gammas between two neighbours multiply
+        (eq. 4), so the picked frames are an autoregression of their own.
+
+    Raises:
+        ValueError: as :func:`correlate`.
+
+    Example:
+        >>> n = torch.randn(3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> e = correlate_picked(n, 0.5, [4, 5, 9])
+        >>> torch.allclose(e[2], 0.5 ** 4 * e[1] + (1 - 0.5 ** 8) ** 0.5 * n[2])
+        True
+    """
+    steps = transitions(max(frames) + 1, gamma)
+    order = sorted(range(len(frames)), key=lambda entry: frames[entry])
+    gaps = [math.prod(steps[frames[a] : frames[b]]) for a, b in itertools.pairwise(order)]
+    back = sorted(range(len(frames)), key=lambda entry: order[entry])
+    in_order = noise.index_select(dim, torch.tensor(order, device=noise.device))
+    return correlate(in_order, gaps, dim).index_select(dim, torch.tensor(back, device=noise.device))
+
+
 def sample(
     shape: Sequence[int],
     gamma: Gamma,
@@ -71,13 +104,14 @@ def sample(
             ``"magic-me"`` draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
         closed_loop: see :func:`correlate`.
         batch_index: which entries of the batch these are (ComfyUI's ``batch_index``): frames of the clip in 4-D shapes, clips in
-            5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in the whole.
+            5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in the whole; a
+            schedule then covers the frames up to that one.
 
     Returns:
         float32 noise of ``shape``.
 
     Raises:
-        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, or an unknown layout.
+        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, or a part of a closed loop.
 
     Example:
         >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
@@ -88,6 +122,8 @@ def sample(
             raise ValueError(
                 f"batch_index names {len(batch_index)} entries; the latent is {list(shape)}. Expected one for each."
             )
+        if closed_loop and len(shape) == 4 and list(batch_index) != list(range(len(batch_index))):
+            raise ValueError(PART_OF_A_LOOP)
         clip = (max(batch_index) + 1, *shape[1:])
         return _draw(clip, gamma, seed, layout, closed_loop, frame_by_frame=True)[list(batch_index)]
     return _draw(shape, gamma, seed, layout, closed_loop)
@@ -158,33 +194,48 @@ def check_gamma(gamma: float) -> None:
         raise ValueError(f"gamma is {gamma}; expected a number from 0 (independent frames) to 1 (one noise for all).")
 
 
-def parse_schedule(text: str, frames: int) -> list[float]:
+def parse_schedule(text: str, frames: int, part: bool = False) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
     Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
-    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between (works for any clip).
+    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip: towards
+    one beyond its end the line is drawn as in a longer clip.
+
+    Args:
+        part: the clip goes on behind these frames, so a list may too.
 
     Raises:
-        ValueError: text that is neither, keyframes that do not rise, a wrong count, or a gamma outside 0..1.
+        ValueError: text that is neither, keyframes below 0 or that do not rise, a wrong count, or a gamma outside 0..1.
 
     Example:
         >>> parse_schedule("0: 0, 4: 0.5", frames=6)
         [0.0, 0.125, 0.25, 0.375, 0.5]
     """
-    parts = schedule_parts(text)
+    entries = schedule_parts(text)
     try:
-        keys = [(int(k), float(v)) for k, v in (part.split(":") for part in parts)] if ":" in text else []
-        values = [] if keys else [float(part) for part in parts]
+        keys = [(int(k), float(v)) for k, v in (entry.split(":") for entry in entries)] if ":" in text else []
+        values = [] if keys else [float(entry) for entry in entries]
     except ValueError:
         raise ValueError(
             f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
             'or keyframes ("0: 0.1, 8: 0.3").'
         ) from None
-    if any(a[0] >= b[0] for a, b in itertools.pairwise(keys)):
-        raise ValueError(f"The frame numbers of the gamma schedule must rise; found {[k for k, _ in keys]}.")
+    _check_keys(keys)
+    if keys:
+        return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
+    return transitions(frames, values[: frames - 1] if part else values)
+
+
+def _check_keys(keys: list[tuple[int, float]]) -> None:
+    if keys and keys[0][0] < 0:
+        raise ValueError(f"The gamma schedule has a key at frame {keys[0][0]}; the first frame is 0.")
+    for (before, _), (frame, _) in itertools.pairwise(keys):
+        if before >= frame:
+            raise ValueError(
+                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each named once."
+            )
     for _, value in keys:
         check_gamma(value)
-    return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)] if keys else values)
 
 
 def schedule_parts(text: str) -> list[str]:

@@ -66,11 +66,14 @@ def latent_channels(model: Model) -> tuple[int, int]:
 
 
 def operations(model: Model) -> tuple[Any, torch.dtype]:
-    """The host's layers for weights beside this model's, which cast and move them as it does, and their dtype."""
+    """The host's layers for weights beside this model's, and their dtype.
+
+    They cast their weights to what comes in: which dtype the UNet computes in, a node behind may still choose.
+    """
     dtype = model.model_dtype()
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):  # 8-bit weights are for the model alone
-        dtype = model.model.manual_cast_dtype or torch.float16
-    return comfy.ops.pick_operations(dtype, model.model.manual_cast_dtype), dtype
+        dtype = model.get_model_object("manual_cast_dtype") or torch.float16
+    return comfy.ops.manual_cast, dtype
 
 
 def kind_of(model: Model) -> str:

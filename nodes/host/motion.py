@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import operator
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
@@ -18,24 +16,60 @@ from einops import rearrange
 
 from .cut import Cut
 from .model import Model
+from .ui import warn
 from .wrappers import clip_frames, with_wrapper
 
+ByOwner = Callable[[Model], None]
+_AROUND_SAMPLING = (
+    comfy.patcher_extension.CallbacksMP.ON_PRE_RUN,
+    comfy.patcher_extension.CallbacksMP.ON_CLEANUP,
+)
 
-def with_beta_schedule(model: Model, schedule: str) -> Model:
-    """A clone with another noise schedule of the host's, 0.00085-0.012; "sqrt_linear" is the one that is linear in beta."""
 
+def with_beta_schedule(model: Model, key: str, schedule: str | None) -> Model:
+    """A clone with another noise schedule of the host's, 0.00085-0.012; "sqrt_linear" is the one that is linear in beta.
+
+    What samples says so, each time, if a node behind this one replaced the schedule or the model has no betas.  None: the
+    model's own is left.
+    """
+    current = model.get_model_object("model_sampling")
+    model = model.clone()
+    if schedule and isinstance(current, comfy.model_sampling.ModelSamplingDiscrete):
+        # of the same kind, so that what a ModelSamplingDiscrete node chose (v prediction, LCM, zsnr) stays
+        sampling = type(current)(_settings(schedule), zsnr=getattr(current, "zsnr", None))
+        model.add_object_patch("model_sampling", sampling)
+
+    def check(owner: Model) -> None:
+        sampling = owner.get_model_object("model_sampling")
+        warn(_schedule_is_lost(sampling) if schedule and not _has_betas(sampling, schedule) else None)
+
+    before = comfy.patcher_extension.CallbacksMP.ON_PRE_RUN
+    model.remove_callbacks_with_key(before, key)
+    model.add_callback_with_key(before, key, check)
+    return model
+
+
+def _settings(schedule: str) -> type:
     class Settings:
         sampling_settings = {"beta_schedule": schedule, "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
 
-    current = model.get_model_object("model_sampling")
-    if not isinstance(current, comfy.model_sampling.ModelSamplingDiscrete):
-        logging.warning("The beta schedule is left as it is: %s has no betas.", type(current).__name__)
-        return model
-    # of the same kind, so that what a ModelSamplingDiscrete node chose (v prediction, LCM, zsnr) stays
-    sampling = type(current)(Settings, zsnr=getattr(current, "zsnr", None))
-    model = model.clone()
-    model.add_object_patch("model_sampling", sampling)
-    return model
+    return Settings
+
+
+def _has_betas(sampling: torch.nn.Module, schedule: str) -> bool:
+    """Whether all noise levels that a model was told to sample at are among this schedule's (LCM takes every 20th)."""
+    zsnr = getattr(sampling, "zsnr", None)
+    expected = comfy.model_sampling.ModelSamplingDiscrete(_settings(schedule), zsnr=zsnr).sigmas
+    found = getattr(sampling, "sigmas", torch.zeros(1)).cpu()
+    return bool(torch.isclose(found[:, None], expected, rtol=1e-4).any(1).all())
+
+
+def _schedule_is_lost(sampling: torch.nn.Module) -> str:
+    kinds = (kind.__name__ for kind in type(sampling).__mro__ if kind.__module__ == comfy.model_sampling.__name__)
+    lost = f"{next(kinds, type(sampling).__name__)} replaces the beta_schedule of 'AnimateDiff Motion Module'"
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        return f"{lost}. Connect that node before 'AnimateDiff Motion Module' to keep both."
+    return f'{lost}: it has no betas. Leave that node out, or choose "the model\'s own" there.'
 
 
 def with_blocks(
@@ -75,13 +109,7 @@ def with_blocks(
     def patch(layer, x, emb, context, transformer_options, *_):  # type: ignore[no-untyped-def]
         return call(layer, x, clip_frames(x.shape[0], transformer_options))
 
-    model.set_injections(key, [comfy.patcher_extension.PatcherInjection(inject, eject)])
-    # the modules are in the UNet while it samples and no longer: they shift the names of the layers behind them, by which
-    # other branches of the graph find what to patch
-    callbacks = comfy.patcher_extension.CallbacksMP
-    for kind_of_call, act in ((callbacks.ON_PRE_RUN, "inject_model"), (callbacks.ON_CLEANUP, "eject_model")):
-        model.remove_callbacks_with_key(kind_of_call, key)
-        model.add_callback_with_key(kind_of_call, key, operator.methodcaller(act))
+    _change_while_sampling(model, key, inject, eject)
     patches = model.model_options["transformer_options"].setdefault("patches", {})
     others = [entry for entry in patches.get("forward_timestep_embed_patch", []) if entry[0] is not kind]
     patches["forward_timestep_embed_patch"] = [*others, (kind, patch)]
@@ -139,8 +167,41 @@ def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) ->
             norm.__dict__.pop("forward", None)
 
     model = model.clone()
-    model.set_injections(key, [comfy.patcher_extension.PatcherInjection(inject, eject)])
+    _change_while_sampling(model, key, inject, eject)
     return model
+
+
+def without_norms_over_frames(model: Model, key: str) -> Model:
+    """A clone whose UNet's norms are its own."""
+    model = model.clone()
+    model.remove_injections(key)
+    for when in _AROUND_SAMPLING:
+        model.remove_callbacks_with_key(when, key)
+    return model
+
+
+def _change_while_sampling(model: Model, key: str, inject: ByOwner, eject: ByOwner) -> None:
+    """Let ``inject`` change the UNet of ``model`` when it begins to sample, and ``eject`` change it back when it ends.
+
+    The host injects as soon as it has tried to load, also where that failed and where nothing samples, and nobody then takes
+    it out; modules that stay shift the names of the layers behind them, by which other branches of the graph patch and save.
+    So outside sampling the entry stands empty: it tells that the model is changed, and there is nothing to inject.
+    """
+    change = comfy.patcher_extension.PatcherInjection(inject, eject)
+
+    def begin(owner: Model) -> None:
+        with owner.use_ejected():
+            owner.set_injections(key, [change])
+        owner.inject_model()
+
+    def end(owner: Model) -> None:
+        with owner.use_ejected():
+            owner.set_injections(key, [])
+
+    model.set_injections(key, [])
+    for when, act in zip(_AROUND_SAMPLING, (begin, end), strict=True):
+        model.remove_callbacks_with_key(when, key)
+        model.add_callback_with_key(when, key, act)
 
 
 def blocks(unet: torch.nn.Module) -> list[torch.nn.Sequential]:

@@ -11,29 +11,103 @@ from typing import Any
 
 import comfy.k_diffusion.sampling as k_diffusion
 import comfy.patcher_extension
+import comfy.sample
 import torch
 
 from .model import Model
 from .wrappers import with_wrapper
 
 NOISE_PRIOR = "vcd_noise_prior"
+MOST_FRAMES = 4096
+Correlate = Callable[[torch.Tensor, list[int] | None], torch.Tensor]
 
 
-def with_initial_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
-    """A clone of ``model`` whose samplers start from ``transform(noise)``; a second call replaces the first.
+def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Model:
+    """A clone whose samplers start from correlated noise, and with ``each_step`` add such; a second call replaces the first.
 
-    SAMPLER_SAMPLE wrappers run inside every OUTER_SAMPLE wrapper, so noise that another pack draws there is transformed
-    too, whatever the order of the nodes.  Arguments stay positional: some packs read them from the end.
+    The sampler itself is wrapped, inside every wrapper of the model: noise that another pack draws and noise that the host's
+    FreeNoise shuffles is correlated too, whatever the order of the nodes.
+
+    Args:
+        correlate: ``correlate(noise, frames)`` for noise of these frames of a clip, or of a whole one (None).
     """
 
-    def wrapper(executor, guider, sigmas, extra_args, callback, noise, *rest):  # type: ignore[no-untyped-def]
-        return executor(guider, sigmas, extra_args, callback, transform(noise), *rest)
+    def wrapper(  # type: ignore[no-untyped-def]
+        executor,
+        noise,
+        latent,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        disable_pbar=False,
+        seed=None,
+        **named,
+    ):
+        frames = frames_drawn(noise, seed)
 
-    return with_wrapper(model, comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, NOISE_PRIOR, wrapper)
+        def start(drawn: torch.Tensor) -> torch.Tensor:
+            if frames is None:
+                return correlate(drawn, None)
+            clip = _draw(noise, seed, max(frames) + 1).float()
+            if not torch.equal(clip[frames], drawn.float().cpu()):  # another wrapper changed it on its way here
+                return correlate(drawn, frames)
+            return correlate(clip, list(range(len(clip))))[frames].to(drawn)
+
+        if each_step:
+            sampler = _with_step_noise(sampler, lambda drawn: correlate(drawn, frames))
+        sampler = _with_initial_noise(sampler, start)
+        # positional: some packs read them from the end
+        return executor(noise, latent, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **named)
+
+    return with_wrapper(model, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, NOISE_PRIOR, wrapper)
+
+
+def frames_drawn(noise: torch.Tensor, seed: int | None) -> list[int] | None:
+    """Which frames of the clip that the host draws from ``seed`` the rows of ``noise`` [F, C, h, w] are.
+
+    For a latent with a ``batch_index`` (LatentFromBatch) the host draws a clip frame by frame and keeps those picked; which,
+    it tells no one, so they are drawn again until each row is found.  None: the clip from its start, or noise from elsewhere.
+    """
+    if seed is None or noise.ndim != 4 or not noise.any():
+        return None
+    noise = noise.cpu()
+    if torch.equal(_draw(noise, seed), noise):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[int, int] = {}
+    for frame in range(MOST_FRAMES):
+        drawn = comfy.sample.prepare_noise_inner(noise[:1], generator)[0]
+        same = (noise[:, 0, 0, 0] == drawn[0, 0, 0]).nonzero().flatten().tolist()
+        found |= {row: frame for row in same if torch.equal(noise[row], drawn)}
+        if len(found) == len(noise):
+            frames = [found[row] for row in range(len(noise))]
+            return None if frames == list(range(len(noise))) else frames
+    return None
+
+
+def _draw(like: torch.Tensor, seed: int, frames: int | None = None) -> torch.Tensor:
+    """The host's noise of ``seed`` for a latent like this one; with ``frames`` of so many, each drawn apart."""
+    generator = torch.Generator().manual_seed(seed)
+    if frames is None:
+        return comfy.sample.prepare_noise_inner(like, generator)
+    return torch.cat([comfy.sample.prepare_noise_inner(like[:1], generator) for _ in range(frames)])
+
+
+def _with_initial_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a SAMPLER that starts from ``transform`` of the noise that it is given."""
+    sampler = copy.copy(sampler)
+    sample = sampler.sample
+
+    def start(guider, sigmas, extra_args, callback, noise, *rest, **named):  # type: ignore[no-untyped-def]
+        return sample(guider, sigmas, extra_args, callback, transform(noise), *rest, **named)
+
+    sampler.sample = start
+    return sampler
 
 
 def with_step_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
-    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step; a second call replaces the first.
+    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step, in place of a noise prior on the model.
 
     Samplers that add no noise, and those that were given a noise of their own, stay as they are.
     """
@@ -74,8 +148,7 @@ def _step_noise(name: str, x: torch.Tensor, sigmas: torch.Tensor, seed: int | No
 def without_noise_prior(model: Model) -> Model:
     """A clone whose samplers take the noise that they are given, and draw their own at each step."""
     model = model.clone()
-    for kind in (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE):
-        model.remove_wrappers_with_key(kind, NOISE_PRIOR)
+    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, NOISE_PRIOR)
     return model
 
 
@@ -103,4 +176,4 @@ def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tenso
             "cannot be handed over as a LATENT. Use '3D Noise Prior' with SamplerCustomAdvanced, or "
             "'Apply 3D Noise Prior'."
         )
-    return model.model.process_latent_out(start / weight)
+    return model.get_model_object("latent_format").process_out(start / weight)

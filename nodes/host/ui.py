@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -11,6 +12,8 @@ import torch
 from comfy_api.latest import ComfyAPI, io
 from comfy_execution.utils import get_executing_context
 from PIL import Image
+
+_warned: set[str] = set()  # nodes that show a warning
 
 
 async def register_replacement(replacement: io.NodeReplace) -> None:
@@ -25,12 +28,31 @@ def stop_if_asked() -> None:
 
 def ui_text(text: str) -> dict[str, tuple[str]]:
     """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes only."""
+    say(text)
+    return {"text": (text,)}
+
+
+def say(text: str) -> None:
+    """Draw ``text`` in the node that is running, whosever it is."""
     context = get_executing_context()
     if context is not None:
         from server import PromptServer
 
         PromptServer.instance.send_progress_text(text, context.node_id)
-    return {"text": (text,)}
+
+
+def warn(text: str | None) -> None:
+    """Say ``text`` in the log and in the node that is running; None: what it was told by an earlier run holds no more."""
+    context = get_executing_context()
+    node = context.node_id if context is not None else ""
+    if text:
+        logging.warning(text)
+        _warned.add(node)
+    elif node in _warned:
+        _warned.remove(node)
+        text = " "  # the page keeps a node's text until another comes
+    if text:
+        say(text)
 
 
 def preview_picture(images: torch.Tensor) -> Any:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcd_core.noise import correlate, covariance, measured_covariance, parse_schedule, sample
+from vcd_core.noise import correlate, correlate_picked, covariance, measured_covariance, parse_schedule, sample
 
 
 def independent(frames: int, *rest: int, seed: int = 0) -> torch.Tensor:
@@ -69,6 +69,27 @@ def test_input_is_not_changed():
     before = n.clone()
     correlate(n, 0.5)
     assert torch.equal(n, before)
+
+
+@pytest.mark.parametrize("gamma", [0.7, 1.0, [0.1, 0.9, 0.3, 1.0, 0.9, 0.8, 0.9, 0.7]])
+@pytest.mark.parametrize("frames", [[4, 5, 8], [8, 0, 4], [3, 8, 3, 3], [6]])
+def test_picked_frames_have_the_covariance_that_they_have_in_the_clip(gamma, frames):
+    noise = independent(len(frames), 4, 128, 128)
+    expected = covariance(9, gamma)[frames][:, frames]
+    gamma = gamma if isinstance(gamma, float) else gamma[: max(frames)]
+    assert (measured_covariance(correlate_picked(noise, gamma, frames)) - expected).abs().max() < 5 / 256
+
+
+def test_a_frame_that_is_picked_twice_has_the_same_noise_twice():
+    noise = correlate_picked(independent(3, 4, 8, 8), 0.4, [7, 2, 7])
+    assert torch.equal(noise[0], noise[2])
+
+
+def test_all_frames_picked_in_their_order_are_the_clip():
+    n = independent(6, 4, 8, 8)
+    assert torch.equal(correlate_picked(n, 0.4, range(6)), correlate(n, 0.4))
+    video = n.movedim(0, 1)[None]
+    assert torch.equal(correlate_picked(video, 0.4, range(6), dim=2), correlate(video, 0.4, dim=2))
 
 
 @pytest.mark.parametrize("gamma", [0.3, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])
@@ -165,8 +186,43 @@ def test_schedules_are_read_as_written():
         parse_schedule("0: 2, 4: 0.1", 9)
     with pytest.raises(ValueError, match=r"gamma is 1\.5"):
         parse_schedule("0: 0.1, 8: 1.5", 2)
-    with pytest.raises(ValueError, match=r"2 values.*8 transitions"):
-        parse_schedule("0.1, 0.2", 9)
+    for values in ("0.1, 0.2", ", ".join(["0.1"] * 9)):
+        with pytest.raises(ValueError, match=r"(2|9) values.*9 frames.*8 transitions"):
+            parse_schedule(values, 9)
+
+
+def test_keyframes_fit_any_clip_and_a_key_beyond_its_end_still_draws_the_line():
+    long = parse_schedule("0: 0.1, 8: 0.9", 17)
+    assert long[8:] == [0.9] * 8
+    for frames in (1, 2, 5, 8, 9, 10):
+        assert parse_schedule("0: 0.1, 8: 0.9", frames) == long[: frames - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("-2: 0.1, 4: 0.2", r"key at frame -2; the first frame is 0"),
+        ("-1: 0.1", r"key at frame -1"),
+        ("0: 0.1, 4: 0.2, 4: 0.3", r"key at frame 4 after frame 4"),
+        ("0: 0.1, 9: 0.2, 3: 0.3", r"key at frame 3 after frame 9"),
+    ],
+)
+def test_keys_that_are_no_frames_are_refused_by_name(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_schedule(text, 16)
+
+
+def test_a_part_of_a_clip_takes_the_beginning_of_its_schedule():
+    assert parse_schedule("0.1, 0.2, 0.3, 0.4", 3, part=True) == [0.1, 0.2]
+    with pytest.raises(ValueError, match=r"1 values.*3 frames.*2 transitions"):
+        parse_schedule("0.1", 3, part=True)
+
+
+def test_a_part_of_a_closed_loop_is_refused():
+    whole = sample((4, 4, 8, 8), 0.5, 0, closed_loop=True, batch_index=range(4))
+    assert torch.equal(whole, sample((4, 4, 8, 8), 0.5, 0, closed_loop=True))
+    with pytest.raises(ValueError, match="closed_loop needs the length of the whole"):
+        sample((2, 4, 8, 8), 0.5, 0, closed_loop=True, batch_index=[2, 3])
 
 
 def test_entries_of_a_batch_of_videos_keep_their_noise():

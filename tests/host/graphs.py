@@ -48,6 +48,15 @@ def three_ways(graph, model, positive, negative, gamma, **more):
     return as_latent, as_noise, as_model
 
 
+def given_noise(graph, model, positive, negative, latent, step=False):
+    """The noise that a sampler of ``model`` is given to start from (of unit variance), or with ``step`` to add at a step."""
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
+    return graph.SamplerCustom(
+        model=model, positive=positive, negative=negative, latent_image=latent, sigmas=sigmas, cfg=1.0, add_noise=True,
+        noise_seed=SEED, sampler=graph.VCDTest_NoiseSampler(step=step),
+    )  # fmt: skip
+
+
 def windows(graph, model, length=16, **changes):
     """The host's context windows over frames along the batch."""
     inputs = {

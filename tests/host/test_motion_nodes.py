@@ -1,9 +1,17 @@
 """The motion node in graphs queued on the real server, and beside AnimateDiff-Evolved where that is installed."""
 
+import asyncio
+import itertools
+import struct
+import types
+
+import aiohttp
 import pytest
 import torch
+from conftest import TINY_CHANNELS
 from graphs import SAMPLER, SIZE, empty, evolved, ksampler, motion, same, three_ways, windows
 
+from dev import random_models
 from dev.server import QueueError
 
 
@@ -112,6 +120,101 @@ def test_the_schedule_keeps_what_the_model_predicts(bench, tiny):
     assert not same(v, own, 1e-2)  # the betas are AnimateDiff's
 
 
+async def run_and_listen(server, graph):
+    """Run a graph; what was written into its nodes, as (class of the node, text)."""
+    texts = []
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId=texts") as socket:
+        running = asyncio.create_task(asyncio.to_thread(server.run, graph.prompt))
+        while not running.done():
+            try:
+                message = await socket.receive(timeout=0.5)
+            except TimeoutError:
+                continue
+            if message.type is aiohttp.WSMsgType.BINARY and struct.unpack(">I", message.data[:4])[0] == 3:
+                (size,) = struct.unpack(">I", message.data[4:8])
+                node, text = message.data[8 : 8 + size].decode(), message.data[8 + size :].decode()
+                texts.append((graph.prompt[node]["class_type"], text))
+        await running
+    return texts
+
+
+def told(where, tiny, chain):
+    """What the sampler of ``chain(graph, model)`` is told, and its first sigma."""
+    graph, model, _, positive, negative = tiny()
+    model = chain(graph, model)
+    sigmas = graph.BasicScheduler(model=model, scheduler="simple", steps=4, denoise=1.0)
+    first = float(where.tensors(graph, sigmas)[0])
+    graph.VCDTest_Save(name="told", value=sample(graph, model, positive, negative, frames=8, seed=next(seeds)))
+    texts = asyncio.run(run_and_listen(where.server, graph))
+    return [text for kind, text in texts if kind == "KSampler"], first
+
+
+seeds = itertools.count(100)  # what was drawn before is not drawn again
+
+
+def told_to_sample(graph, model, sampling="lcm", zsnr=False):
+    return graph.ModelSamplingDiscrete(model=model, sampling=sampling, zsnr=zsnr)
+
+
+def edm(graph, model):
+    return graph.ModelSamplingContinuousEDM(model=model, sampling="eps", sigma_max=120.0, sigma_min=0.002)
+
+
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+def test_a_node_in_front_of_the_motion_module_samples_at_its_noise_levels(request, tiny, which):
+    where = request.getfixturevalue(which)
+    _, expected = told(where, tiny, motion)
+    _, own = told(where, tiny, lambda graph, model: model)
+    assert own < 0.7 * expected
+    for sampling in ("lcm", "v_prediction"):
+        texts, first = told(
+            where, tiny, lambda graph, model, how=sampling: motion(graph, told_to_sample(graph, model, how))
+        )
+        assert not "".join(texts).strip()
+        assert first == expected
+
+
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+@pytest.mark.parametrize(
+    "node", [told_to_sample, lambda *args: told_to_sample(*args, "v_prediction", True), edm], ids=["lcm", "zsnr", "edm"]
+)
+def test_what_replaces_the_beta_schedule_behind_the_motion_module_is_said_in_the_sampler(request, tiny, which, node):
+    where = request.getfixturevalue(which)
+    texts, _ = told(where, tiny, lambda graph, model: node(graph, motion(graph, model)))
+    kind = "ModelSamplingContinuousEDM" if node is edm else "ModelSamplingDiscrete"
+    way = "Leave that node out" if node is edm else "Connect that node before 'AnimateDiff Motion Module'"
+    assert len(texts) == 1
+    assert texts[0].startswith(f"{kind} replaces the beta_schedule of 'AnimateDiff Motion Module'")
+    assert way in texts[0]
+
+
+def test_what_was_said_in_the_sampler_is_taken_back_when_it_holds_no_more(bench, tiny):
+    def mended(graph, model):
+        return motion(graph, told_to_sample(graph, model))
+
+    def advised(graph, model):
+        return told_to_sample(graph, motion(graph, model, beta_schedule="the model's own"))
+
+    for better in (mended, advised):
+        assert told(bench, tiny, lambda graph, model: told_to_sample(graph, motion(graph, model)))[0][0].strip()
+        assert told(bench, tiny, better)[0] == [" "]
+        assert told(bench, tiny, better)[0] == []
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_compute_dtype_may_be_set_on_either_side(bench, tiny, dtype, version):
+    graph, model, _, positive, negative = tiny()
+    file = f"test_tiny_{version}.safetensors"
+    before = motion(graph, graph.ModelComputeDtype(model=model, dtype=dtype), file)
+    behind = graph.ModelComputeDtype(model=motion(graph, model, file), dtype=dtype)
+    models = (before, behind, motion(graph, model, file))
+    a, b, full = bench.samples(graph, *(sample(graph, m, positive, negative, frames=8) for m in models))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, full)
+    assert same(a, full, 0.1)
+
+
 def test_a_second_module_replaces_the_first(bench, tiny):
     graph, model, _, positive, negative = tiny()
     twice = motion(graph, motion(graph, model, "test_tiny_v1.safetensors"), "test_tiny_v3.safetensors")
@@ -198,6 +301,151 @@ def test_noise_prior_works_with_motion(bench, tiny):
     a, b, without = bench.samples(graph, *(sample(graph, m, positive, negative) for m in orders))
     assert same(a, b)
     assert not same(a, without, 1e-2)
+
+
+@pytest.fixture(scope="module")
+def here(pack):
+    """The tiny model in this process, what it takes to sample it, and to put motion into it."""
+    import comfy.sample
+
+    motion_nodes, core, host = pack("nodes.motion"), pack("vcd_core.motion"), pack("nodes.host.model")
+
+    def make(**dtypes):
+        model, clip, _ = random_models.tiny_sd15(0, **dtypes)
+        texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a man", "")]
+
+        def sample(model, **changes):
+            latent = torch.zeros(8, 4, 8, 8)
+            options = {"denoise": 1.0, "seed": 3, "disable_pbar": True, **changes}
+            noise = comfy.sample.prepare_noise(latent, 3)
+            with torch.inference_mode():
+                return comfy.sample.sample(model, noise, 1, 4.0, "euler", "normal", *texts, latent, **options)
+
+        def moving(model, version="v1"):
+            ops, dtype = host.operations(model)
+            state = random_models.motion_state_dict(version, TINY_CHANNELS)
+            motion = core.build(state, version, ops, dtype)
+            moving = motion_nodes.apply(model, motion, 1.0, {"down": 1.0, "mid": 1.0, "up": 1.0})
+            return pack("nodes.host.motion").with_beta_schedule(moving, "betas", "sqrt_linear")
+
+        def state():
+            named = list(model.model.diffusion_model.named_modules())
+            return [(name, type(part).__name__, "forward" in vars(part)) for name, part in named]
+
+        return types.SimpleNamespace(model=model, sample=sample, moving=moving, state=state)
+
+    return make
+
+
+LOADING = [
+    ("model_management", "load_models_gpu"),
+    ("model_management.LoadedModel", "model_load"),
+    ("model_patcher.ModelPatcher", "model_patches_to"),
+    ("model_patcher.ModelPatcher", "partially_load"),
+    ("model_patcher.ModelPatcher", "unpatch_model"),
+    ("model_patcher.ModelPatcher", "patch_model"),
+    ("model_patcher.ModelPatcher", "load"),
+    ("model_patcher.ModelPatcher", "patch_weight_to_device"),
+    ("model_patcher.ModelPatcher", "unpin_weight"),
+    ("model_patcher.ModelPatcher", "inject_model"),
+    ("model_patcher.ModelPatcher", "apply_hooks"),
+    ("model_patcher.ModelPatcher", "pre_run"),
+    ("utils", "set_attr"),
+    ("model_base.BaseModel", "apply_model"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), LOADING, ids=[name for _, name in LOADING])
+def test_whatever_fails_while_loading_the_unet_is_as_it_was(here, monkeypatch, owner, name):
+    """The function fails at its first call, and at later ones: with the motion module's weights, then with the UNet's."""
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.utils
+
+    tiny = here()
+    module, _, kind = owner.partition(".")
+    holder = getattr(getattr(comfy, module), kind) if kind else getattr(comfy, module)
+    original, before, plain = getattr(holder, name), tiny.state(), tiny.sample(tiny.model)
+    moved = tiny.sample(tiny.moving(tiny.model))
+    assert tiny.state() == before
+    for fails_at in (0, 1, 2, 3, 400, 900):
+        calls, failed = itertools.count(), []
+
+        def fail(*arguments, at=fails_at, calls=calls, failed=failed, **named):
+            if next(calls) == at:
+                failed.append(at)
+                raise comfy.model_management.OOM_EXCEPTION("the test's")
+            return original(*arguments, **named)
+
+        comfy.model_management.unload_all_models()
+        model = tiny.moving(tiny.model)
+        with monkeypatch.context() as patch:
+            patch.setattr(holder, name, fail)
+            try:
+                tiny.sample(model)
+            except comfy.model_management.OOM_EXCEPTION:
+                assert failed
+        assert tiny.state() == before
+        assert torch.equal(tiny.sample(tiny.model), plain)
+        assert torch.equal(tiny.sample(model), moved)
+        if not failed:
+            break
+    assert fails_at > 0
+
+
+def test_a_model_that_is_loaded_and_does_not_sample_keeps_the_names_of_its_layers(here):
+    """By them other branches of the graph patch it, and a checkpoint of it is saved."""
+    import comfy.model_management
+
+    tiny = here()
+    before = tiny.state()
+    moving = tiny.moving(tiny.model)
+    comfy.model_management.load_models_gpu([moving, *moving.get_additional_models()])
+    assert tiny.state() == before
+    assert moving.injections  # the trainer asks
+
+
+def test_what_another_pack_injects_stays_as_the_host_left_it(here):
+    from comfy.patcher_extension import PatcherInjection
+
+    tiny = here()
+    moved = tiny.sample(tiny.moving(tiny.model))
+
+    def injected(model):
+        model, there = model.clone(), []
+        injection = PatcherInjection(lambda owner: there.append(1), lambda owner: there.append(-1))
+        model.set_injections("other", [injection])
+        return tiny.sample(model), model.is_injected, sum(there)
+
+    _, *alone = injected(tiny.model)
+    both, *with_ours = injected(tiny.moving(tiny.model))
+    assert alone == with_ours == [True, 1]
+    assert torch.equal(both, moved)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute", "then"),
+    [
+        ("float16", None, None),
+        ("bfloat16", None, "float32"),
+        ("float32", "bfloat16", "float16"),
+        ("float8_e4m3fn", "float32", None),
+        ("float8_e4m3fn", "bfloat16", "float16"),
+    ],
+)
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_weights_of_any_dtype_compute_in_any(here, dtype, compute, then, version):
+    tiny = here(dtype=getattr(torch, dtype), compute=compute and getattr(torch, compute))
+    told = tiny.model.clone()
+    if then:
+        told.set_model_compute_dtype(getattr(torch, then))
+    before, behind = tiny.moving(told, version), tiny.moving(tiny.model, version)
+    if then:
+        behind.set_model_compute_dtype(getattr(torch, then))
+    a, b = tiny.sample(before), tiny.sample(behind)
+    assert a.isfinite().all()
+    assert same(a, b, 0.05)
+    assert not same(a, tiny.sample(told), 0.05)
 
 
 def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):

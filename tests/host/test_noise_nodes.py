@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import FRAMES, SAMPLER, SEED, SIZE, STEPS, custom, empty, ksampler, same, three_ways
+from graphs import FRAMES, SAMPLER, SEED, SIZE, STEPS, custom, empty, given_noise, ksampler, same, three_ways, windows
 
 from dev.server import QueueError
 from vcd_core import noise as core
@@ -18,6 +18,19 @@ def test_three_ways_in_give_the_same_frames(bench, tiny, more):
     assert same(a, b)
     assert torch.equal(b, c)
     assert not same(c, other, 0.1)
+
+
+def test_three_ways_in_agree_where_a_node_chose_another_latent_format(bench, tiny):
+    """Also while the model is loaded as it was, without that node."""
+    graph, model, _, positive, negative = tiny()
+    told = graph.ModelSamplingContinuousEDM(
+        model=model, sampling="edm_playground_v2.5", sigma_max=80.0, sigma_min=0.002
+    )
+    as_latent, as_noise, as_model = three_ways(graph, told, positive, negative, 0.5)
+    stock = ksampler(graph, model, positive, negative, empty(graph), seed=5)
+    _, a, b, c = (bench.samples(graph, run) for run in (stock, as_latent, as_noise, as_model))
+    assert same(a, b, 1e-4)
+    assert torch.equal(b, c)
 
 
 def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):
@@ -118,14 +131,94 @@ def test_same_seed_same_bits(bench, tiny):
     assert torch.equal(once(0), once(1))
 
 
-def test_batch_index_is_honoured(bench, tiny):
+def picked(graph, index, size=SIZE):
+    latent = graph.EmptyLatentImage(width=size, height=size, batch_size=len(index.split(",")))
+    return graph.VCDTest_BatchIndex(samples=latent, index=index)
+
+
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+@pytest.mark.parametrize(
+    "schedule", ["", "0: 0.2, 8: 0.9", ", ".join(f"{0.02 * (i + 1):g}" for i in range(FRAMES - 1))]
+)
+def test_a_part_of_a_batch_has_its_part_of_the_clips_noise_in_all_three_ways(request, tiny, which, schedule):
+    where = request.getfixturevalue(which)
     graph, model, _, positive, negative = tiny()
+    more = {"gamma": 0.6, "gamma_schedule": schedule}
+    sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
+    size = {"width": SIZE, "height": SIZE, "frames": FRAMES, "layout": "comfy", "seed": SEED}
+    clip = graph.VCD_NoisePriorLatent(model=model, sigmas=sigmas, **size, **more)
+
+    def part(samples):
+        return graph.LatentFromBatch(samples=samples, batch_index=9, length=4)
+
+    as_latent = graph.KSamplerAdvanced(
+        model=model, positive=positive, negative=negative, latent_image=part(clip), add_noise="disable", noise_seed=1,
+        steps=STEPS, cfg=4.0, start_at_step=0, end_at_step=1000, return_with_leftover_noise="disable", **SAMPLER,
+    )  # fmt: skip
+    noise = graph.VCD_NoisePrior(seed=SEED, layout="comfy", **more)
+    as_noise = custom(graph, model, positive, negative, noise, part(empty(graph)))
+    patched = graph.VCD_ApplyNoisePrior(model=model, **more)
+    as_model = ksampler(graph, patched, positive, negative, part(empty(graph)))
+    whole = ksampler(graph, patched, positive, negative, empty(graph))
+    a, b, c, whole = where.samples(graph, as_latent, as_noise, as_model, whole)
+    assert same(a, b)
+    assert torch.equal(b, c)
+    assert same(whole[9:13], c)
+
+
+@pytest.mark.parametrize("index", ["4,5,15", "15,4,4,0", "3", "0,0,0", "0,1,2"])
+@pytest.mark.parametrize("size", [SIZE, 24])  # of the smaller a frame is no multiple of 16 values
+def test_frames_that_were_picked_are_found_in_any_order(bench, tiny, index, size):
+    graph, model, _, positive, negative = tiny()
+    latent = picked(graph, index, size)
     noise = graph.VCD_NoisePrior(gamma=0.6, seed=SEED, layout="comfy")
-    whole = custom(graph, model, positive, negative, noise, empty(graph))
-    part = graph.VCDTest_BatchIndex(samples=empty(graph, 3), index="4,5,15")
-    part = custom(graph, model, positive, negative, noise, part)
-    whole, part = bench.samples(graph, whole, part)
-    assert same(whole[[4, 5, 15]], part)
+    as_noise = custom(graph, model, positive, negative, noise, latent)
+    patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.6)
+    a, b = bench.samples(graph, as_noise, ksampler(graph, patched, positive, negative, latent))
+    assert torch.equal(a, b)
+
+
+def test_what_is_added_at_a_step_has_the_covariance_of_the_picked_frames(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    frames, patched = [9, 4, 5], graph.VCD_ApplyNoisePrior(model=model, gamma=0.5)
+    latent = picked(graph, ",".join(map(str, frames)), 1024)
+    noise = bench.samples(graph, given_noise(graph, patched, positive, negative, latent, step=True))
+    measured = core.measured_covariance(noise / noise.std())
+    assert (measured - core.covariance(10, 0.5)[frames][:, frames]).abs().max() < 0.02
+
+
+def test_noise_from_elsewhere_is_a_whole_clip_and_a_part_of_a_loop_is_refused(bench, tiny):
+    graph, model, _, positive, negative = tiny()
+    noise = graph.RandomNoise(noise_seed=1)
+    patched = graph.VCD_ApplyNoisePrior(model=graph.VCD_ApplyNoisePrior(model=model, gamma=0.9), gamma=0.5)
+    other = graph.VCD_NoisePrior(gamma=0.0, seed=2, layout="magic-me")
+    runs = [custom(graph, m, positive, negative, n, empty(graph)) for m, n in ((patched, noise), (patched, other))]
+    assert all(run.isfinite().all() for run in bench.samples(graph, *runs))
+    looped = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5, closed_loop=True)
+    with pytest.raises(QueueError, match="closed_loop needs the length of the whole"):
+        bench.samples(graph, ksampler(graph, looped, positive, negative, picked(graph, "4,5,6")))
+
+
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+@pytest.mark.parametrize("frames", [range(48), range(3, 99, 2)], ids=["clip", "part"])
+def test_freenoise_leaves_the_prior_in_either_order(request, tiny, which, frames):
+    """FreeNoise repeats frames in another order; what reaches the sampler is correlated after that."""
+    where = request.getfixturevalue(which)
+    graph, model, _, positive, negative = tiny()
+    latent = picked(graph, ",".join(map(str, frames)), 1024)
+
+    def prior(model):
+        return graph.VCD_ApplyNoisePrior(model=model, gamma=0.5)
+
+    orders = (windows(graph, prior(model), freenoise=True), prior(windows(graph, model, freenoise=True)))
+    runs = [given_noise(graph, m, positive, negative, latent) for m in (*orders, windows(graph, model, freenoise=True))]
+    behind, before, alone = where.samples(graph, *runs)
+    assert torch.equal(behind, before)
+    assert same(behind, core.correlate_picked(alone, 0.5, list(frames)))
+    noise, expected = behind / behind.std(), 0.5**frames.step
+    near = torch.stack([(a * b).mean() for a, b in zip(noise[1:], noise[:-1], strict=True)])
+    assert abs(float(near.mean()) - expected) < 0.01
+    assert (near - expected).abs().max() < 0.1  # frames that FreeNoise repeats five apart add a little of themselves
 
 
 def test_latent_is_the_unit_variance_field(bench):
@@ -191,6 +284,8 @@ LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layo
         ({"gamma": float("nan")}, "gamma is nan"),
         ({"gamma_schedule": "0.1, 0.2"}, "2 values.*3 transitions"),
         ({"gamma_schedule": "slow"}, "cannot be read"),
+        ({"gamma_schedule": "-4: 0.1, 2: 0.3"}, "frame -4"),
+        ({"gamma_schedule": "0: 0.1, 2: 0.3, 2: 0.5"}, "frame 2 after frame 2"),
         ({"gamma_schedule": "0: 0.1", "closed_loop": True}, "closed loop"),
     ],
 )

@@ -14,6 +14,7 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
+import comfy.samplers
 import folder_paths
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class SaveTensor(io.ComfyNode):
                         io.Custom("LOSS_MAP"),
                         io.Float,
                         io.Custom("BOUNDING_BOX"),
+                        io.Sigmas,
                     ],
                 ),
             ],
@@ -98,6 +100,30 @@ class BatchIndex(io.ComfyNode):
     @classmethod
     def execute(cls, samples, index):
         return io.NodeOutput({**samples, "batch_index": [int(i) for i in index.split(",")]})
+
+
+class NoiseSampler(io.ComfyNode):
+    """A SAMPLER whose samples are the noise that it is given to start from, or with ``step`` to add at a step."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_NoiseSampler",
+            category="tests",
+            inputs=[io.Boolean.Input("step", default=False, optional=True)],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, step=False):
+        def added(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+            return noise_sampler(sigmas[0], sigmas[1])
+
+        class Start(comfy.samplers.Sampler):
+            def sample(self, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+                return noise
+
+        return io.NodeOutput(comfy.samplers.KSAMPLER(added) if step else Start())
 
 
 _originals = {}
@@ -228,9 +254,9 @@ class PooledNorms(io.ComfyNode):
     @classmethod
     def execute(cls, model):
         named = list(model.model.diffusion_model.named_modules())
-        model.inject_model()
+        model.pre_run()
         changed = [name for name, part in named if "forward" in vars(part)]
-        model.eject_model()
+        model.cleanup()
         left = [name for name, part in named if "forward" in vars(part)]
         return io.NodeOutput(" ".join([*changed, "|", *left]))
 
@@ -453,6 +479,7 @@ class Extension(ComfyExtension):
             TinySD,
             SaveTensor,
             BatchIndex,
+            NoiseSampler,
             ManyTiles,
             SamplingAttention,
             Told,
