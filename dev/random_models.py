@@ -26,6 +26,16 @@ _BRANCH_END = re.compile(r"(out_layers\.3|proj_out|to_out\.0|ff\.net\.2|conv2|ou
 TINY_CHANNELS = 32  # GroupNorm has 32 groups
 TINY_MULTIPLIERS = (1, 2, 4, 4)
 TINY_TEXT = 64
+TINY_TEXT_OPTIONS = {
+    "dtype": torch.float32,
+    "clip_l_model_config": {
+        "hidden_size": TINY_TEXT,
+        "intermediate_size": 4 * TINY_TEXT,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": TINY_TEXT,
+    },
+}
 
 
 def random_weight(name: str, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -92,15 +102,7 @@ def tiny_sd15(
     )
     target = config.clip_target({})
     target.params = {}
-    text = {
-        "hidden_size": TINY_TEXT,
-        "intermediate_size": 4 * TINY_TEXT,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "projection_dim": TINY_TEXT,
-    }
-    options = {"dtype": torch.float32, "clip_l_model_config": text}
-    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=TINY_TEXT_OPTIONS)
     fill(clip.cond_stage_model, seed + 1)
     picture: dict[str, Any] = {
         "double_z": True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from typing import Any
 
 import torch
@@ -68,14 +67,27 @@ def _files_lack(clip: Any, layer: str) -> bool:
     """Whether the files that a CLIP was loaded from are known and none holds this layer."""
     from safetensors import safe_open
 
-    paths = re.findall(r"'([^']+\.safetensors)'", repr(getattr(clip.patcher, "cached_patcher_init", None)))
-    if not paths or not all(os.path.isfile(path) for path in paths):
+    paths = _files_of(clip)
+    if not paths or not all(path.endswith(".safetensors") and os.path.isfile(path) for path in paths):
         return False
     for path in paths:
         with safe_open(path, "pt") as file:
             if any(key.removesuffix(".weight").endswith(layer) for key in file.keys()):  # noqa: SIM118
                 return False
     return True
+
+
+def _files_of(clip: Any) -> list[str]:
+    """The files that a CLIP was loaded from; none where the host does not know them.
+
+    To load a model once more it keeps a function and its arguments. The first of these is a checkpoint's file, or the list
+    of a text encoder's files; loaders of other packs may keep something else.
+    """
+    _, arguments, *_ = getattr(clip.patcher, "cached_patcher_init", None) or (None, ())
+    first = arguments[0] if arguments else ()
+    files = [first] if isinstance(first, str) else first
+    known = isinstance(files, (list, tuple)) and all(isinstance(file, str) for file in files)
+    return list(files) if known else []
 
 
 def likeness_to(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:

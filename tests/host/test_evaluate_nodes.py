@@ -236,3 +236,28 @@ def test_names_that_no_typeface_can_write_are_explained(bench):
     odd = chr(0x10FFFE)
     node = graph.VCD_Compare(names=f"plain, {odd}", **{f"clips.clip{i}": one for i in range(2)})
     assert f"In the picture: clip 2 is {odd}." in bench.tensors(graph, node)
+
+
+@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
+@pytest.mark.parametrize("file", ["vcd_clip.safetensors", "vcd_mother's clip.safetensors"])
+def test_the_file_tells_whether_there_is_a_text_projection(request, which, file):
+    """The layer of a CLIP whose file has none holds whatever was in memory, which may look like one."""
+    bench = request.getfixturevalue(which)
+    for projection in (True, False):
+        graph = bench.graph()
+        more = models(graph)
+        more["clip"] = graph.VCDTest_ClipFromFile(file=f"{projection} {file}", projection=projection)
+        node = graph.VCD_Evaluate(images=clips(graph), **more)
+        if projection:
+            assert abs(bench.tensors(graph, [node[0], 4])) > 1e-3
+        else:
+            with pytest.raises(QueueError, match="without a text projection"):
+                bench.tensors(graph, node)
+
+
+def test_a_file_of_another_format_is_not_judged(bench):
+    graph = bench.graph()
+    more = models(graph)
+    more["clip"] = graph.VCDTest_ClipFromFile(file="vcd_clip.pt", projection=True)
+    node = graph.VCD_Evaluate(images=clips(graph), **more)
+    assert abs(bench.tensors(graph, [node[0], 4])) > 1e-3

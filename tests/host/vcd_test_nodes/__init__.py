@@ -15,8 +15,10 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
+import comfy.sd
 import folder_paths
 import numpy as np
+import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
@@ -436,6 +438,33 @@ class Projection(io.ComfyNode):
         return io.NodeOutput(clip)
 
 
+class ClipFromFile(io.ComfyNode):
+    """A small CLIP that the host loads from a file, with or without a text projection in it.
+
+    The layer holds a projection in either case, as memory that was used before may: only the file tells.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_ClipFromFile",
+            category="tests",
+            inputs=[io.String.Input("file"), io.Boolean.Input("projection")],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, file, projection):
+        made = random_models.tiny_sd15(0)[1].cond_stage_model.clip_l.transformer
+        state = {key: value for key, value in made.state_dict().items() if projection or "text_projection" not in key}
+        path = Path(folder_paths.get_temp_directory()) / file
+        path.parent.mkdir(exist_ok=True)
+        safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+        clip = comfy.sd.load_clip([str(path)], model_options=random_models.TINY_TEXT_OPTIONS)
+        clip.cond_stage_model.clip_l.transformer.text_projection.load_state_dict(made.text_projection.state_dict())
+        return io.NodeOutput(clip)
+
+
 class Upscaler(io.ComfyNode):
     """Stands for an upscale model: every pixel twice; it fails as if memory ran out on tiles above ``most`` pixels."""
 
@@ -493,6 +522,7 @@ class Extension(ComfyExtension):
             Looks,
             Vision,
             Projection,
+            ClipFromFile,
             Upscaler,
             TinyControlNet,
         ]
