@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..vcd_core import evaluate as core
 from ..vcd_core import fonts, plots
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.track import Faces, masks_of
-from .host.files import add_model_folder, model_file, model_files
+from .host.files import add_model_folder, model_file, model_files, refusal
 from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import embed_images, embed_text, vision_kind
 from .inputs import CATEGORY, FacesType
@@ -224,6 +224,10 @@ class Evaluate(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, face_model: Sequence[str | None] = (None,)) -> bool | str:
+        return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
+
+    @classmethod
     def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:
         figures, missing = measure(one_clip(images, "images"), **settings_of(lists))
         text, chart = (
@@ -267,6 +271,10 @@ class Compare(io.ComfyNode):
                 io.Image.Output(display_name="chart"),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, face_model: Sequence[str | None] = (None,)) -> bool | str:
+        return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod
     def execute(cls, names: list[str], clips: dict[str, list[torch.Tensor]], **lists: Any) -> io.NodeOutput:

@@ -10,9 +10,9 @@ from comfy_api.latest import io
 
 from ..vcd_core import identity as core
 from ..vcd_core.identity import IdTokens
-from .host.files import forget_file_lists, model_file, model_files, models_path
-from .host.text import blend_conditioning, encode_text, text_widths
-from .host.ui import ui_text
+from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
+from .host.text import blend_conditioning, encode_text, prompt_reads, text_widths
+from .host.ui import blocked, ui_text
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
@@ -30,11 +30,6 @@ class Identity:
     strength: float = 1.0
 
 
-def with_slashes(file: str) -> str:
-    """A file's name as the graphs of all systems write it; Windows lists folders with a backslash."""
-    return file.replace("\\", "/")
-
-
 class IdLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -48,16 +43,26 @@ class IdLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[with_slashes(name) for name in core.names_of(model_files(EMBEDDINGS))] or [NONE_THERE],
+                    options=core.names_of(model_files(EMBEDDINGS)) or [NONE_THERE],
                     tooltip="A file in models/embeddings, subfolders included.",
                 ),
                 io.String.Input(
                     "class_word",
-                    default="man",
-                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ...",
+                    default="",
+                    placeholder="the file's own",
+                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ... Empty: the word that the "
+                    "file was trained with, where it tells one; the node shows it.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The tokens' weight in the prompt."
+                ),
+                io.String.Input(
+                    "token",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for a file of several identities: the name of the one to take. Empty, such a file stops and lists "
+                    "its names.",
                 ),
             ],
             outputs=[
@@ -67,30 +72,47 @@ class IdLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, class_word: str, strength: float) -> float:
-        return Path(model_file(EMBEDDINGS, with_slashes(file))).stat().st_mtime
+    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
+        return Path(model_file(EMBEDDINGS, file)).stat().st_mtime
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        """Also takes the names of graphs made on Windows, with a backslash; ``None`` is a name that comes through a link."""
-        try:
-            if file is not None:
-                model_file(EMBEDDINGS, with_slashes(file))
-        except ValueError as error:
-            return str(error)
-        return True
+        return refusal({EMBEDDINGS: file})
 
     @classmethod
-    def execute(cls, file: str, class_word: str, strength: float) -> io.NodeOutput:
-        file = with_slashes(file)
-        tokens = core.load(model_file(EMBEDDINGS, file))
-        name = f"embedding:{Path(file).with_suffix('').as_posix()}"
-        written = name if strength == 1 else f"({name}:{strength:g})"
-        text = f"{written} {class_word}".strip()
+    def execute(cls, file: str, class_word: str, strength: float, token: str = "") -> io.NodeOutput:
+        file = spelled(file, model_files(EMBEDDINGS))
+        tokens = core.load(model_file(EMBEDDINGS, file), token)
+        own = tokens.provenance.get("class_word", "").strip()
+        word = class_word.strip() or own
         said = tokens.describe()
-        if len(name.split()) > 1:
-            said += ". ComfyUI's own prompt nodes end a name at a space: rename the file to use the output 'prompt'."
-        return io.NodeOutput(Identity(tokens, class_word.strip(), strength), text, ui=ui_text(said))
+        if not word:
+            said += ". The file tells no class word: type what it is"
+        elif own and word.lower() != own.lower():
+            said += f". Used as {word}"
+        text = stock_prompt(tokens, file, word, strength)
+        if text is None:
+            said += f". {UNREADABLE}"
+        output = blocked(f"{file}: {UNREADABLE}") if text is None else text
+        return io.NodeOutput(Identity(tokens, word, strength), output, ui=ui_text(said))
+
+
+UNREADABLE = (
+    "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the file with letters, "
+    "digits, - and _ that no other file has, or save it with VCD ID Save"
+)
+
+
+def stock_prompt(tokens: IdTokens, file: str, word: str, strength: float) -> str | None:
+    """The identity as ComfyUI's own prompt nodes write it; None where they would not read it from there."""
+    encoder, vectors = next(iter(tokens.by_encoder().items()))
+    for name in (Path(file).with_suffix("").as_posix(), file):  # the ending tells files apart that share a name
+        name = name.replace("(", "\\(").replace(")", "\\)")
+        written = f"embedding:{name}" if strength == 1 else f"(embedding:{name}:{strength:g})"
+        text = f"{written} {word}".strip()
+        if prompt_reads(text, word, vectors, encoder):
+            return text
+    return None
 
 
 class IdTextEncode(io.ComfyNode):
@@ -116,18 +138,24 @@ class IdTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="photo of V*",
-                    tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: "
-                    "'0: ... | 8: ...'.",
+                    tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: '0: ... | 8: ...', or "
+                    "one '8: ...' a line.",
                 ),
                 io.Int.Input(
-                    "frames", default=16, min=1, max=4096, tooltip="For a schedule: the number of frames of the clip."
+                    "frames",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    tooltip="For a schedule: the number of frames of the clip. Behind AnimateDiff Motion Module a longer clip keeps the last "
+                    "prompt and a shorter one takes its part; Face VCD and Tiled VCD refuse another number.",
                 ),
                 io.Int.Input(
                     "blend",
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="For a schedule: over how many frames one prompt goes over into the next. 1 switches at once.",
+                    tooltip="For a schedule: over how many frames one prompt goes over into the next, at most from key to key. 1 switches "
+                    "at once.",
                 ),
                 io.Autogrow.Input("ids", template=ids, optional=True, tooltip="Identities, as many as you connect."),
             ],
@@ -151,32 +179,31 @@ class IdTextEncode(io.ComfyNode):
                 f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the length of "
                 "the clip."
             )
-        rows = [encode(clip, text, found)[0] for _, text in keys]
+        prompts = [encode(clip, text, found) for _, text in keys]
         weights = core.schedule_weights([start for start, _ in keys], frames, blend)
-        return io.NodeOutput(blend_conditioning(rows, weights, encode(clip, "", {})[0]))
+        return io.NodeOutput(blend_conditioning(prompts, weights, encode(clip, "", {})))
 
 
 def by_name(identities: list[Identity]) -> dict[str, Identity]:
     """Identities under the names that prompts use; a second one of the same file name gets a number."""
     named: dict[str, Identity] = {}
     for identity in identities:
-        name, number = identity.tokens.name, 2
+        first = core.composed(identity.tokens.name)
+        name, number = first, 2
         while name in named:
-            name, number = f"{identity.tokens.name}_{number}", number + 1
+            name, number = f"{first}_{number}", number + 1
         named[name] = identity
     return named
 
 
 def encode(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
     """The conditioning of a prompt with identities in it."""
-    marks = {name: f"embedding:vcd_id_{i}" for i, name in enumerate(identities)}
-    written = {
-        name: mark if identities[name].strength == 1 else f"({mark}:{identities[name].strength:g})"
-        for name, mark in marks.items()
-    }
+    marks = {name: f"vcd_id_{i}" for i, name in enumerate(identities)}
+    written = {name: f"embedding:{mark}" for name, mark in marks.items()}
     text = core.place(prompt, written, {name: identity.class_word for name, identity in identities.items()})
-    vectors = {marks[name].removeprefix("embedding:"): i.tokens.by_encoder() for name, i in identities.items()}
-    return encode_text(clip, text, vectors)
+    vectors = {marks[name]: identity.tokens.by_encoder() for name, identity in identities.items()}
+    strengths = {marks[name]: identity.strength for name, identity in identities.items()}
+    return encode_text(clip, text, vectors, strengths)
 
 
 class IdSave(io.ComfyNode):
@@ -203,7 +230,8 @@ class IdSave(io.ComfyNode):
     @classmethod
     def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
         folder = models_path(EMBEDDINGS)
-        tokens = IdTokens(id.tokens.name, id.tokens.vectors, {"class_word": id.class_word, **id.tokens.provenance})
+        word = {"class_word": id.class_word} if id.class_word else {}  # what was typed stands above the file's own
+        tokens = IdTokens(id.tokens.name, id.tokens.vectors, {**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
         file = path.relative_to(folder.resolve()).as_posix()

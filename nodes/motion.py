@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..vcd_core import motion as core
 from ..vcd_core.motion import MotionModel, MotionModule, Place
-from .host.files import add_model_folder, model_file, model_files
+from .host.files import add_model_folder, model_file, model_files, refusal
 from .host.model import Model, kind_of, operations
 from .host.motion import (
     with_beta_schedule,
@@ -19,6 +19,7 @@ from .host.motion import (
     with_norms_over_frames,
     without_norms_over_frames,
 )
+from .host.text import with_rows_held
 from .host.wrappers import WhileSampling, clip_frames, with_unet_call
 from .inputs import CATEGORY
 
@@ -74,7 +75,7 @@ def apply(
         model = with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
     else:
         model = without_norms_over_frames(model, f"{KEY}_norms")
-    model = with_hints_of_windows(model, KEY)
+    model = with_rows_held(with_hints_of_windows(model, KEY), f"{KEY}_rows")
     return with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
 
 
@@ -157,6 +158,10 @@ class MotionModuleNode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, motion_module: str | None = None, motion_lora: str | None = None) -> bool | str:
+        return refusal({FILES: motion_module, LORAS: motion_lora}, (NO_LORA,))
+
+    @classmethod
     def execute(
         cls,
         model: Model,
@@ -187,6 +192,8 @@ def load(model: Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.
     if lora != NO_LORA:
         tensors = core.read(model_file(LORAS, lora))
         state = core.merge_lora(state, tensors, lora_strength, lora)
+        if core.spatial_part(tensors):
+            logging.warning("Of %s the half for motion is used here. Load it with 'Load LoRA' too for the other.", lora)
     ops, dtype = operations(model)
     return core.build(state, file, ops, dtype)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..vcd_core import pictures as core
-from .host.files import input_subfolder, input_subfolders
+from .host.files import input_subfolder, input_subfolders, spelled
 from .host.ui import ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY
 
 NO_FOLDER = "no folders found"
 UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that this node names and leaves out
+
+
+def place_of(folder: str) -> Path:
+    """Where a chosen folder lies."""
+    return input_subfolder(spelled(folder, input_subfolders()))
 
 
 class Pictures(io.ComfyNode):
@@ -42,12 +49,19 @@ class Pictures(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
-        files = sorted(input_subfolder(folder).iterdir())
+        files = sorted(place_of(folder).iterdir())
         return repr([(file.name, file.stat().st_mtime) for file in files])
 
     @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        try:
+            return folder is None or bool(place_of(folder))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        place = input_subfolder(folder)
+        place = place_of(folder)
         found = core.open_pictures(place)
         images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
         files = (file for file in place.iterdir() if not file.name.startswith("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import plots, segmentation
-from .host.files import add_model_folder, model_files, model_folders, model_path, models_path
+from .host.files import add_model_folder, model_files, model_folders, model_path, models_path, refusal
 from .host.memory import make_room, torch_device
 from .host.ui import Progress
 from .inputs import CATEGORY, BoxesType
@@ -118,6 +119,13 @@ class PromptToSegmentation(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, detector: Sequence[str | None] = (None,), segmenter: Sequence[str | None] = (None,)
+    ) -> bool | str:
+        chosen = {DETECTORS: detector[0], SEGMENTERS: segmenter[0]}
+        return refusal(chosen, (NONE_THERE,), model_path)
 
     @classmethod
     def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:

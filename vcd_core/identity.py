@@ -1,20 +1,21 @@
 """The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing, read, checked and written.
 
-Read: Magic-Me / A1111 ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin, .safetensors), kohya bundles, and
-ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any single tensor).  Written: safetensors that ComfyUI's
+Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin, .safetensors), kohya
+bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any single tensor).  Written: safetensors that ComfyUI's
 ``embedding:name`` reads, with where they come from in the header.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from . import files
+from . import files, schedule
 
 EXTENSIONS = (".safetensors", ".pt", ".bin")
 MOST_TOKENS = 75  # a prompt holds 77, two of them its start and end
@@ -52,25 +53,34 @@ class IdTokens:
         return "; ".join(parts)
 
 
-def load(path: str | Path) -> IdTokens:
+def load(path: str | Path, token: str = "") -> IdTokens:
     """Read an ID file of any of the formats above, in float32.
 
     Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.
 
+    Args:
+        token: of a file that holds several identities, the name of the one to take.
+
     Raises:
-        ValueError: a file that is not there, cannot be read, or holds no token vectors; the message says which and what
-            was found.
+        ValueError: a file that is not there, cannot be read, holds no token vectors, or several and ``token`` names none; the
+            message says which and what was found.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not there.")
     state, provenance = files.read(path, "an embedding")
-    vectors = {name: _as_tokens(tensor, path.name) for name, tensor in _vectors_in(state, path.name).items()}
+    chosen = _choose(_identities_in(state, path.name), token.strip(), path.name)
+    vectors = {encoder: _as_tokens(tensor, path.name) for encoder, tensor in chosen.items()}
     if len({len(tokens) for tokens in vectors.values()}) > 1:
         raise ValueError(
             f"{path.name} has {len(vectors['clip_l'])} tokens for CLIP-L and {len(vectors['clip_g'])} for CLIP-G."
         )
-    return IdTokens(path.stem, vectors if "clip_g" in vectors else next(iter(vectors.values())), provenance)
+    return IdTokens(composed(path.stem), vectors if "clip_g" in vectors else next(iter(vectors.values())), provenance)
+
+
+def composed(name: str) -> str:
+    """A name with its letters composed (NFC): macOS names files with accents apart, keyboards write them in one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = False) -> Path:
@@ -130,8 +140,8 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
     Args:
         prompt: what the user wrote.
         identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name may be
-            written as ``_``.
-        class_words: name -> class word, left out where the user wrote it behind the mark.
+            written as ``_``, and its accents composed or not.
+        class_words: name -> class word, left out where the user wrote it behind the mark, or behind a weight of the mark alone.
 
     Raises:
         ValueError: ``V*`` without an identity, or a name that is not connected.
@@ -139,14 +149,16 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
     Example:
         >>> place("photo of V* on the beach", {"me": "embedding:me"}, {"me": "man"})
         'photo of embedding:me man on the beach'
+        >>> place("(<me>:1.2), smiling", {"me": "embedding:me"}, {"me": "man"})
+        '(embedding:me man:1.2), smiling'
         >>> place("(<me>:1.2) man", {"me": "embedding:me"}, {"me": "man"})
         '(embedding:me:1.2) man'
     """
 
-    names = {"_".join(name.split()): name for name in identities} | {name: name for name in identities}
+    names = {"_".join(composed(name).split()): name for name in identities} | {composed(n): n for n in identities}
 
     def put(match: re.Match[str]) -> str:
-        called = match.group(1) or ""
+        called = composed(match.group(1) or "")
         called = called if called in names else "_".join(called.split())
         if called and called not in names:
             if not identities:
@@ -156,13 +168,10 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
         name = names[called] if called else next(iter(identities))
-        word = class_words.get(name, "")
-        after = prompt[match.end() :]
-        written = re.match(rf"(:[\d.]+)?[)\]]*\s*{re.escape(word)}\b", after) if word else True
-        inside = re.match(r":[\d.]+\)", after)  # a weight of the mark alone
-        word = "" if written or inside else f" {word}"
         # the text encoder looks for tokens at the beginning of a weighted part or behind a space or new line, up to a space
         before, behind = prompt[: match.start()], prompt[match.end() :]
+        word = class_words.get(name, "")
+        word = "" if not word or _begins_with(behind, word) else f" {word}"
         start = "" if re.search(r"(^|[ \n]|(?<!\\)\()$", before) else " "
         end = "" if re.match(r"\W|$" if word else r"[ \n,)]|:[\d.]+\)|$", behind) else " "
         return start + identities[name] + word + end
@@ -170,27 +179,27 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
     return _MARK.sub(put, prompt)
 
 
+def _begins_with(text: str, word: str) -> bool:
+    """Whether a word follows, brackets that close before it and their weights left out."""
+    closed = r"(?:\s*(?::\s*[\d.]+\s*)?[)\]])*"
+    return bool(re.match(rf"{closed}\s*{re.escape(word)}(?!\w)", text, re.IGNORECASE))
+
+
 def parse_schedule(text: str) -> list[tuple[int, str]] | None:
     """A per-frame schedule, ``"0: a man | 8: a man laughing"``, as (frame, prompt) pairs; None for a plain prompt.
 
+    The keys may stand in any of the forms that :func:`vcd_core.schedule.keys` reads, one a line for instance.
+
     Raises:
-        ValueError: frames that do not begin at 0 or do not rise.
+        ValueError: a part that cannot be read, or frames that do not begin at 0 or do not rise.
 
     Example:
         >>> parse_schedule("0: V* man | 8: V* man, laughing")
         [(0, 'V* man'), (8, 'V* man, laughing')]
     """
-    parts = [part.strip() for part in text.split("|")]
-    matches = [re.fullmatch(r"(\d+)\s*:(?!\d)\s*(.*)", part, re.DOTALL) for part in parts]  # 16:9 is no frame
-    if not matches[0]:
-        return None
-    if any(match is None for match in matches):
-        raise ValueError(
-            f"Every part of a schedule begins with its frame, '8: ...'; found {parts[matches.index(None)]!r}."
-        )
-    keys = [(int(match.group(1)), match.group(2).strip()) for match in matches if match]
-    frames = [frame for frame, _ in keys]
-    if frames[0] != 0 or sorted(set(frames)) != frames:
+    keys = schedule.keys(text)
+    frames = [frame for frame, _ in keys or ()]
+    if keys and (frames[0] != 0 or sorted(set(frames)) != frames):
         raise ValueError(f"The frames of a schedule begin at 0 and rise; found {frames}.")
     return keys
 
@@ -198,39 +207,85 @@ def parse_schedule(text: str) -> list[tuple[int, str]] | None:
 def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor:
     """How much each key counts in each frame [frames, keys]: held, and blended linearly over ``blend`` frames before a change.
 
+    A blend is never longer than the gap between its two keys, so each key counts wholly at its own frame.
+
     Example:
         >>> schedule_weights([0, 4], frames=6, blend=2)[:, 1].tolist()
         [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+        >>> schedule_weights([0, 2, 6], frames=8, blend=9)[:, 1].tolist()
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
     weights = torch.zeros(frames, len(starts))
     for frame in range(frames):
         current = max(i for i, start in enumerate(starts) if start <= frame)
         weights[frame, current] = 1.0
-        if current + 1 < len(starts) and blend > 1:
-            part = 1 - (starts[current + 1] - frame) / blend
+        if current + 1 < len(starts):
+            begin, change = starts[current], starts[current + 1]
+            part = 1 - (change - frame) / min(blend, change - begin)
             if part > 0:
                 weights[frame, current], weights[frame, current + 1] = 1 - part, part
     return weights
 
 
-def _vectors_in(state: object, name: str) -> dict[str, torch.Tensor]:
-    """The token vectors in a file's content, under the encoder they are for."""
-    if isinstance(state, list):
-        state = {key: value for part in state if isinstance(part, dict) for key, value in part.items()}
-    if not isinstance(state, dict):
-        raise ValueError(f"{name} holds a {type(state).__name__}, expected token vectors.")
-    if isinstance(state.get("string_to_param"), dict):
-        return {"clip_l": next(iter(state["string_to_param"].values()))}
-    tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
-    if any(key in tensors for key in ENCODERS):
-        return {key: tensors[key] for key in ENCODERS if key in tensors}
-    for key in ("emb_params", *(k for k in tensors if k.startswith("bundle_emb."))):
-        if key in tensors:
-            return {"clip_l": tensors[key]}
-    if len(tensors) == 1:
-        return {"clip_l": next(iter(tensors.values()))}
+Vectors = dict[str, torch.Tensor]  # of each text encoder
+
+
+def _identities_in(state: object, file: str) -> dict[str, Vectors]:
+    """The token vectors in a file's content, under the name of each identity; a file of one may leave out its name."""
+    pairs = [pair for part in state for pair in _entries(part)] if isinstance(state, list) else _entries(state)
+    if not pairs:
+        raise ValueError(f"{file} holds a {type(state).__name__}, expected token vectors.")
+    learned = _entries(dict(pairs).get("string_to_param"))
+    if learned:
+        return {str(name): {"clip_l": tensor} for name, tensor in learned if torch.is_tensor(tensor)}
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in pairs:  # the parts of a list may share a name
+        if torch.is_tensor(value):
+            tensors[str(key) if key not in tensors else f"{key} {len(tensors) + 1}"] = value
+    several = isinstance(state, list) and len(tensors) > 1
+    if not several and any(key in tensors for key in ENCODERS):
+        return {"": {key: tensors[key] for key in ENCODERS if key in tensors}}
+    if not several and "emb_params" in tensors:
+        return {"": {"clip_l": tensors["emb_params"]}}
+    return _bundled(tensors) or {key: {"clip_l": tensor} for key, tensor in tensors.items()}
+
+
+def _entries(value: object) -> list[tuple[object, object]]:
+    """The names and values of a dictionary or a ParameterDict, in the layout of any torch; nothing of anything else."""
+    value = vars(value).get("_parameters") if isinstance(value, torch.nn.ParameterDict) else value
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _bundled(tensors: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
+    """The identities that a LoRA file of kohya's carries, ``bundle_emb.NAME.string_to_param.*`` or ``bundle_emb.NAME.clip_g``."""
+    found: dict[str, Vectors] = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_l|clip_g)", key)
+        if match:
+            encoder = match[2] if match[2] in ENCODERS else "clip_l"
+            found.setdefault(match[1], {})[encoder] = tensor
+    return found
+
+
+def _choose(found: Mapping[str, Vectors], token: str, file: str) -> Vectors:
+    """The identity of that name; without a name the only one.
+
+    Raises:
+        ValueError: several and no name, or a name that is not among them; the message lists the names.
+    """
+    named = {composed(name): vectors for name, vectors in found.items()}
+    if composed(token) in named and token:
+        return named[composed(token)]
+    shown = ", ".join(list(found)[:8]) + (", ..." if len(found) > 8 else "")
+    if token:
+        raise ValueError(
+            f"{file} has no identity '{token}'; it has {shown or 'one, without a name: leave token empty'}."
+        )
+    if len(found) == 1:
+        return next(iter(found.values()))
     raise ValueError(
-        f"{name} holds {len(tensors)} tensors ({', '.join(list(tensors)[:4])}); expected token vectors of one name."
+        f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several identities, write "
+        "the name of the one to take as token."
     )
 
 
@@ -248,4 +303,4 @@ def _as_tokens(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def names_of(files: Iterator[str] | list[str]) -> list[str]:
     """The files that can be ID files."""
-    return [file for file in files if file.endswith(EXTENSIONS)]
+    return [file for file in files if file.lower().endswith(EXTENSIONS)]

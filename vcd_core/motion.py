@@ -7,6 +7,7 @@ attend to each other.  ``MotionModel`` has the names of the original files, so i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,8 @@ Place = Literal["down", "mid", "up"]
 _ATTENTION_BATCH = 1 << 15  # fused attention kernels take no more than 65535 sequences at once
 _FIRST = "down_blocks.0.motion_modules.0.temporal_transformer"
 _ENCODING = ".pos_encoder.pe"
+_DOWN = "_lora.down.weight"
+_LORA = re.compile(r"lora[._](?:down|up|A|B)\b|lora_(?:down|up)\.")
 _UNSTATED_FRAMES = 64  # of AnimateLCM, whose file leaves out its position encoding
 StateDict = dict[str, torch.Tensor]
 
@@ -225,16 +228,24 @@ def build(state: StateDict, name: str = "The file", ops: Any = nn, dtype: torch.
 def merge_lora(state: StateDict, lora: StateDict, strength: float, name: str = "The file") -> StateDict:
     """A motion file's tensors with a motion LoRA (``v2_lora_*``) added: ``W + strength * up @ down``, in float32.
 
+    Of a LoRA that is also for the model's spatial layers (:func:`spatial_part`) the temporal half is taken.
+
     Raises:
         ValueError: a file that is no motion LoRA, or one for other modules.
     """
     merged = dict(state)
-    count = 0
-    for key, down in lora.items():
-        if not key.endswith("_lora.down.weight"):
-            continue
-        target = key.replace(".processor.", ".").replace("_lora.down.weight", ".weight").replace("to_out.", "to_out.0.")
-        up = lora.get(key.replace(".down.", ".up."))
+    temporal = {key: value for key, value in lora.items() if _is_temporal(key)}
+    downs = [key for key in temporal if key.endswith(_DOWN)]
+    if not downs:
+        raise ValueError(f"{name} is no AnimateDiff motion LoRA: {_what_is(lora, {}, lora=True)}.")
+    unknown = [k for k in temporal if k not in downs and k.replace(".up.", ".down.") not in downs]
+    if unknown:
+        raise ValueError(
+            f"{name} is no AnimateDiff motion LoRA alone: it has other temporal tensors, first {unknown[0]}."
+        )
+    for key in downs:
+        target = key.replace(".processor.", ".").replace(_DOWN, ".weight").replace("to_out.", "to_out.0.")
+        down, up = lora[key], lora.get(key.replace(".down.", ".up."))
         if up is None:
             raise ValueError(f"{name} is not whole: {key} has no matching up weight.")
         if target.startswith("mid_block.") and target not in state:
@@ -243,10 +254,16 @@ def merge_lora(state: StateDict, lora: StateDict, strength: float, name: str = "
             raise ValueError(f"{name} is a LoRA for other motion modules: {target} does not fit.")
         change = strength * (up.float() @ down.float())
         merged[target] = (merged[target].float() + change).to(state[target].dtype)
-        count += 1
-    if not count:
-        raise ValueError(f"{name} is no AnimateDiff motion LoRA: {_what_is(lora, {})}.")
     return merged
+
+
+def spatial_part(lora: StateDict) -> list[str]:
+    """The tensors of a LoRA that are for the model's own, spatial layers and not for motion modules."""
+    return [key for key in lora if "lora" in key and not _is_temporal(key)]
+
+
+def _is_temporal(key: str) -> bool:
+    return "motion_modules" in key or "temporal" in key
 
 
 def slots(unet: Any, model: Any) -> Iterator[tuple[Any, int, MotionModule]]:
@@ -332,16 +349,24 @@ def _width(block: Any) -> int:
     return next((part.out_channels for part in block if type(part).__name__ == "ResBlock"), 0)
 
 
-def _what_is(state: StateDict, widths: dict[int, int]) -> str:
+def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> str:
+    """What a file is that is no motion module, or (``lora``) no motion LoRA."""
     keys = list(state)
-    if any("_lora." in key for key in keys):
+    temporal = [key for key in keys if _is_temporal(key)]
+    if any(_LORA.search(key) for key in keys):
+        if not temporal:
+            return "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load LoRA', before this node"
+        if lora:
+            return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"
         return "it is a motion LoRA; choose it as motion_lora"
     if any("temporal_attentions" in key for key in keys):
         return "it is a HotshotXL module, for SDXL"
+    if lora and any(key.endswith(".temporal_transformer.proj_in.weight") for key in keys):
+        return "it is a motion module; choose it as motion_module"
     if widths:
         return f"it has motion modules at {len(widths)} resolutions where SD 1.5 has 4 (SDXL has 3)"
     if any(key.startswith("model.diffusion_model.") for key in keys):
         return "it is a checkpoint; load it with CheckpointLoaderSimple"
-    if any("temporal" in key for key in keys):
-        return f"its motion modules have another layout (first tensor {keys[0]})"
+    if temporal:
+        return f"its motion modules have another layout (first tensor {temporal[0]})"
     return f"it has no temporal modules (first tensor {keys[0]})"

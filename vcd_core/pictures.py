@@ -35,25 +35,37 @@ def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]
     Raises:
         ValueError: no picture in the folder, or one that cannot be read.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
     if not files:
         raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
     found = []
     for path in files:
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file)
-                if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
-                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-                rgba = np.asarray(picture.convert("RGBA"))
-        except OSError as error:
-            raise ValueError(f"{path.name} cannot be read as a picture: {error}") from error
-        whole = torch.from_numpy(rgba.astype(np.float32) / 255)
+        whole = _read(path)
         found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
     return found
+
+
+def _read(path: Path) -> torch.Tensor:
+    """A picture [H, W, 4] in 0..1; whatever is wrong with it is said with its name."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
+                grey = np.asarray(picture)
+                if grey.min() < 0 or grey.max() > 65535:
+                    raise ValueError("it has 32 bits a pixel. Save it with 8.")
+                picture = Image.fromarray((grey // 257).astype(np.uint8))
+            if picture.mode == "F":
+                raise ValueError("its pixels are decimal numbers. Save it with 8 bits a pixel.")
+            return torch.from_numpy(np.asarray(picture.convert("RGBA")).astype(np.float32) / 255)
+    except Exception as error:  # Pillow raises what its decoders do
+        most = (Image.MAX_IMAGE_PIXELS or 0) * 2 // 1000000
+        bomb = isinstance(error, Image.DecompressionBombError)
+        why = f"it has more than {most} megapixels. Save it smaller." if bomb else str(error) or type(error).__name__
+        raise ValueError(f"{path.name} cannot be read as a picture: {why}") from error
 
 
 def prepare(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -26,17 +29,44 @@ def add_model_folder(name: str, folder: str, extensions: set[str]) -> None:
 
 
 def model_files(name: str) -> list[str]:
-    """The files that can be chosen under a model folder's name."""
-    return folder_paths.get_filename_list(name)
+    """The files that can be chosen under a model folder's name, with / between folders on every system."""
+    return [file.replace(os.sep, "/") for file in folder_paths.get_filename_list(name)]
+
+
+def spelled(choice: str, options: list[str]) -> str:
+    """The option that a choice in a graph means, whose system may write \\ between folders or accents apart from their letters."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+    return choice if choice in options else next((o for o in options if plain(o) == plain(choice)), choice)
 
 
 def model_file(name: str, file: str) -> str:
     """The path of a chosen file; a name that leaves its folder, or a file that is gone, raises with where it was sought."""
-    path = folder_paths.get_full_path(name, file)
+    path = folder_paths.get_full_path(name, spelled(file, model_files(name)))
     if path is None:
         places = "\n".join(folder_paths.get_folder_paths(name))
-        raise ValueError(f"{file} is not there. It was looked for in:\n{places}")
+        raise ValueError(f"{file} is not there. It is not in:\n{places}")
     return path
+
+
+def refusal(
+    choices: dict[str, str | None], others: tuple[str, ...] = (), find: Callable[[str, str], Any] = model_file
+) -> bool | str:
+    """For ``validate_inputs``, in place of the host's look into its list of spellings: True, or why a chosen file cannot be had.
+
+    Args:
+        choices: model folder -> what was chosen there; None comes through a link and is not known yet.
+        others: choices that are no files.
+    """
+    try:
+        for name, choice in choices.items():
+            if choice is not None and choice not in others:
+                find(name, choice)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def model_folders(name: str) -> list[str]:
@@ -58,6 +88,7 @@ def models_path(name: str) -> Path:
 
 def model_path(name: str, choice: str) -> Path:
     """The path of a chosen file or folder; a name that leaves its place, or one that is gone, raises."""
+    choice = spelled(choice, [*model_folders(name), *model_files(name)])
     places = folder_paths.get_folder_paths(name)
     for place in places:
         path = _inside(place, choice)

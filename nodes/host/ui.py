@@ -10,6 +10,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import ComfyAPI, io
+from comfy_execution.graph import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
@@ -53,6 +54,11 @@ def warn(text: str | None) -> None:
         text = " "  # the page keeps a node's text until another comes
     if text:
         say(text)
+
+
+def blocked(why: str) -> Any:
+    """What to give in place of an output that there is not: a node that takes it stops and says why, all others run."""
+    return ExecutionBlocker(why)
 
 
 def preview_picture(images: torch.Tensor) -> Any:

@@ -1,5 +1,6 @@
 """Preparing pictures for training: crops, masks, augmentations and what is refused."""
 
+import io
 import math
 from dataclasses import replace
 
@@ -104,6 +105,60 @@ def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path):
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "scan.png")
     (picture, _), *_ = open_pictures(tmp_path)
     assert (picture[..., 0] - torch.from_numpy(ramp / 65535)).abs().max() < 0.01
+
+
+def png(picture, **more):
+    file = io.BytesIO()
+    picture.save(file, "PNG", **more)
+    return file.getvalue()
+
+
+def tiff(picture):
+    file = io.BytesIO()
+    picture.save(file, "TIFF")
+    return file.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda: png(Image.new("1", (14000, 13000))), "more than 178 megapixels"),
+        (lambda: png(NOISE)[:4000], ""),
+        (lambda: png(NOISE)[:60] + b"????" + png(NOISE)[64:], ""),
+        (lambda: tiff(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))), "decimal numbers"),
+        (lambda: tiff(Image.fromarray(np.full((8, 8), 70000, np.int32))), "32 bits a pixel"),
+        (lambda: b"", ""),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, content, said):
+    NOISE.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(content())
+    with pytest.raises(ValueError, match=rf"b\.png cannot be read as a picture: .*{said}"):
+        open_pictures(tmp_path)
+
+
+def test_pictures_of_odd_modes_keep_their_colours_and_masks(tmp_path):
+    grey = Image.fromarray(np.repeat(np.arange(0, 256, 4, dtype=np.uint8), 64).reshape(64, 64))
+    opaque = Image.fromarray(np.where(np.arange(64)[:, None] < 32, 255, 0).repeat(64, 1).astype(np.uint8))
+    alpha = Image.merge("LA", (grey, opaque))
+    palette = grey.convert("P")
+    (tmp_path / "a.png").write_bytes(png(grey))
+    (tmp_path / "b.png").write_bytes(png(alpha))
+    (tmp_path / "c.png").write_bytes(png(palette, transparency=0))
+    (tmp_path / "d.jpg").write_bytes(b"")
+    grey.convert("CMYK").save(tmp_path / "d.jpg", quality=100, subsampling=0)
+    (tmp_path / "e.png").write_bytes(png(grey.point(lambda v: 255 * (v > 127), "1")))
+    (plain, _), (la, mask), (p, holes), (cmyk, _), (bits, _) = open_pictures(tmp_path)
+    for picture in (la, p, cmyk):
+        assert (picture - plain).abs().max() < 0.02
+    assert mask[:32].min() == 1
+    assert mask[32:].max() == 0
+    assert holes[0].max() == 0
+    assert holes[1:].min() == 1
+    assert set(bits.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
