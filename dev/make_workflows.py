@@ -60,7 +60,7 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
     )
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
-    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="man", tall=170)
+    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="", tall=170)
     positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=TINY_PROMPT, title="Prompt", tall=200, **ids(identity))
     face = graph.add("VCD_IdTextEncode", clip=clip, prompt=TINY_FACE, title="Face prompt", tall=200, **ids(identity))
     negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", tall=120)
@@ -145,7 +145,7 @@ def model_column(
     if freeu:
         model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
-    identity = graph.add("VCD_IdLoader", file=ID, class_word="man", tall=170)
+    identity = graph.add("VCD_IdLoader", file=ID, class_word="", tall=170)
     positive = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt=prompt, frames=frames, title="Prompt", tall=220, **ids(identity)
     )
@@ -256,7 +256,7 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
     graph.column("0. Pictures", 320)
     graph.note(
         "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. Press R, "
-        "then choose it. Say what it is (a man, a dog, a cup) in the words for the masks and in `class_word`, and later in VCD ID Loader."
+        "then choose it. Say what it is (a man, a dog, a cup) in the words for the masks and in `class_word`; VCD ID Loader finds it in the saved file."
     )
     images = graph.add("VCD_Pictures", folder="my_pictures", tall=120)
     graph.column("1. Masks", 380)
@@ -349,8 +349,8 @@ def two_people(graph: Graph) -> None:
         "`<name>` in a prompt is the identity of that file name: train and save two, `my_id` and `her_id`, each with its class word. "
         "Left and right are those of the picture."
     )
-    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="man", title="Left", tall=170)
-    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="woman", title="Right", tall=170)
+    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=170)
+    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="", title="Right", tall=170)
     positive = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=200,
         title="Both", **ids(left, right),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core.identity import IdTokens, check_width, load, parse_schedule, place, save, schedule_weights
+from vcd_core.identity import IdTokens, check_width, load, place, save
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
 VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
@@ -29,6 +29,10 @@ def write(path, content):
         ("comfy.safetensors", {"clip_l": VECTORS}),
         ("emb.safetensors", {"emb_params": VECTORS, "extra": torch.ones(2)}),
         ("list.pt", [{"emb_params": VECTORS}]),
+        (
+            "inversion.pt",
+            {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": VECTORS})},
+        ),
         ("half.safetensors", {"emb_params": VECTORS.half()}),
     ],
 )
@@ -38,6 +42,48 @@ def test_every_format_is_read(tmp_path, file, content):
     assert torch.allclose(tokens.vectors, VECTORS, atol=1e-3)
     assert tokens.vectors.dtype == torch.float32
     assert tokens.count == 4
+
+
+def test_the_first_layout_of_parameter_dictionaries_is_read(tmp_path):
+    old = torch.nn.ParameterDict({"*": torch.nn.Parameter(VECTORS)})
+    del old.__dict__["_keys"]  # which torch 1.11 had not
+    assert torch.equal(load(write(tmp_path / "old.pt", {"string_to_param": old})).vectors, VECTORS)
+
+
+def test_of_several_identities_in_a_file_one_is_named(tmp_path):
+    other = VECTORS + 1
+    several = {
+        "two.pt": ({"string_to_param": {"anna": VECTORS, "bert": other}}, "anna", "bert"),
+        "params.pt": ({"string_to_param": torch.nn.ParameterDict({"anna": VECTORS, "bert": other})}, "anna", "bert"),
+        "diffusers.bin": ({"<anna>": VECTORS, "<bert>": other}, "<anna>", "<bert>"),
+        "list.pt": ([{"emb_params": VECTORS}, {"emb_params": other}], "emb_params", "emb_params 2"),
+        "bundle.safetensors": (
+            {f"bundle_emb.{n}.string_to_param.*": v for n, v in (("anna", VECTORS), ("bert", other))}
+            | {"x": torch.ones(1)},
+            "anna",
+            "bert",
+        ),
+    }
+    for file, (content, first, second) in several.items():
+        path = write(tmp_path / file, content)
+        with pytest.raises(ValueError, match=f"holds 2 tensors .{first}, {second}.*write the name .* as token"):
+            load(path)
+        assert torch.equal(load(path, first).vectors, VECTORS)
+        assert torch.equal(load(path, f" {second} ").vectors, other)
+        with pytest.raises(ValueError, match=f"no identity 'carl'; it has {first}, {second}"):
+            load(path, "carl")
+    with pytest.raises(ValueError, match=r"no identity 'carl'; it has one, without a name: leave token empty"):
+        load(write(tmp_path / "one.safetensors", {"emb_params": VECTORS}), "carl")
+
+
+def test_bundles_for_two_encoders_keep_their_encoders(tmp_path):
+    large = torch.randn(4, 1280)
+    bundle = {"bundle_emb.my.id.clip_g": large, "bundle_emb.my.id.clip_l": VECTORS, "lora_unet.alpha": torch.ones(1)}
+    tokens = load(write(tmp_path / "xl.safetensors", bundle))
+    assert torch.equal(tokens.vectors["clip_l"], VECTORS)
+    assert torch.equal(tokens.vectors["clip_g"], large)
+    alone = load(write(tmp_path / "g.safetensors", {"bundle_emb.me.clip_g": large}))
+    assert set(alone.by_encoder()) == {"clip_g"}
 
 
 def test_single_vectors_and_pairs(tmp_path):
@@ -172,7 +218,17 @@ def test_widths_are_checked():
         ("V* man smiling", "E man smiling"),
         ("(V*:1.2) man", "(E:1.2) man"),
         ("(V* man:1.2)", "(E man:1.2)"),
-        ("(V*:1.2) smiling", "(E:1.2) smiling"),
+        ("(V*:1.2) smiling", "(E man:1.2) smiling"),
+        ("((V*))", "((E man))"),
+        ("((V*:1.2), hat:1.1)", "((E man:1.2), hat:1.1)"),
+        ("((V*:1.2):1.1) man", "((E:1.2):1.1) man"),
+        ("(V* :1.2)", "(E man :1.2)"),
+        ("(V* : 1.2 ) man", "(E : 1.2 ) man"),
+        ("[V*] man", "[ E ] man"),
+        ("V*, V*. V*'s (V*)", "E man, E man. E man's (E man)"),
+        ("V* Man", "E Man"),
+        ("V* mannequin", "E man mannequin"),
+        ("photo of (V*", "photo of (E man"),
         ("<me> and <dog>", "E man and D dog"),
         ("a <lora:x> V*", "unknown"),
         ("no mark", "no mark"),
@@ -201,22 +257,17 @@ def test_names_that_differ_by_a_space_stay_apart():
     assert place("<a b>, <a_b>", {"a_b": "F", "a b": "E"}, {}) == "E, F"
 
 
+def test_names_are_the_same_with_letters_composed_or_not():
+    composed, apart = "Jos\u00e9 \u00c5", "Jose\u0301 A\u030a"
+    for name, typed in ((composed, apart), (apart, composed)):
+        assert place(f"<{typed}>, <{typed.replace(' ', '_')}>", {name: "E"}, {}) == "E, E"
+
+
+def test_a_loaded_name_has_its_letters_composed(tmp_path):
+    assert load(write(tmp_path / "Jose\u0301.bin", {"x": VECTORS})).name == "Jos\u00e9"
+
+
 def test_marks_without_identities():
     assert place("a <tag> here", {}, {}) == "a <tag> here"
     with pytest.raises(ValueError, match="no identity is connected"):
         place("photo of V*", {}, {})
-
-
-def test_schedules():
-    assert parse_schedule("a man | a dog") is None
-    assert parse_schedule("16:9 photo of V*") is None
-    assert parse_schedule("0: a\n| 8 : b") == [(0, "a"), (8, "b")]
-    with pytest.raises(ValueError, match="begins with its frame"):
-        parse_schedule("0: a | b")
-    for text in ("2: a", "0: a | 0: b", "0: a | 9: b | 8: c"):
-        with pytest.raises(ValueError, match="begin at 0 and rise"):
-            parse_schedule(text)
-    weights = schedule_weights([0, 8], 16, 4)
-    assert torch.allclose(weights.sum(1), torch.ones(16))
-    assert weights[:, 1].tolist() == [0] * 5 + [0.25, 0.5, 0.75] + [1] * 8
-    assert schedule_weights([0, 8], 16, 1)[:, 1].tolist() == [0] * 8 + [1] * 8

@@ -187,6 +187,51 @@ def test_motion_lora_adds_its_product():
         merge_lora(random_models.motion_state_dict("v2", (32, 64, 64, 64)), lora, 1.0)
 
 
+SPATIAL = {
+    f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{part}.weight": torch.ones(4, 4)
+    for part in ("down", "up")
+}
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        SPATIAL,
+        {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.ones(4, 4)},
+        {"unet.down_blocks.0.attentions.0.proj_in.lora_A.weight": torch.ones(4, 4)},
+    ],
+)
+def test_a_lora_for_the_spatial_layers_is_sent_to_the_node_that_loads_it(lora):
+    for read_as in (lambda: inspect(lora, "x.ckpt"), lambda: merge_lora(small_file(), lora, 1.0, "x.ckpt")):
+        with pytest.raises(
+            ValueError, match=r"x\.ckpt is no .*LoRA for the model's own layers.*'Load LoRA'"
+        ) as refused:
+            read_as()
+        assert "choose it as" not in str(refused.value)
+
+
+def test_of_a_lora_with_temporal_and_spatial_layers_the_temporal_half_is_taken():
+    state = small_file()
+    lora = random_models.motion_lora_state_dict(state)
+    both, alone = merge_lora(state, {**SPATIAL, **lora}, 0.5), merge_lora(state, lora, 0.5)
+    assert all(torch.equal(value, both[key]) for key, value in alone.items())
+    assert core.spatial_part({**SPATIAL, **lora}) == list(SPATIAL)
+    assert core.spatial_part(lora) == []
+
+
+def test_files_in_the_wrong_place_are_sent_to_the_right_one_and_not_back():
+    state = small_file()
+    other = {"unet.down_blocks.0.motion_modules.0.temporal_transformer.to_q.lora_A.weight": torch.ones(4, 4)}
+    unknown = {**random_models.motion_lora_state_dict(state), "down_blocks.0.motion_modules.0.alpha": torch.ones(1)}
+    for said, lora in (
+        ("it is a motion module; choose it as motion_module", state),
+        ("its layout is another than", other),
+        ("other temporal tensors, first down_blocks.0.motion_modules.0.alpha", unknown),
+    ):
+        with pytest.raises(ValueError, match=f"no AnimateDiff motion LoRA.*{said}"):
+            merge_lora(state, lora, 1.0)
+
+
 class ResBlock(torch.nn.Module):
     def __init__(self, out_channels):
         super().__init__()

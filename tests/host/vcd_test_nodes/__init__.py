@@ -465,6 +465,50 @@ class ClipFromFile(io.ComfyNode):
         return io.NodeOutput(clip)
 
 
+class UnweightedClip(io.ComfyNode):
+    """A CLIP whose tokenizer takes brackets and weights for text, as those of some models do."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_UnweightedClip",
+            category="tests",
+            inputs=[io.Clip.Input("clip")],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip):
+        clip = clip.clone()
+        clip.tokenizer = copy.copy(clip.tokenizer)
+        clip.tokenizer.clip_l = copy.copy(clip.tokenizer.clip_l)
+        clip.tokenizer.clip_l.disable_weights = True
+        return io.NodeOutput(clip)
+
+
+class MaskedText(io.ComfyNode):
+    """Stands for a text encoder that masks tokens: one token a word and an end, each with the number of tokens as its values."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_MaskedText",
+            category="tests",
+            inputs=[io.String.Input("extra", default="", optional=True)],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, extra=""):
+        def encode(words):
+            count = len(words) + 1
+            mask = torch.ones(1, count, dtype=torch.int64)
+            more = {extra: torch.ones(count)} if extra else {}
+            return [[torch.full((1, count, 8), float(count)), {"pooled_output": None, "attention_mask": mask, **more}]]
+
+        return io.NodeOutput(types.SimpleNamespace(tokenize=str.split, encode_from_tokens_scheduled=encode))
+
+
 class Upscaler(io.ComfyNode):
     """Stands for an upscale model: every pixel twice; it fails as if memory ran out on tiles above ``most`` pixels."""
 
@@ -523,6 +567,9 @@ class Extension(ComfyExtension):
             Vision,
             Projection,
             ClipFromFile,
+            Prepared,
+            UnweightedClip,
+            MaskedText,
             Upscaler,
             TinyControlNet,
         ]
