@@ -567,7 +567,6 @@ class Extension(ComfyExtension):
             Vision,
             Projection,
             ClipFromFile,
-            Prepared,
             UnweightedClip,
             MaskedText,
             Upscaler,
