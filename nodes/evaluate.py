@@ -273,7 +273,8 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, face_model: Sequence[str | None] = (None,)) -> bool | str:
+    def validate_inputs(cls, face_model: Sequence[str | None] = (None,), clips: Any = None) -> bool | str:
+        """``clips`` because the host hands it on unasked: it is made of several sockets."""
         return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod

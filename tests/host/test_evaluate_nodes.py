@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dev.server import QueueError
 from vcd_core import evaluate as core
@@ -238,26 +239,17 @@ def test_names_that_no_typeface_can_write_are_explained(bench):
     assert f"In the picture: clip 2 is {odd}." in bench.tensors(graph, node)
 
 
-@pytest.mark.parametrize("which", ["bench", "oldest_bench"])
-@pytest.mark.parametrize("file", ["vcd_clip.safetensors", "vcd_mother's clip.safetensors"])
-def test_the_file_tells_whether_there_is_a_text_projection(request, which, file):
-    """The layer of a CLIP whose file has none holds whatever was in memory, which may look like one."""
-    bench = request.getfixturevalue(which)
-    for projection in (True, False):
-        graph = bench.graph()
-        more = models(graph)
-        more["clip"] = graph.VCDTest_ClipFromFile(file=f"{projection} {file}", projection=projection)
-        node = graph.VCD_Evaluate(images=clips(graph), **more)
-        if projection:
-            assert abs(bench.tensors(graph, [node[0], 4])) > 1e-3
-        else:
-            with pytest.raises(QueueError, match="without a text projection"):
-                bench.tensors(graph, node)
+@pytest.mark.parametrize("name", ["vcd_clip.safetensors", "vcd_mother's clip.safetensors"])
+@pytest.mark.parametrize("of_checkpoint", [True, False])
+def test_the_files_tell_whether_there_is_a_text_projection(pack, tmp_path, name, of_checkpoint):
+    """The host keeps how to load a CLIP again: a checkpoint's file, or the list of a text encoder's."""
+    from types import SimpleNamespace
 
-
-def test_a_file_of_another_format_is_not_judged(bench):
-    graph = bench.graph()
-    more = models(graph)
-    more["clip"] = graph.VCDTest_ClipFromFile(file="vcd_clip.pt", projection=True)
-    node = graph.VCD_Evaluate(images=clips(graph), **more)
-    assert abs(bench.tensors(graph, [node[0], 4])) > 1e-3
+    vision, path = pack("nodes.host.vision"), tmp_path / name
+    first = str(path) if of_checkpoint else [str(path)]
+    clip = SimpleNamespace(patcher=SimpleNamespace(cached_patcher_init=(print, (first, None))))
+    assert not vision._files_lack(clip, "text_projection")  # it is not known
+    for layer, lacks in (("text_projection.weight", False), ("text_model.final_layer_norm.weight", True)):
+        save_file({layer: torch.ones(2)}, path)
+        assert vision._files_lack(clip, "text_projection") == lacks
+    assert not vision._files_lack(SimpleNamespace(patcher=SimpleNamespace()), "text_projection")

@@ -208,9 +208,11 @@ def test_a_name_that_stock_nodes_cannot_write_stops_those_that_take_the_prompt(b
     )
     assert not torch.allclose(ours[0][0], plain[0][0], atol=1e-4)
     graph, model, *_ = tiny()
-    loaded = load(graph, f"{name}.safetensors")
-    with pytest.raises(QueueError, match=r"do not read this identity by its file's name.*Rename the file"):
-        bench.tensors(graph, graph.CLIPTextEncode(clip=[model[0], 1], text=[loaded[0], 1]))
+    loaded = load(graph, f"{name}.safetensors", "woman")
+    graph.VCDTest_Save(name="blocked", value=graph.CLIPTextEncode(clip=[model[0], 1], text=[loaded[0], 1]))
+    outputs = bench.server.run(graph.prompt)["outputs"]
+    assert "do not read this identity by its file's name" in outputs[loaded[0]]["text"][0]
+    assert list(outputs) == [loaded[0]]  # the nodes that take the prompt did not run
 
 
 def test_the_files_class_word_stands_until_another_is_typed(bench, folder):

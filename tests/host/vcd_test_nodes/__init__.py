@@ -15,10 +15,8 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
-import comfy.sd
 import folder_paths
 import numpy as np
-import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
@@ -66,6 +64,7 @@ class SaveTensor(io.ComfyNode):
                     "value",
                     types=[
                         io.Latent,
+                        io.Model,
                         io.Image,
                         io.Mask,
                         io.Conditioning,
@@ -438,33 +437,6 @@ class Projection(io.ComfyNode):
         return io.NodeOutput(clip)
 
 
-class ClipFromFile(io.ComfyNode):
-    """A small CLIP that the host loads from a file, with or without a text projection in it.
-
-    The layer holds a projection in either case, as memory that was used before may: only the file tells.
-    """
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="VCDTest_ClipFromFile",
-            category="tests",
-            inputs=[io.String.Input("file"), io.Boolean.Input("projection")],
-            outputs=[io.Clip.Output()],
-        )
-
-    @classmethod
-    def execute(cls, file, projection):
-        made = random_models.tiny_sd15(0)[1].cond_stage_model.clip_l.transformer
-        state = {key: value for key, value in made.state_dict().items() if projection or "text_projection" not in key}
-        path = Path(folder_paths.get_temp_directory()) / file
-        path.parent.mkdir(exist_ok=True)
-        safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-        clip = comfy.sd.load_clip([str(path)], model_options=random_models.TINY_TEXT_OPTIONS)
-        clip.cond_stage_model.clip_l.transformer.text_projection.load_state_dict(made.text_projection.state_dict())
-        return io.NodeOutput(clip)
-
-
 class UnweightedClip(io.ComfyNode):
     """A CLIP whose tokenizer takes brackets and weights for text, as those of some models do."""
 
@@ -566,7 +538,6 @@ class Extension(ComfyExtension):
             Looks,
             Vision,
             Projection,
-            ClipFromFile,
             UnweightedClip,
             MaskedText,
             Upscaler,
