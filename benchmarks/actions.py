@@ -1,8 +1,8 @@
 """Reads the action off clips of the tiny model's world: a small classifier, trained on true clips in a few minutes.
 
-Half of its clips passed through the tiny model's autoencoder while their latents flickered, since generated clips flicker and
-flicker is not movement.  They show people that are not held out; its accuracy is stated on true and on flickering clips of
-held-out people.
+Half of its clips passed through the tiny model's autoencoder while their latents flickered, since generated clips
+flicker and flicker is not movement.  They show people that are not held out; its accuracy is stated on true and on
+flickering clips of held-out people.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ FLICKER = 0.5  # of a latent's spread, at most
 
 
 class ActionReader(nn.Module):
-    """Clips [N, F, 3, 64, 64] in 0..1 to the scores of each action: what stays and what changes, looked at in space and time."""
+    """Clips [N, F, 3, 64, 64] in 0..1 to the scores of each action: what stays and what changes, looked at in space and
+    time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +56,8 @@ def halved(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def flickering(vae: Any, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A clip, an IMAGE [F, H, W, 3], as the autoencoder gives it back while some places change at random from frame to frame."""
+    """A clip, an IMAGE [F, H, W, 3], as the autoencoder gives it back while some places change at random from frame to
+    frame."""
     latents = vae.encode(images)
     spread = latents.std() * FLICKER * torch.rand((), generator=generator)
     places = F.interpolate(torch.rand(1, 1, 4, 4, generator=generator) ** 3, latents.shape[-2:], mode="bilinear")

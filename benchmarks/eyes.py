@@ -42,7 +42,8 @@ def _least(light: torch.Tensor, face: yunet.Face) -> float:
 
 @torch.no_grad()
 def accuracy(vae: Any, count: int = 200) -> float:
-    """The share of true close-ups of held-out people, as the autoencoder gives them back, in which both eyes are found."""
+    """The share of true close-ups of held-out people, as the autoencoder gives them back, in which both eyes are
+    found."""
     rng, people = random.Random(99), world.identities(12, seed=3)
     frames: list[np.ndarray] = []
     while len(frames) < count:

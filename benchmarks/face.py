@@ -1,7 +1,8 @@
 """Face VCD on real clips of generated people, and on a drawn clip where the face travels.
 
-Targets: found in 98 % of the frames, one track a person; jitter of the window at most 0.25 of the detections', no lag; crop
-and paste without refinement within 1/255; detection at least as fast as OpenCV's FaceDetectorYN at 512x512, 16 frames.
+Targets: found in 98 % of the frames, one track a person; jitter of the window at most 0.25 of the detections', no lag;
+crop and paste without refinement within 1/255; detection at least as fast as OpenCV's FaceDetectorYN at 512x512, 16
+frames.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def real_clips() -> bool:
 
 
 def weak_detections() -> None:
-    """Drawn far people: frames in which the face is tracked where weak detections go on a track, and where they do not."""
+    """Drawn far people: frames in which the face is tracked where weak detections go on a track, and where they do
+    not."""
     rng = random.Random(4)
     covered, wrong, total = {"with": 0, "without": 0}, {"with": 0, "without": 0}, 0
     for _ in range(FAR_CLIPS):
@@ -96,7 +98,8 @@ def weak_detections() -> None:
             wrong[kind] += sum(overlap <= 0.25 for _, overlap in boxes)
         total += len(frames)
     print(
-        f"\nDrawn far people, {total} frames: tracked in {covered['with']} where weak detections go on a track ({wrong['with']} boxes "
+        f"\nDrawn far people, {total} frames: tracked in {covered['with']} where weak detections go on a track "
+        f"({wrong['with']} boxes "
         f"elsewhere), in {covered['without']} where they do not ({wrong['without']} elsewhere)."
     )
 
@@ -113,7 +116,8 @@ def travelling() -> None:
     share = float(np.mean(boxes[:, 2] * boxes[:, 3]))
     ours, theirs = share / place.size[0] ** 2, share / union**2
     print(
-        f"\nA face that walks across: {ours:.1%} of the refined window is face, against {theirs:.1%} of one union box for "
+        f"\nA face that walks across: {ours:.1%} of the refined window is face, against {theirs:.1%} of one union box "
+        f"for "
         f"the clip: {ours / theirs:.1f} times the pixels for the face."
     )
 

@@ -1,9 +1,11 @@
 """Training an identity: where a step's time goes, and what tokens and masks do.
 
-The split is of a full-size SD 1.5 with random weights at 128x128 and 256x256, batch 1; the share of the text falls as pictures grow, and
-training is meant for 512x512, which takes too long here.  Losses are of the tiny model and of people that it never saw:
-lower is better, on frames that the training did not see.  Targets: under 10 % of a step outside the UNet at 256x256; held-out masked loss falls, and
-more with four tokens than with one; training without masks learns the background of its pictures, training with masks does not.
+The split is of a full-size SD 1.5 with random weights at 128x128 and 256x256, batch 1; the share of the text falls as
+pictures grow, and training is meant for 512x512, which takes too long here.  Losses are of the tiny model and of people
+that it never saw: lower is better, on frames that the training did not see.  Targets: under 10 % of a step outside the
+    UNet at 256x256; held-out masked loss falls, and
+more with four tokens than with one; training without masks learns the background of its pictures, training with masks
+does not.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ def quality(studio: Studio) -> dict[str, float]:
     table(["", *people, "mean"], rows)
     rows = [[name, *(f"{v:.4f}" for v in values), f"{statistics.mean(values):.4f}"] for name, values in leak.items()]
     print(
-        f"\nheld-out loss outside the mask in the room of the training pictures ({ROOM}): low means that the room was learned"
+        f"\nheld-out loss outside the mask in the room of the training pictures ({ROOM}): low means that the room was "
+        f"learned"
     )
     table(["", *people, "mean"], rows)
     return {**{k: statistics.mean(v) for k, v in inside.items()}, **{k: statistics.mean(v) for k, v in leak.items() if "mask" in k},
@@ -138,7 +141,8 @@ def main() -> int:
     print(f"\noutside the UNet: {outside:.1%} of a step (target under 10 %)")
     print(f"held-out loss under the class word's: 1 token {learned['1 token']:.1%}, 4 tokens {learned['4 tokens']:.1%}")
     print(
-        f"the room's loss under the class word's: with masks {leaked['with masks']:.1%}, without {leaked['without masks']:.1%}"
+        f"the room's loss under the class word's: with masks {leaked['with masks']:.1%}, without "
+        f"{leaked['without masks']:.1%}"
     )
     good = (
         outside < 0.1

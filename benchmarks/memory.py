@@ -1,7 +1,7 @@
 """Memory of the frame stages beside their input and output, in copies of the clip; target: under 1.3.
 
-Each stage runs in a process of its own, on frames of noise with one moving box given as a face, so that the detector's own
-memory counts in "track, detecting" alone.  Peaks are the process's, as Linux counts them.
+Each stage runs in a process of its own, on frames of noise with one moving box given as a face, so that the detector's
+own memory counts in "track, detecting" alone.  Peaks are the process's, as Linux counts them.
 
     python run.py bench memory
 """

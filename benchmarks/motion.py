@@ -1,7 +1,8 @@
 """Seconds a step and peak memory of the built-in motion module beside AnimateDiff-Evolved, on the same graph.
 
-Random SD 1.5 and motion weights of full size, 64x64, 16 frames, CFG.  Two servers, so that each has a peak of its own, take
-turns.  Give AnimateDiff-Evolved's folder with ``--ade DIR``; without it only the model without motion stands beside ours.
+Random SD 1.5 and motion weights of full size, 64x64, 16 frames, CFG.  Two servers, so that each has a peak of its own,
+take turns.  Give AnimateDiff-Evolved's folder with ``--ade DIR``; without it only the model without motion stands
+beside ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The paper's tables in miniature: the tiny model, its drawn world, people that no training saw.
 
-Written to ``.host/bench/paper``: ``paper.csv`` (every clip), ``paper.md`` (the tables) and a chart for each table.  What is done is kept
-there, and a run that was stopped goes on; other weights or settings begin anew.  People are shared out among processes, one for each
-core up to three.
+Written to ``.host/bench/paper``: ``paper.csv`` (every clip), ``paper.md`` (the tables) and a chart for each table.
+What is done is kept there, and a run that was stopped goes on; other weights or settings begin anew.  People are shared
+out among processes, one for each core up to three.
 
     python run.py bench paper
 
@@ -179,7 +179,8 @@ def mean(values: Iterable[float]) -> float:
 class Bench:
     """What is done is kept in ``folder``: a line of ``rows.jsonl`` for each clip, a file for each identity.
 
-    A process that works beside others is given ``mine``, its people; it adds lines and leaves the rest of the file alone.
+    A process that works beside others is given ``mine``, its people; it adds lines and leaves the rest of the file
+    alone.
     """
 
     mine: Sequence[int] = range(PEOPLE)
@@ -292,7 +293,8 @@ def chance(people: Sequence[world.Person], count: int = 2000) -> float:
 
 
 def fingerprints() -> dict[str, str]:
-    """What the kept figures of pictures and of clips depend on: the weights, and the files that say how they are made."""
+    """What the kept figures of pictures and of clips depend on: the weights, and the files that say how they are
+    made."""
     modules = (Studio.__module__, training.__name__, __name__)
     files = [tiny.MODEL_FILE, *READER_FILES, *(Path(sys.modules[m].__file__ or "") for m in modules)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
@@ -309,7 +311,8 @@ def key_of(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("table", "case", "who", "prompt", "seed"))
 
 
-# ------------------------------------------------------------------------------------------------------------ the tables
+# ------------------------------------------------------------------------------------------------------------ the
+# tables
 
 
 def picture_row(bench: Bench, shot: Shot, case: str) -> Row:

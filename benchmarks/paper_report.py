@@ -200,7 +200,8 @@ SHOWN: dict[str, tuple[str, list[str], list[str]]] = {
         ],
     ),
     "two people": (
-        "Two people in one clip: one prompt for both, then each face with its own (where a face was found in each half)",
+        "Two people in one clip: one prompt for both, then each face with its own (where a face was found in each "
+        "half)",
         ["T2V", "Face"],
         ["of the right person", "of the other", "face found"],
     ),

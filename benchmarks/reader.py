@@ -1,7 +1,8 @@
-"""Reads attributes, scene and framing off pictures of the tiny model's world: a small classifier, trained on true frames in a few minutes.
+"""Reads attributes, scene and framing off pictures of the tiny model's world: a small classifier, trained on true
+frames in a few minutes.
 
-Its frames come from people that are not held out; its accuracy is stated on true frames of held-out people, as they are and as the tiny
-model's autoencoder gives them back.
+Its frames come from people that are not held out; its accuracy is stated on true frames of held-out people, as they are
+and as the tiny model's autoencoder gives them back.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _blurred(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def train(vae: Any, seed: int = 0) -> tuple[Reader, dict[str, dict[str, float]]]:
-    """A reader, and its accuracy for each head on true frames of held-out people, as they are and through the autoencoder."""
+    """A reader, and its accuracy for each head on true frames of held-out people, as they are and through the
+    autoencoder."""
     with torch.inference_mode(False), torch.enable_grad():
         return _train(vae, seed)
 

@@ -1,8 +1,9 @@
 """Random captions, drawn as pictures and as clips: what a stranger would see of the tiny model.
 
-Written to ``.host/bench/samples``: sheets of 32 captions (``pictures.jpg``, ``clips-1.jpg`` to ``clips-4.jpg``) and ``samples.md``, the share in
-which scene, framing and action are read as asked for, and what the tiny model's way to sample is good for: its motion's end and its sampler.
-Whether people are whole and clips show one person is for the eye; how often both eyes of close-ups are found is counted.
+Written to ``.host/bench/samples``: sheets of 32 captions (``pictures.jpg``, ``clips-1.jpg`` to ``clips-4.jpg``) and
+``samples.md``, the share in which scene, framing and action are read as asked for, and what the tiny model's way to
+sample is good for: its motion's end and its sampler. Whether people are whole and clips show one person is for the eye;
+    how often both eyes of close-ups are found is counted.
 
     python run.py bench samples
 """
@@ -98,7 +99,8 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], list[Pair], dict[s
 
 
 def sheets(samples: list[Sample], folder: Path) -> None:
-    """Pictures on one sheet, clips on sheets of eight, every other frame, with captions; a cross where one was read wrong."""
+    """Pictures on one sheet, clips on sheets of eight, every other frame, with captions; a cross where one was read
+    wrong."""
     cell, line = SIDE + 4, 12
     page = Image.new("RGB", (COLUMNS * cell, len(samples) // COLUMNS * (SIDE + 4 * line)), plots.PAPER)
     for number, sample in enumerate(samples):
@@ -130,7 +132,8 @@ def table(samples: list[Sample], accuracy: dict[str, float]) -> str:
     from scipy.stats import binomtest
 
     lines = [
-        f"{len(samples)} random captions, {STEPS} steps, {tiny.SAMPLER}, cfg {tiny.CFG:g}, gamma 0.1, motion up to {tiny.MOTION_END} of the sampling. On true frames and clips of held-out people the readers are right in "
+        f"{len(samples)} random captions, {STEPS} steps, {tiny.SAMPLER}, cfg {tiny.CFG:g}, gamma 0.1, motion up to "
+        f"{tiny.MOTION_END} of the sampling. On true frames and clips of held-out people the readers are right in "
         + ", ".join(f"{name} {share:.2f}" for name, share in accuracy.items())
         + ".",
         "",
@@ -145,7 +148,8 @@ def table(samples: list[Sample], accuracy: dict[str, float]) -> str:
 
 
 def table_of_pairs(pairs: Sequence[Pair]) -> str:
-    """The means of each measure and of the paired difference, with its 95 % interval over clips (Student's t), in Markdown."""
+    """The means of each measure and of the paired difference, with its 95 % interval over clips (Student's t), in
+    Markdown."""
     from scipy.stats import t
 
     lines = [
@@ -159,7 +163,8 @@ def table_of_pairs(pairs: Sequence[Pair]) -> str:
         gains = [one.ours - one.theirs for one in chosen]
         spread = t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
         lines.append(
-            f"| {other} | {measure} | {mean(one.theirs for one in chosen):.3f} | {mean(one.ours for one in chosen):.3f} "
+            f"| {other} | {measure} | {mean(one.theirs for one in chosen):.3f} | "
+            f"{mean(one.ours for one in chosen):.3f} "
             f"| {mean(gains):.3f} ± {spread:.3f} | {len(chosen)} |"
         )
     return "\n".join(lines) + "\n"

@@ -1,14 +1,15 @@
 """The figures of VCD Evaluate over gamma, tokens and stage, for a graph on a running server: CSV and PNG.
 
-Without arguments it sweeps the bundled quickstart with the tiny model, for identities of one and four tokens that are trained for it on
-the server:
+Without arguments it sweeps the bundled quickstart with the tiny model, for identities of one and four tokens that are
+trained for it on the server:
 
     python run.py bench sweep
 
-Any graph with Apply 3D Noise Prior, VCD ID Loader and some of the stages can be swept, on a server of yours, with the models that DINO,
-CLIP-I and CLIP-T need:
+Any graph with Apply 3D Noise Prior, VCD ID Loader and some of the stages can be swept, on a server of yours, with the
+models that DINO, CLIP-I and CLIP-T need:
 
-    python -m benchmarks.sweep --server http://127.0.0.1:8188 --graph my_graph.json --gammas 0,0.1,0.2 --ids vcd/a1,vcd/a4 \\
+    python -m benchmarks.sweep --server http://127.0.0.1:8188 --graph my_graph.json --gammas 0,0.1,0.2 --ids
+    vcd/a1,vcd/a4 \\
         --references input_picture.png --dino dinov2-large.safetensors --prompt "a man" \\
         --clip-vision clip-vit-large-patch14.safetensors --clip clip-vit-large-patch14.safetensors
 """
@@ -83,7 +84,8 @@ def train_identities(server: Any) -> list[str]:
 
 
 def with_evaluation(prompt: dict[str, Any], options: SimpleNamespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """The graph with a VCD Evaluate behind each stage and without its own outputs; and which evaluation is which stage."""
+    """The graph with a VCD Evaluate behind each stage and without its own outputs; and which evaluation is which
+    stage."""
     kept = {k: n for k, n in prompt.items() if not n["class_type"].startswith(("Save", "Preview"))}
     shared: dict[str, Any] = {"prompt": options.prompt}
     loaders = {

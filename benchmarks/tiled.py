@@ -1,8 +1,9 @@
 """Tiled VCD on the tiny random model: cost, seams, flicker, memory, and a widely used tiled upscaler beside it.
 
-Targets: model evaluations in pixels equal the grid's overlap factor; under 5 % of the time outside the model; gradients across tile
-borders and temporal differences in overlaps within 5 % of those elsewhere; memory that does not grow with the picture but for
-the frames themselves; faster than ComfyUI_UltimateSDUpscale at the same tiles, when its folder is given in VCD_USDU.
+Targets: model evaluations in pixels equal the grid's overlap factor; under 5 % of the time outside the model; gradients
+across tile borders and temporal differences in overlaps within 5 % of those elsewhere; memory that does not grow with
+the picture but for the frames themselves; faster than ComfyUI_UltimateSDUpscale at the same tiles, when its folder is
+given in VCD_USDU.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def seams(host: SimpleNamespace) -> bool:
     moving = out.diff(dim=0).abs().mean((0, 1, 2))
     flicker = float(moving[shared].mean() / moving[~shared].mean())
     print(
-        f"\nGradient across tile borders over elsewhere {gradient:.3f}; temporal difference in overlaps over elsewhere {flicker:.3f}"
+        f"\nGradient across tile borders over elsewhere {gradient:.3f}; temporal difference in overlaps over "
+        f"elsewhere {flicker:.3f}"
     )
     print("target: both within 0.95 and 1.05")
     return 0.95 <= gradient <= 1.05 and 0.95 <= flicker <= 1.05
@@ -161,14 +163,16 @@ def memory() -> bool:
     small, large = peak(512), peak(2048)
     copies = (large - small) / (FRAMES * 3 * 4 * (2048**2 - 512**2) / 2**20)
     print(
-        f"\nPeak memory of {FRAMES} frames: {small:.0f} MiB at 512, {large:.0f} MiB at 2048 pixels a side; what is added is "
+        f"\nPeak memory of {FRAMES} frames: {small:.0f} MiB at 512, {large:.0f} MiB at 2048 pixels a side; what is "
+        f"added is "
         f"{copies:.1f} copies of the frames; target: at most 6 (input, enlarged, padded, result, latents and one chunk)"
     )
     return copies <= 6
 
 
 def measure_long(frames: int) -> None:
-    """Refine a clip of this length at 1024 pixels in windows of 16 frames and tiles of 256, and print the peak memory."""
+    """Refine a clip of this length at 1024 pixels in windows of 16 frames and tiles of 256, and print the peak
+    memory."""
     import resource
 
     host = enter()
@@ -190,15 +194,16 @@ def long_clip() -> bool:
     few, many = peak(16, "--long"), peak(64, "--long")
     copies = (many - few) / (48 * 1024 * 1024 * 3 * 4 / 2**20)
     print(
-        f"\nPeak memory at 1024 pixels, windows in time and tiles in space: {few:.0f} MiB for 16 frames, {many:.0f} MiB for "
+        f"\nPeak memory at 1024 pixels, windows in time and tiles in space: {few:.0f} MiB for 16 frames, {many:.0f} "
+        f"MiB for "
         f"64; what is added is {copies:.1f} copies of the frames; target: at most 6"
     )
     return copies <= 6
 
 
 def beside(ultimate: str) -> bool:
-    """The same tiles of 144 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding, which the two tiles of a
-    256 pixel side have on their inner side alone."""
+    """The same tiles of 144 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding, which the two
+    tiles of a 256 pixel side have on their inner side alone."""
     host = host_from_environment()
     link(Path(ultimate).resolve(), host.base / "custom_nodes" / "ComfyUI_UltimateSDUpscale")
     link(ROOT / "tests" / "host" / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")

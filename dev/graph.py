@@ -114,8 +114,8 @@ class Graph:
         self._y, self._width, self._title = 0, width, title
 
     def add(self, kind: str, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
-        """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is the height of
-        its box."""
+        """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is
+        the height of its box."""
         info = self.info[kind]
         node_id = len(self.nodes) + 1
         sockets: list[dict[str, Any]] = []
@@ -174,7 +174,8 @@ class Graph:
         self._place(node)
 
     def models(self, out: Out, *files: tuple[str, str, str]) -> None:
-        """Name the model files (name, url, directory) that a node needs, as the page's missing-model dialog reads them."""
+        """Name the model files (name, url, directory) that a node needs, as the page's missing-model dialog reads
+        them."""
         node = self.nodes[out.node - 1]
         node["properties"]["models"] = [dict(zip(("name", "url", "directory"), f, strict=True)) for f in files]
 

@@ -1,4 +1,5 @@
-"""The pictures of the help pages, the templates and the README, all drawn by the tiny model: ``python -m dev.make_pictures``."""
+"""The pictures of the help pages, the templates and the README, all drawn by the tiny model: ``python -m
+dev.make_pictures``."""
 
 from __future__ import annotations
 
@@ -167,7 +168,8 @@ def main() -> None:
     )
 
     schedule = studio.module("nodes.identity").IdTextEncode.execute(
-        studio.clip, "0: a photo of a V*, standing on the beach | 8: a photo of a V*, standing at night", 16, 4, {"id0": robin}
+        studio.clip, "0: a photo of a V*, standing on the beach | 8: a photo of a V*, standing at "
+                     "night", 16, 4, {"id0": robin}
     ).args[0]  # fmt: skip
     save(
         "schedule",

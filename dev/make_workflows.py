@@ -51,7 +51,8 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
     """The embedded model with its motion and identity; and the prompt for the face."""
     graph.column("1. Model, identity, prompt", 340)
     graph.note(
-        "The tiny model ships with the pack: cartoon people at 128x128, no download. `V*` in the prompt is the identity: four "
+        "The tiny model ships with the pack: cartoon people at 128x128, no download. `V*` in the prompt is the "
+        "identity: four "
         "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
     )
     checkpoint = graph.add("VCD_TinyModel")
@@ -90,7 +91,8 @@ def quickstart(graph: Graph) -> None:
     )  # fmt: skip
     graph.column("4. Tiled VCD", 340)
     graph.note(
-        "Enlarged to 256x256, refined in overlapping tiles. The tiny model has learned whole pictures only, so here the last 10 % is "
+        "Enlarged to 256x256, refined in overlapping tiles. The tiny model has learned whole pictures only, so here "
+        "the last 10 % is "
         "drawn anew, with motion to the end; SD 1.5 takes the paper's 20 % and the motion of the other stages."
     )
     model = graph.add(
@@ -131,8 +133,10 @@ def model_column(
     """Checkpoint, motion, identity and prompts."""
     graph.column("1. Model, identity, prompt", 340)
     graph.note(
-        "SD 1.5 or a finetune of it in `models/checkpoints`, an AnimateDiff motion module in `models/animatediff_models`. "
-        "`V*` in the prompt is the identity: any embedding of SD 1.5 serves; `04_train_identity` makes one of your pictures."
+        "SD 1.5 or a finetune of it in `models/checkpoints`, an AnimateDiff motion module in "
+        "`models/animatediff_models`. "
+        "`V*` in the prompt is the identity: any embedding of SD 1.5 serves; `04_train_identity` makes one of your "
+        "pictures."
     )
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
     graph.models(checkpoint, SD15)
@@ -163,7 +167,8 @@ def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None)
 
 def load_column(
     graph: Graph,
-    note: str = "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows (Manual).",
+    note: str = "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows "
+    "(Manual).",
 ) -> Out:
     graph.column("0. The clip", 320)
     graph.note(note)
@@ -195,7 +200,8 @@ def t2v_animatediff_evolved(graph: Graph) -> None:
     )
     graph.column("2. AnimateDiff-Evolved", 360)
     graph.note(
-        "Needs the pack **ComfyUI-AnimateDiff-Evolved**: its loader and its context options in place of ours. The noise prior "
+        "Needs the pack **ComfyUI-AnimateDiff-Evolved**: its loader and its context options in place of ours. The "
+        "noise prior "
         "works behind it just the same."
     )
     context = graph.add("ADE_StandardStaticContextOptions", context_length=16, context_overlap=2)
@@ -217,7 +223,8 @@ SAM3 = "sam3.1_multiplex_fp16.safetensors"
 
 def grounded(graph: Graph, images: Out) -> Out:
     graph.note(
-        f"Put the folders [grounding-dino-tiny]({HUB}/IDEA-Research/grounding-dino-tiny) into `models/grounding-dino/` and "
+        f"Put the folders [grounding-dino-tiny]({HUB}/IDEA-Research/grounding-dino-tiny) into "
+        f"`models/grounding-dino/` and "
         f"[sam-vit-base]({HUB}/facebook/sam-vit-base) into `models/sams/`, each with its config.json."
     )
     found = graph.add(
@@ -229,7 +236,8 @@ def grounded(graph: Graph, images: Out) -> Out:
 
 def sam3(graph: Graph, images: Out) -> Out:
     graph.note(
-        "SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it. Older ComfyUI (0.16.3) does "
+        "SAM 3 finds and cuts in one model. Any MASK serves: nothing of this pack is needed for it. Older ComfyUI "
+        "(0.16.3) does "
         "not have it."
     )
     sam = graph.add("CheckpointLoaderSimple", ckpt_name=SAM3)
@@ -241,7 +249,8 @@ def sam3(graph: Graph, images: Out) -> Out:
 def prompt_to_segmentation(graph: Graph) -> None:
     graph.column("0. Pictures", 320)
     graph.note(
-        "A picture. For those of a folder put VCD Pictures in its place, for a clip Load Video and Get Video Components: each is looked at on its own."
+        "A picture. For those of a folder put VCD Pictures in its place, for a clip Load Video and Get Video "
+        "Components: each is looked at on its own."
     )
     images = graph.add("LoadImage", tall=330)
     graph.column("1. Grounding DINO and SAM", 380)
@@ -255,8 +264,10 @@ def prompt_to_segmentation(graph: Graph) -> None:
 def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded) -> None:
     graph.column("0. Pictures", 320)
     graph.note(
-        "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. Press R, "
-        "then choose it. Say what it is (a man, a dog, a cup) in the words for the masks and in `class_word`; VCD ID Loader finds it in the saved file."
+        "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. "
+        "Press R, "
+        "then choose it. Say what it is (a man, a dog, a cup) in the words for the masks and in `class_word`; VCD ID "
+        "Loader finds it in the saved file."
     )
     images = graph.add("VCD_Pictures", folder="my_pictures", tall=120)
     graph.column("1. Masks", 380)
@@ -301,7 +312,8 @@ def tiled_upscale(graph: Graph) -> None:
     model, vae, positive, negative = model_column(graph, "photo of V*, walking on the beach, detailed", gamma=False)
     graph.column("2. Enlarge and refine", 360)
     graph.note(
-        "Enlarged twice with Lanczos; connect an ESRGAN model (Load Upscale Model) to `upscale_model` for sharper edges. Then the last 20 % is "
+        "Enlarged twice with Lanczos; connect an ESRGAN model (Load Upscale Model) to `upscale_model` for sharper "
+        "edges. Then the last 20 % is "
         "denoised tile by tile."
     )
     large = graph.add(
@@ -315,7 +327,8 @@ def full_pipeline(graph: Graph) -> None:
     model, vae, positive, negative = stage
     graph.column("2. T2V VCD", 340)
     graph.note(
-        "The three stages of the paper with its settings, and FreeU as in the release's graph. Look at the frames before you "
+        "The three stages of the paper with its settings, and FreeU as in the release's graph. Look at the frames "
+        "before you "
         "let the later stages run: bypass them (Ctrl+B) while you look for a seed."
     )
     frames = sample_column(graph, stage)
@@ -346,7 +359,8 @@ def two_people(graph: Graph) -> None:
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     graph.column("2. Two identities", 360)
     graph.note(
-        "`<name>` in a prompt is the identity of that file name: train and save two, `my_id` and `her_id`, each with its class word. "
+        "`<name>` in a prompt is the identity of that file name: train and save two, `my_id` and `her_id`, each with "
+        "its class word. "
         "Left and right are those of the picture."
     )
     left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=170)
@@ -385,7 +399,8 @@ def long_clip(graph: Graph) -> None:
     )
     graph.column("2. Sixty-four frames", 360)
     graph.note(
-        "The motion module sees 16 frames at a time; ComfyUI's context windows let them overlap. The noise prior runs through the "
+        "The motion module sees 16 frames at a time; ComfyUI's context windows let them overlap. The noise prior runs "
+        "through the "
         "whole clip: lively at first (0.05), calmer from frame 32 on, until 0.2 at frame 40 (a gamma schedule)."
     )
     model = graph.add(
@@ -403,7 +418,8 @@ def emotions(graph: Graph) -> None:
     stage = model_column(graph, "0: photo of V*, smiling, happy face | 8: photo of V*, angry face")
     graph.column("2. Sixteen frames", 360)
     graph.note(
-        "The prompt is a schedule: frames 0 to 7 smile, from frame 8 on they are angry (the paper's figure 10). `blend` lets one "
+        "The prompt is a schedule: frames 0 to 7 smile, from frame 8 on they are angry (the paper's figure 10). "
+        "`blend` lets one "
         "go over into the other. Learned emotions work as well: `embedding:angry` in the prompt."
     )
     save_column(graph, sample_column(graph, stage), "emotions")
@@ -418,8 +434,10 @@ def evaluate(graph: Graph) -> None:
     references = graph.add("LoadImage", title="A picture of the subject", tall=330)
     graph.column("1. What judges", 360)
     graph.note(
-        "CLIP's picture half and DINOv2 in `models/clip_vision`, CLIP's text half in `models/text_encoders`: one file of OpenAI "
-        "holds both halves. They come as model.safetensors: save them under the names shown here. Delete the loader of what you "
+        "CLIP's picture half and DINOv2 in `models/clip_vision`, CLIP's text half in `models/text_encoders`: one file "
+        "of OpenAI "
+        "holds both halves. They come as model.safetensors: save them under the names shown here. Delete the loader "
+        "of what you "
         "leave out: the figures that need it are named instead."
     )
     vision = graph.add("CLIPVisionLoader", clip_name=CLIP_L[0])

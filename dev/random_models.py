@@ -268,7 +268,8 @@ def write_once(path: Path, kind: str, **arguments: Any) -> Path:
 
 
 def full_size(models: Path) -> dict[str, str]:
-    """The names of a random SD 1.5 checkpoint and motion module of full size, made once, each by a process of its own."""
+    """The names of a random SD 1.5 checkpoint and motion module of full size, made once, each by a process of its
+    own."""
     files = {"sd15": models / "checkpoints" / "random_sd15.safetensors"}
     files["motion"] = models / "animatediff_models" / "random_mm_v2.safetensors"
     for kind, path in files.items():

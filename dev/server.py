@@ -160,7 +160,8 @@ class Server:
         raise TimeoutError(f"The graph was not done within {timeout:.0f} s.\n{self.log_tail()}")
 
     def wait_for_all(self, timeout: float = 600) -> dict[str, Any]:
-        """The history entry of the last graph, once nothing is queued: the page shows outputs before a graph is finished."""
+        """The history entry of the last graph, once nothing is queued: the page shows outputs before a graph is
+        finished."""
         deadline = time.monotonic() + timeout
         while any(self.get("/queue").values()):
             if time.monotonic() > deadline:

@@ -59,7 +59,8 @@ class Studio:
 
     @cached_property
     def moving_tiles(self) -> Any:
-        """The model with its motion module, for tiles: the frames alone know enlarged pictures too little to end it early."""
+        """The model with its motion module, for tiles: the frames alone know enlarged pictures too little to end it
+        early."""
         return self.with_motion(1.0)
 
     def with_motion(self, end: float) -> Any:
@@ -109,7 +110,8 @@ class Studio:
         sampler: str = tiny.SAMPLER,
         cfg: float = tiny.CFG,
     ) -> torch.Tensor:
-        """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's own."""
+        """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's
+        own."""
         sampling, prior = self.module("nodes.host.sampling"), self.module("vcd_core.noise")
         door = self.module("nodes.host.noise")
         noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)

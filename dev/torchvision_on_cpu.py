@@ -1,8 +1,9 @@
 """Lets PyPI's torchvision (built for CUDA) be imported beside a torch built for the CPU.
 
 Its compiled extension cannot load there, and then two operator schemas are missing that torchvision looks up by name
-while it is imported.  ``dev.host`` installs this file into the development host's environment, where it declares them just
-before torchvision is first imported.  What torchvision writes in Python works; what needs the extension still raises.
+while it is imported.  ``dev.host`` installs this file into the development host's environment, where it declares them
+just before torchvision is first imported.  What torchvision writes in Python works; what needs the extension still
+raises.
 """
 
 import importlib.abc

@@ -5,8 +5,8 @@
     frames128  the same weights at 128x128, all framings, then captions with parts left out
     motion     AnimateDiff-layout motion modules on the frozen frames
 
-Each stage has a budget of minutes, saves its state every few minutes, and goes on from there when run again; a larger budget
-trains a finished stage further.  Logs, states and contact sheets lie in ``--folder`` (default ``.host/tiny``);
+Each stage has a budget of minutes, saves its state every few minutes, and goes on from there when run again; a larger
+budget trains a finished stage further.  Logs, states and contact sheets lie in ``--folder`` (default ``.host/tiny``);
 ``export`` writes the weights that the pack ships.
 """
 
@@ -43,8 +43,8 @@ from .host import HOST, PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
-# minutes of each of two processes that learn as many pictures as the shipped weights saw; one process had 24 minutes of frames64, 138 of
-# frames128 and 117 of motion, each for half as many pictures a minute
+# minutes of each of two processes that learn as many pictures as the shipped weights saw; one process had 24 minutes of
+# frames64, 138 of frames128 and 117 of motion, each for half as many pictures a minute
 BUDGETS = {"vae": 15.0, "frames64": 12.0, "frames128": 180.0, "motion": 294.0}
 SAVE_EVERY = 180.0  # seconds
 NOISY = 600  # from this time on layout and colours are decided, before it eyes and glasses
@@ -54,7 +54,9 @@ SETTLED = 750  # below this time one sees where people stand
 # shares of clips: how people move is decided early, what heads look like after it
 CLIP_TIMES = ((0, 400, 0.2), (400, SETTLED, 0.5), (SETTLED, 1000, 0.3))
 STILL = 0.3  # what a clip's mean frame counts from t = 400 on, beside one for what changes from frame to frame
-LIVELY = 0.25  # how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a quarter
+# how much the latents of a clip change over its frames when its people walk or jump; a hand that waves changes a
+# quarter
+LIVELY = 0.25
 LOUDEST = 4.0  # what a clip that changes less counts at most
 OFTEN = {"waving": 3, "jumping": 3, "walking": 2, "standing": 2}  # shares of the clips that are learned, by action
 STARTS = {"frames128": tiny.MODEL_FILE, "motion": tiny.MOTION_FILE}  # where an earlier training got to
@@ -432,9 +434,9 @@ def pair(rng: random.Random) -> world.Clip:
 def emphasis(frame: world.Frame) -> torch.Tensor:
     """How much each latent cell [16, 16] of a frame counts: people twice, heads five times.
 
-    Most of what tells people apart - hair, glasses, hat, skin - lies in few cells of the head; what is behind them fills the
-    picture.  Only for times below ``SETTLED``: earlier, where the place is open, cells that count more make a person likely
-    wherever one may stand, and one becomes two.
+    Most of what tells people apart - hair, glasses, hat, skin - lies in few cells of the head; what is behind them
+    fills the picture.  Only for times below ``SETTLED``: earlier, where the place is open, cells that count more make a
+    person likely wherever one may stand, and one becomes two.
     """
     weights = torch.ones(world.SIZE, world.SIZE)
     for mask, (x, y, w, h) in zip(frame.masks, frame.faces, strict=True):
@@ -475,7 +477,8 @@ class Album:
 
 
 def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.ndarray]:
-    """A part of a clip's frames, enlarged up to three times: what a tile or a face crop shows; half of them at the face."""
+    """A part of a clip's frames, enlarged up to three times: what a tile or a face crop shows; half of them at the
+    face."""
     side = rng.randrange(world.SIZE * 5 // 4, world.SIZE * world.SAMPLES)
     first = world.render(clip, indices[0])
     x, y, w, h = (value * side / world.SIZE for value in first.faces[0])
@@ -493,8 +496,8 @@ def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.nda
 class Parts:
     """Latents [clips, frames, 4, 16, 16] of enlarged parts of frames with their clips.
 
-    Motion learns them at the less noisy times, those of tiles and of the later steps of faces. (Frames that learned them
-    there for 25,000 pictures drew tiles little better and eyes worse.)
+    Motion learns them at the less noisy times, those of tiles and of the later steps of faces. (Frames that learned
+    them there for 25,000 pictures drew tiles little better and eyes worse.)
     """
 
     LATEST = 400
@@ -554,7 +557,8 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None, pe
     ]
     likelihood = [MEDIUM if side == 128 and album.clips[i].framing == "medium" else 1 for i in usable]
     batch = 48 if side == 64 else 16
-    # at 128 pixels four times as many cells share a colour, so the same noise hides less of it: more of the noisiest times
+    # at 128 pixels four times as many cells share a colour, so the same noise hides less of it: more of the noisiest
+    # times
     early = (500, 0.7) if side == 64 else (NOISY, EARLY)
 
     def loss_of() -> tuple[torch.Tensor, int]:
@@ -617,7 +621,8 @@ def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side:
 
 
 class ClipAlbum:
-    """Latents of whole clips [clips, frames, 4, 16, 16] with their weights and what they show; the first eighth are pairs."""
+    """Latents of whole clips [clips, frames, 4, 16, 16] with their weights and what they show; the first eighth are
+    pairs."""
 
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
         self.pairs = range(count // 8)
@@ -638,10 +643,12 @@ class ClipAlbum:
 
 
 def clip_error(found: torch.Tensor, wanted: torch.Tensor, clean: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The squared error of one clip's v [frames, C, h, w]: its mean frame counts ``STILL``, what changes 1, or more in a calm clip.
+    """The squared error of one clip's v [frames, C, h, w]: its mean frame counts ``STILL``, what changes 1, or more in
+    a calm clip.
 
-    Each cell counts as ``weights`` [frames, h, w] say.  At noisy times most of the error is what the scene looks like, which
-    all frames share; how they differ, the movement, is lost in it, and a small movement in the larger ones of other clips.
+    Each cell counts as ``weights`` [frames, h, w] say.  At noisy times most of the error is what the scene looks like,
+    which all frames share; how they differ, the movement, is lost in it, and a small movement in the larger ones of
+    other clips.
     """
     error = found - wanted
     still, liveliness = error.mean(0), float(clean.var(0, correction=0).mean())
@@ -707,7 +714,8 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
 
     @torch.no_grad()
     def movement(action: str, t: int) -> float:
-        """The share of the held-out clips' changes from frame to frame that is found at time ``t``; below 0 it is flicker."""
+        """The share of the held-out clips' changes from frame to frame that is found at time ``t``; below 0 it is
+        flicker."""
         chosen = [i for i in range(len(shown), len(album.clips)) if album.clips[i].action == action][:6]
         missed = total = 0.0
         for i in chosen:

@@ -81,7 +81,8 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
 
 
 class Lossless(torch.nn.Module):
-    """An autoencoder that loses nothing: pixels become channels, ``times`` frames (but for the first) one latent frame."""
+    """An autoencoder that loses nothing: pixels become channels, ``times`` frames (but for the first) one latent
+    frame."""
 
     def __init__(self, times: int, cell: int) -> None:
         super().__init__()
@@ -93,13 +94,13 @@ class Lossless(torch.nn.Module):
         times, cell = self.times, self.cell
         whole = pixels[:, :, : 1 + (pixels.shape[2] - 1) // times * times]
         held = torch.cat([whole[:, :, :1]] * (times - 1) + [whole], 2)
-        b, _, f, h, w = held.shape
+        b, f, h, w = held.shape[0], *held.shape[2:]
         cells = held.reshape(b, 3, f // times, times, h // cell, cell, w // cell, cell)
         return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, -1, f // times, h // cell, w // cell)
 
     def decode(self, latents: torch.Tensor, **_: Any) -> torch.Tensor:
         times, cell = self.times, self.cell
-        b, _, f, h, w = latents.shape
+        b, f, h, w = latents.shape[0], *latents.shape[2:]
         cells = latents.reshape(b, 3, times, cell, cell, f, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
         return cells.reshape(b, 3, f * times, h * cell, w * cell)[:, :, times - 1 :]
 

@@ -158,7 +158,8 @@ def one_clip(batches: list[torch.Tensor], name: str) -> torch.Tensor:
     if len({batch.shape[1:3] for batch in batches}) == 1 and (len(batches) == 1 or all(len(b) == 1 for b in batches)):
         return torch.cat(batches)
     raise ValueError(
-        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side by side."
+        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side "
+        f"by side."
     )
 
 
@@ -201,7 +202,8 @@ class Evaluate(io.ComfyNode):
             node_id="VCD_Evaluate",
             display_name="VCD Evaluate",
             category=EVALUATE_CATEGORY,
-            description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit to the "
+            description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit "
+            "to the "
             "prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
             search_aliases=ALIASES,
             is_output_node=True,
@@ -252,7 +254,8 @@ class Compare(io.ComfyNode):
             node_id="VCD_Compare",
             display_name="VCD Compare",
             category=EVALUATE_CATEGORY,
-            description="The paper's figures for several clips in one table and one chart: which gamma, how many tokens, which "
+            description="The paper's figures for several clips in one table and one chart: which gamma, how many "
+            "tokens, which "
             "stage helped.",
             search_aliases=ALIASES,
             is_output_node=True,

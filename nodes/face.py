@@ -99,7 +99,8 @@ def which_inputs(choices: tuple[Choice, ...] = core.track.CHOICES) -> list[io.In
             "which",
             options=list(choices),
             default="all",
-            tooltip="Which faces: all, the largest, all from left to right, one by its index, or (in Face VCD Track) the one "
+            tooltip="Which faces: all, the largest, all from left to right, one by its index, or (in Face VCD Track) "
+            "the one "
             "most like a reference picture.",
         ),
         io.Int.Input("index", default=0, min=0, max=99, tooltip="For 'by index': counted from 0 from left to right."),
@@ -125,7 +126,8 @@ class FaceTrack(io.ComfyNode):
                     min=0.05,
                     max=0.99,
                     step=0.01,
-                    tooltip="The least score of a detection. A face that was found goes on where its score is two thirds of it.",
+                    tooltip="The least score of a detection. A face that was found goes on where its score is two "
+                    "thirds of it.",
                 ),
                 io.Int.Input(
                     "max_gap",
@@ -146,7 +148,8 @@ class FaceTrack(io.ComfyNode):
                     "bboxes",
                     optional=True,
                     extra_dict={"forceInput": True},
-                    tooltip="Boxes of another detector (MediaPipe, RT-DETR, SAM 3), one list for each frame. Used in place "
+                    tooltip="Boxes of another detector (MediaPipe, RT-DETR, SAM 3), one list for each frame. Used in "
+                    "place "
                     "of the built-in one.",
                 ),
                 io.Mask.Input(
@@ -287,7 +290,8 @@ class FaceCrop(io.ComfyNode):
             node_id="VCD_FaceCrop",
             display_name="Face VCD Crop",
             category=FACE_CATEGORY,
-            description="Cuts one face out as a video of its own: a window of one size that follows the face smoothly. Use "
+            description="Cuts one face out as a video of its own: a window of one size that follows the face "
+            "smoothly. Use "
             "any sampler on it, then Face VCD Paste.",
             search_aliases=ALIASES,
             inputs=[
@@ -298,7 +302,8 @@ class FaceCrop(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="For a video model: its VAE. The crops get a length and a size that it gives back as they were; "
+                    tooltip="For a video model: its VAE. The crops get a length and a size that it gives back as they "
+                    "were; "
                     "Face VCD Paste cuts the added frames off.",
                 ),
             ],
@@ -397,7 +402,8 @@ class FaceRefine(io.ComfyNode):
             node_id="VCD_FaceRefine",
             display_name="Face VCD Crop-Refine-Paste",
             category=FACE_CATEGORY,
-            description="The second stage: each face is cut out as a video, drawn anew at full size with the same model, "
+            description="The second stage: each face is cut out as a video, drawn anew at full size with the same "
+            "model, "
             "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
             search_aliases=ALIASES,
             inputs=[

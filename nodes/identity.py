@@ -37,7 +37,8 @@ class IdLoader(io.ComfyNode):
             node_id="VCD_IdLoader",
             display_name="VCD ID Loader",
             category=IDENTITY_CATEGORY,
-            description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of the kind "
+            description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
+            "the kind "
             "they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
             search_aliases=ALIASES,
             inputs=[
@@ -50,7 +51,8 @@ class IdLoader(io.ComfyNode):
                     "class_word",
                     default="",
                     placeholder="the file's own",
-                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ... Empty: the word that the "
+                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ... Empty: "
+                    "the word that the "
                     "file was trained with, where it tells one; the node shows it.",
                 ),
                 io.Float.Input(
@@ -61,7 +63,8 @@ class IdLoader(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Only for a file of several identities: the name of the one to take. Empty, such a file stops and lists "
+                    tooltip="Only for a file of several identities: the name of the one to take. Empty, such a file "
+                    "stops and lists "
                     "its names.",
                 ),
             ],
@@ -98,7 +101,8 @@ class IdLoader(io.ComfyNode):
 
 
 UNREADABLE = (
-    "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the file with letters, "
+    "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the "
+    "file with letters, "
     "digits, - and _ that no other file has, or save it with VCD ID Save"
 )
 
@@ -128,7 +132,8 @@ class IdTextEncode(io.ComfyNode):
             node_id="VCD_IdTextEncode",
             display_name="VCD ID Text Encode",
             category=IDENTITY_CATEGORY,
-            description="A prompt with identities: V* (or <name> where several are connected) stands for the tokens. Can give "
+            description="A prompt with identities: V* (or <name> where several are connected) stands for the tokens. "
+            "Can give "
             "every frame its own prompt: '0: V* smiling | 8: V* angry'. Without an identity it is CLIP Text Encode.",
             search_aliases=[*ALIASES, "prompt schedule", "batch prompt schedule", "prompt travel"],
             inputs=[
@@ -138,7 +143,8 @@ class IdTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="photo of V*",
-                    tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: '0: ... | 8: ...', or "
+                    tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: '0: "
+                    "... | 8: ...', or "
                     "one '8: ...' a line.",
                 ),
                 io.Int.Input(
@@ -146,7 +152,8 @@ class IdTextEncode(io.ComfyNode):
                     default=16,
                     min=1,
                     max=4096,
-                    tooltip="For a schedule: the number of frames of the clip. Behind AnimateDiff Motion Module a longer clip keeps the last "
+                    tooltip="For a schedule: the number of frames of the clip. Behind AnimateDiff Motion Module a "
+                    "longer clip keeps the last "
                     "prompt and a shorter one takes its part; Face VCD and Tiled VCD refuse another number.",
                 ),
                 io.Int.Input(
@@ -154,7 +161,8 @@ class IdTextEncode(io.ComfyNode):
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="For a schedule: over how many frames one prompt goes over into the next, at most from key to key. 1 switches "
+                    tooltip="For a schedule: over how many frames one prompt goes over into the next, at most from "
+                    "key to key. 1 switches "
                     "at once.",
                 ),
                 io.Autogrow.Input("ids", template=ids, optional=True, tooltip="Identities, as many as you connect."),
@@ -176,7 +184,8 @@ class IdTextEncode(io.ComfyNode):
             return io.NodeOutput(encode(clip, prompt, found))
         if keys[-1][0] >= frames:
             raise ValueError(
-                f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the length of "
+                f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the "
+                f"length of "
                 "the clip."
             )
         prompts = [encode(clip, text, found) for _, text in keys]
@@ -213,7 +222,8 @@ class IdSave(io.ComfyNode):
             node_id="VCD_IdSave",
             display_name="VCD ID Save",
             category=IDENTITY_CATEGORY,
-            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' reads too, "
+            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' "
+            "reads too, "
             "with where it comes from in its header.",
             search_aliases=ALIASES,
             is_output_node=True,

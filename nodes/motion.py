@@ -103,7 +103,8 @@ class MotionModuleNode(io.ComfyNode):
             node_id="VCD_MotionModule",
             display_name="AnimateDiff Motion Module",
             category=f"{CATEGORY}/motion",
-            description="Makes an SD 1.5 model draw the frames of a batch as one moving clip, with an AnimateDiff motion "
+            description="Makes an SD 1.5 model draw the frames of a batch as one moving clip, with an AnimateDiff "
+            "motion "
             "module (v1, v2, v3). Longer clips go through 'Context Windows (Manual)' behind it.",
             search_aliases=["animatediff", "motion module", "video", "magic me", "vcd", "motion lora"],
             inputs=[
@@ -124,7 +125,8 @@ class MotionModuleNode(io.ComfyNode):
                 io.Combo.Input(
                     "beta_schedule",
                     options=list(SCHEDULES),
-                    tooltip="The noise schedule. AnimateDiff was trained with linear betas; the model's own is brighter "
+                    tooltip="The noise schedule. AnimateDiff was trained with linear betas; the model's own is "
+                    "brighter "
                     "and less steady. A ModelSamplingDiscrete node goes before this one.",
                 ),
                 io.Combo.Input(
@@ -150,7 +152,8 @@ class MotionModuleNode(io.ComfyNode):
                 percent(
                     "end_percent",
                     1.0,
-                    "Where in the sampling the motion ends. Below 1 the last steps draw each frame's details on their own: "
+                    "Where in the sampling the motion ends. Below 1 the last steps draw each frame's details on their "
+                    "own: "
                     "sharper where a motion module blurs them, less steady where it does not.",
                 ),
             ],

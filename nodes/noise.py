@@ -116,7 +116,8 @@ class CorrelatedNoise:
         samples = input_latent["samples"]
         if samples.is_nested:
             raise ValueError(
-                "This latent holds several parts (such as a video and its sound); the noise prior knows one. Use RandomNoise."
+                "This latent holds several parts (such as a video and its sound); the noise prior knows one. Use "
+                "RandomNoise."
             )
         batch_index = input_latent.get("batch_index")
         dim = core.frame_dim(samples.ndim)
@@ -135,7 +136,8 @@ class NoisePrior(io.ComfyNode):
             display_name="3D Noise Prior",
             category=NOISE_CATEGORY,
             description="Correlated noise for SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
-            "whatever latent is sampled, pictures along the batch or video latents. FreeNoise of context windows shuffles its "
+            "whatever latent is sampled, pictures along the batch or video latents. FreeNoise of context windows "
+            "shuffles its "
             "frames: with that, use 'Apply 3D Noise Prior'.",
             search_aliases=[*ALIASES, "random noise"],
             inputs=[
@@ -175,7 +177,8 @@ class ApplyNoisePrior(io.ComfyNode):
             display_name="Apply 3D Noise Prior",
             category=NOISE_CATEGORY,
             description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
-            "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers add later. "
+            "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers "
+            "add later. "
             "Nothing else in the graph changes.",
             search_aliases=ALIASES,
             inputs=[
@@ -188,7 +191,8 @@ class ApplyNoisePrior(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Ancestral and SDE samplers add new noise at each step: correlate that too. Off, it is independent "
+                    tooltip="Ancestral and SDE samplers add new noise at each step: correlate that too. Off, it is "
+                    "independent "
                     "between frames, and each step leaves less of the prior.",
                 ),
             ],

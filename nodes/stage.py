@@ -19,7 +19,8 @@ from .host.ui import Progress
 
 
 class NotFinite(ValueError):
-    """What was drawn is not finite: the message says why, ``frames`` which, and ``drawn`` has the others, if there are any."""
+    """What was drawn is not finite: the message says why, ``frames`` which, and ``drawn`` has the others, if there are
+    any."""
 
     def __init__(self, message: str, drawn: torch.Tensor | None = None, frames: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -65,7 +66,8 @@ class Stage:
         A noise prior on the model is left out: the stage's own gamma counts here.
 
         Args:
-            patch: ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the share of a step that is done.
+            patch: ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the share of a step that is
+                done.
         """
         if self.settings.denoise == 0:
             return images

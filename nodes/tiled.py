@@ -87,7 +87,8 @@ class TiledPatch(io.ComfyNode):
             node_id="VCD_TiledPatch",
             display_name="Tiled VCD Patch",
             category=TILED_CATEGORY,
-            description="Makes any sampler denoise in tiles: at every step the model sees tiles of all frames, and their "
+            description="Makes any sampler denoise in tiles: at every step the model sees tiles of all frames, and "
+            "their "
             "predictions are blended before the sampler's update. No seams, no flicker, one noise for the whole clip.",
             search_aliases=ALIASES,
             inputs=[
@@ -110,7 +111,8 @@ class TiledDenoise(io.ComfyNode):
             node_id="VCD_TiledDenoise",
             display_name="Tiled VCD Denoise",
             category=TILED_CATEGORY,
-            description="The third stage: enlarge the clip (with an upscale model, or Lanczos), then denoise the last part "
+            description="The third stage: enlarge the clip (with an upscale model, or Lanczos), then denoise the last "
+            "part "
             "tile by tile with the same model, motion and identity, from correlated noise.",
             search_aliases=ALIASES,
             inputs=[

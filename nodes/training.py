@@ -32,7 +32,8 @@ def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | No
     for number, (picture, area) in enumerate(zip(pictures, areas or [], strict=False)):
         if area.shape == (64, 64) != picture.shape[:2] and not area.any():
             raise ValueError(
-                f"The mask of picture {number} is the empty one that Load Image gives with a picture without transparency. "
+                f"The mask of picture {number} is the empty one that Load Image gives with a picture without "
+                f"transparency. "
                 "Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load Image's mask editor."
             )
 
@@ -44,7 +45,8 @@ class IdTrainer(io.ComfyNode):
             node_id="VCD_IdTrainer",
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
-            description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the subject into "
+            description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the "
+            "subject into "
             "any model of the kind they were trained on (Magic-Me's ID module).",
             search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
             is_input_list=True,
@@ -130,7 +132,8 @@ class IdTrainer(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How often the whole picture is learned from, background included. 0: never. 1: always, as without masks.",
+                    tooltip="How often the whole picture is learned from, background included. 0: never. 1: always, "
+                    "as without masks.",
                 ),
                 io.Float.Input(
                     "noise_offset",
@@ -147,7 +150,8 @@ class IdTrainer(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Flip, turn and scale pictures (not under 96 pixels), with captions that say so ('far away', 'close up').",
+                    tooltip="Flip, turn and scale pictures (not under 96 pixels), with captions that say so ('far "
+                    "away', 'close up').",
                 ),
                 io.Float.Input(
                     "weight_decay",
@@ -171,7 +175,8 @@ class IdTrainer(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Compute layers again instead of keeping them: less memory, about a third more time, the same result.",
+                    tooltip="Compute layers again instead of keeping them: less memory, about a third more time, the "
+                    "same result.",
                 ),
             ],
             outputs=[
@@ -237,7 +242,8 @@ class IdTrainer(io.ComfyNode):
 def ready(
     images: list[torch.Tensor], masks: list[torch.Tensor] | None, settings: core.Settings
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """The pictures and masks one by one, for gradients; refused here, before any model is loaded, if they cannot be used."""
+    """The pictures and masks one by one, for gradients; refused here, before any model is loaded, if they cannot be
+    used."""
     pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
     areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
     _refuse_no_mask(pictures, areas)

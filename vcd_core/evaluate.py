@@ -1,7 +1,8 @@
 """The figures of the paper's evaluation (Magic-Me, sec. 5) over embeddings and frames, on any device.
 
 Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them.  Each
-function gives a value for each frame (or pair of frames), so that it can be drawn as a curve; the paper's figure is the mean.
+function gives a value for each frame (or pair of frames), so that it can be drawn as a curve; the paper's figure is the
+mean.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
 
 
 def _to_places(landmarks: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift [2, 3] that brings five landmarks [5, 2] nearest to where SFace and ArcFace expect them."""
+    """The turn, scale and shift [2, 3] that brings five landmarks [5, 2] nearest to where SFace and ArcFace expect
+    them."""
     found, wanted = (points @ (1, 1j) for points in (landmarks.reshape(5, 2), np.array(LANDMARKS)))
     centred = found - found.mean()
     factor = np.vdot(centred, wanted) / np.vdot(centred, centred).real  # least squares over the complex numbers
@@ -227,7 +229,8 @@ def _mean_in(values: torch.Tensor, mask: torch.Tensor | None, frame: int) -> tor
 def _same_width(frames: torch.Tensor, others: torch.Tensor) -> None:
     if frames.shape[-1] != others.shape[-1]:
         raise ValueError(
-            f"The frames' embeddings are {frames.shape[-1]} wide and the others {others.shape[-1]}: they come from models "
+            f"The frames' embeddings are {frames.shape[-1]} wide and the others {others.shape[-1]}: they come from "
+            f"models "
             "of different families, whose spaces have nothing in common. Use the two halves of one model."
         )
 

@@ -26,8 +26,8 @@ _GLOBAL = re.compile(r"(?:GLOBAL|class) ([\w.]+\.\w+)")
 def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
     """The content of a file of tensors and, of a safetensors file, its header.
 
-    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.  Beside tensors they may
-    hold the ``ParameterDict`` of the first textual inversion files.
+    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.  Beside tensors they
+    may hold the ``ParameterDict`` of the first textual inversion files.
 
     Args:
         what: what the file should be, for the message ("an embedding").
@@ -58,7 +58,8 @@ def _with_parameter_dicts() -> contextlib.AbstractContextManager[object]:
 
 
 def check_model(path: Path) -> None:
-    """Raise ``ValueError`` for what a download leaves under a model's name when it fails: a web page, a pointer, an archive.
+    """Raise ``ValueError`` for what a download leaves under a model's name when it fails: a web page, a pointer, an
+    archive.
 
     Example:
         >>> import tempfile
@@ -76,7 +77,8 @@ def check_model(path: Path) -> None:
 
 
 def why_unread(path: Path, error: Exception) -> str:
-    """Why a file is no model, in place of a library's words, some of which advise to read it in a way that runs its code."""
+    """Why a file is no model, in place of a library's words, some of which advise to read it in a way that runs its
+    code."""
     if isinstance(error, (OSError, MemoryError)):
         return f"{error}."
     start = _start(path)

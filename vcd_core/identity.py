@@ -1,8 +1,9 @@
-"""The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing, read, checked and written.
+"""The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing, read, checked and
+written.
 
-Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin, .safetensors), kohya
-bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any single tensor).  Written: safetensors that ComfyUI's
-``embedding:name`` reads, with where they come from in the header.
+Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
+.safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any
+single tensor).  Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def load(path: str | Path, token: str = "") -> IdTokens:
         token: of a file that holds several identities, the name of the one to take.
 
     Raises:
-        ValueError: a file that is not there, cannot be read, holds no token vectors, or several and ``token`` names none; the
+        ValueError: a file that is not there, cannot be read, holds no token vectors, or several and ``token`` names
+        none; the
             message says which and what was found.
     """
     path = Path(path)
@@ -114,19 +116,22 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
 
 
 def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
-    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI itself would only leave them out."""
+    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI itself would only leave them
+    out."""
     vectors = tokens.by_encoder()
     for encoder, width in widths.items():
         found = vectors.get(encoder)
         if found is None:
             raise ValueError(
                 f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for "
-                f"{' and '.join(vectors)} ({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's text "
+                f"{' and '.join(vectors)} ({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's "
+                f"text "
                 f"encoders are {', '.join(f'{k} ({w} wide)' for k, w in widths.items())}."
             )
         if found.shape[1] != width:
             raise ValueError(
-                f"The identity '{tokens.name}' is {found.shape[1]} wide and this model's {encoder} text encoder is {width} wide. "
+                f"The identity '{tokens.name}' is {found.shape[1]} wide and this model's {encoder} text encoder is "
+                f"{width} wide. "
                 "Use it with the kind of model it was made for (768: SD 1.5)."
             )
 
@@ -139,9 +144,10 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
 
     Args:
         prompt: what the user wrote.
-        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name may be
-            written as ``_``, and its accents composed or not.
-        class_words: name -> class word, left out where the user wrote it behind the mark, or behind a weight of the mark alone.
+        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name
+            may be written as ``_``, and its accents composed or not.
+        class_words: name -> class word, left out where the user wrote it behind the mark, or behind a weight of the
+            mark alone.
 
     Raises:
         ValueError: ``V*`` without an identity, or a name that is not connected.
@@ -168,7 +174,8 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
         name = names[called] if called else next(iter(identities))
-        # the text encoder looks for tokens at the beginning of a weighted part or behind a space or new line, up to a space
+        # the text encoder looks for tokens at the beginning of a weighted part or behind a space or new line, up to a
+        # space
         before, behind = prompt[: match.start()], prompt[match.end() :]
         word = class_words.get(name, "")
         word = "" if not word or _begins_with(behind, word) else f" {word}"
@@ -205,7 +212,8 @@ def parse_schedule(text: str) -> list[tuple[int, str]] | None:
 
 
 def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor:
-    """How much each key counts in each frame [frames, keys]: held, and blended linearly over ``blend`` frames before a change.
+    """How much each key counts in each frame [frames, keys]: held, and blended linearly over ``blend`` frames before a
+    change.
 
     A blend is never longer than the gap between its two keys, so each key counts wholly at its own frame.
 
@@ -257,7 +265,8 @@ def _entries(value: object) -> list[tuple[object, object]]:
 
 
 def _bundled(tensors: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
-    """The identities that a LoRA file of kohya's carries, ``bundle_emb.NAME.string_to_param.*`` or ``bundle_emb.NAME.clip_g``."""
+    """The identities that a LoRA file of kohya's carries, ``bundle_emb.NAME.string_to_param.*`` or
+    ``bundle_emb.NAME.clip_g``."""
     found: dict[str, Vectors] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_l|clip_g)", key)
@@ -284,7 +293,8 @@ def _choose(found: Mapping[str, Vectors], token: str, file: str) -> Vectors:
     if len(found) == 1:
         return next(iter(found.values()))
     raise ValueError(
-        f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several identities, write "
+        f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several "
+        f"identities, write "
         "the name of the one to take as token."
     )
 

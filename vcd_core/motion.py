@@ -1,7 +1,7 @@
 """AnimateDiff motion modules for SD 1.5 (arXiv 2307.04725): file -> modules, and where they stand in the UNet.
 
-A motion module is a small transformer over time after a block of the UNet: at every position of the feature map the frames
-attend to each other.  ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
+A motion module is a small transformer over time after a block of the UNet: at every position of the feature map the
+frames attend to each other.  ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class _Resolution(nn.Module):
 
 
 class MotionModel(nn.Module):
-    """All motion modules of a file: two at each resolution on the way down, three on the way up, one in the middle (v2).
+    """All motion modules of a file: two at each resolution on the way down, three on the way up, one in the middle
+    (v2).
 
     Args:
         info: version, channels and frames (``inspect`` reads them off a file).
@@ -315,7 +316,8 @@ def check_frames(batch: int, frames: int, longest: int) -> None:
     if frames > longest:
         raise ValueError(
             f"The clip has {frames} frames at once, and this motion module was made for at most {longest}. Put "
-            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where it is there, "
+            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where "
+            "it is there, "
             "lower its context length: newer ComfyUI adds a frame to its windows."
         )
 

@@ -22,7 +22,8 @@ Gamma = float | Sequence[float]
 Layout = Literal["comfy", "magic-me"]
 LAYOUTS: tuple[Layout, ...] = ("comfy", "magic-me")
 PART_OF_A_LOOP = (
-    "The latent holds a part of a clip (its batch_index says so), and closed_loop needs the length of the whole. Sample the "
+    "The latent holds a part of a clip (its batch_index says so), and closed_loop needs the length of the whole. "
+    "Sample the "
     "whole clip, or switch closed_loop off."
 )
 
@@ -58,7 +59,8 @@ def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool
 
 
 def correlate_picked(noise: torch.Tensor, gamma: Gamma, frames: Sequence[int], dim: int = 0) -> torch.Tensor:
-    """As :func:`correlate`, where ``noise`` is that of frames picked from a clip: each pair gets its covariance in the clip.
+    """As :func:`correlate`, where ``noise`` is that of frames picked from a clip: each pair gets its covariance in the
+    clip.
 
     Args:
         noise: independent N(0, 1) values, one entry along ``dim`` for each of ``frames``.
@@ -66,8 +68,8 @@ def correlate_picked(noise: torch.Tensor, gamma: Gamma, frames: Sequence[int], d
         frames: the frames' numbers in the clip, in any order; one that is named twice has the same noise twice.
 
     Returns:
-        A new tensor with ``Sigma[frames[i], frames[j]]`` between its entries: the gammas between two neighbours multiply
-        (eq. 4), so the picked frames are an autoregression of their own.
+        A new tensor with ``Sigma[frames[i], frames[j]]`` between its entries: the gammas between two neighbours
+        multiply (eq. 4), so the picked frames are an autoregression of their own.
 
     Raises:
         ValueError: as :func:`correlate`.
@@ -103,15 +105,16 @@ def sample(
         layout: ``"comfy"`` draws as ComfyUI does, so gamma 0 equals a KSampler's own noise of that seed;
             ``"magic-me"`` draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
         closed_loop: see :func:`correlate`.
-        batch_index: which entries of the batch these are (ComfyUI's ``batch_index``): frames of the clip in 4-D shapes, clips in
-            5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in the whole; a
-            schedule then covers the frames up to that one.
+        batch_index: which entries of the batch these are (ComfyUI's ``batch_index``): frames of the clip in 4-D shapes,
+            clips in 5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in
+            the whole; a schedule then covers the frames up to that one.
 
     Returns:
         float32 noise of ``shape``.
 
     Raises:
-        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, or a part of a closed loop.
+        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, or a part of a closed
+        loop.
 
     Example:
         >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
@@ -198,8 +201,8 @@ def parse_schedule(text: str, frames: int, part: bool = False) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
     Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
-    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip: towards
-    one beyond its end the line is drawn as in a longer clip.
+    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip:
+    towards one beyond its end the line is drawn as in a longer clip.
 
     Args:
         part: the clip goes on behind these frames, so a list may too.
@@ -232,7 +235,8 @@ def _check_keys(keys: list[tuple[int, float]]) -> None:
     for (before, _), (frame, _) in itertools.pairwise(keys):
         if before >= frame:
             raise ValueError(
-                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each named once."
+                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each "
+                f"named once."
             )
     for _, value in keys:
         check_gamma(value)

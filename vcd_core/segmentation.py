@@ -1,7 +1,7 @@
 """Prompt to segmentation (Magic-Me, sec. 4.2): a class prompt becomes boxes, boxes become masks, behind one interface.
 
-A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks.  Which files are
-given decides which library runs them, so nothing is chosen silently:
+A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks.  Which files
+are given decides which library runs them, so nothing is chosen silently:
 
 ===========================================  =======================================================
 a folder with ``config.json`` (transformers)  Grounding DINO, SAM; from local files only, never a download
@@ -170,7 +170,8 @@ def check_found(found: Sequence[Found], if_none: IfNone) -> None:
     if empty and if_none == "stop with an error":
         raise ValueError(
             f"Nothing was found in {len(empty)} of {len(found)} pictures (number {', '.join(map(str, empty[:10]))}"
-            f"{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the threshold, change the prompt, or choose an "
+            f"{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the threshold, change the prompt, or "
+            f"choose an "
             "empty or a full mask for them."
         )
 
@@ -205,7 +206,8 @@ def boxes_of(found: Sequence[Found]) -> list[list[dict[str, float | str]]]:
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu", bert: Path | None = None) -> Detector:
-    """A Grounding DINO from a transformers folder or the original ``.pth`` file (which needs ``bert``, a tokenizer's folder)."""
+    """A Grounding DINO from a transformers folder or the original ``.pth`` file (which needs ``bert``, a tokenizer's
+    folder)."""
     return _original_detector(path, device, bert) if path.is_file() else _transformers_detector(path, device)
 
 

@@ -1,7 +1,7 @@
 """Tile grids with smooth partition-of-unity weights, for denoising a large clip piece by piece (Magic-Me, sec. 4.3).
 
-A tile is a place in the last two axes; all frames of it are denoised together.  Where tiles overlap their predictions are
-blended with weights that sum to one everywhere, so a constant stays constant and no seam shows.
+A tile is a place in the last two axes; all frames of it are denoised together.  Where tiles overlap their predictions
+are blended with weights that sum to one everywhere, so a constant stays constant and no seam shows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Grid(NamedTuple):
 
 
 def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int]:
-    """Where the tiles of one axis begin: evenly spread, from 0 to ``length - tile``, overlapping by ``overlap`` or more.
+    """Where the tiles of one axis begin: evenly spread, from 0 to ``length - tile``, overlapping by ``overlap`` or
+    more.
 
     Args:
         length: the axis' length.
@@ -95,7 +96,8 @@ def blend(like: torch.Tensor, grid: Grid, parts: Iterable[torch.Tensor]) -> torc
 
 
 def shifts(step: int) -> tuple[float, float]:
-    """A grid shift for each denoising step, spread evenly over the stride (the R2 low-discrepancy sequence); 0 at step 0."""
+    """A grid shift for each denoising step, spread evenly over the stride (the R2 low-discrepancy sequence); 0 at step
+    0."""
     return (step * 0.7548776662466927) % 1, (step * 0.5698402909980532) % 1
 
 

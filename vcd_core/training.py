@@ -4,8 +4,8 @@ Only the tokens are trained; text encoder, UNet and autoencoder are frozen and r
 file knows nothing of the program around it.  The loss is the denoising error inside the subject's mask, divided by the
 mask's area, so that the background is not learned along.
 
-Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the same
-bits as one that was not.
+Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
+same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Backend(Protocol):
         """The vocabulary's vectors [k, d] of a text."""
 
     def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
-        """The context [len(captions), L, D] of captions in which ``V*`` stands for ``vectors`` [n, d]; differentiable."""
+        """The context [len(captions), L, D] of captions in which ``V*`` stands for ``vectors`` [n, d];
+        differentiable."""
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures [N, 3, H, W] in 0..1 to the model's latents [N, C, H/8, W/8]."""
@@ -94,7 +95,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: latents [B, C, h, w], masks [B, h, w], captions, sigmas [B] and noise like the latents."""
+    """What one step trains on: latents [B, C, h, w], masks [B, h, w], captions, sigmas [B] and noise like the
+    latents."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -213,7 +215,8 @@ class Training:
             value, gradient = self._gradient(batch)
         if not (math.isfinite(value) and gradient.isfinite().all()):
             raise ValueError(
-                f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with --force-fp32, or "
+                f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with "
+                f"--force-fp32, or "
                 "lower the learning rate, and go on: the state before this step is kept."
             )
         self.vectors.grad = gradient
@@ -276,7 +279,8 @@ class Training:
 
 
 def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
-    """The tokens [n, d] before training: the vectors of the initial words in turn, a little noise keeping copies apart."""
+    """The tokens [n, d] before training: the vectors of the initial words in turn, a little noise keeping copies
+    apart."""
     text = settings.initial_words.strip() or settings.class_word.strip()
     words = backend.words(text) if text else torch.empty(0, 0)
     if not len(words):
@@ -320,7 +324,8 @@ def train(
         on_step: called after each step; what it raises stops the training, its state being kept.
 
     Raises:
-        ValueError: input that cannot be trained with; see :func:`prepare`, :class:`Settings` and :meth:`Training.resume`.
+        ValueError: input that cannot be trained with; see :func:`prepare`, :class:`Settings` and
+        :meth:`Training.resume`.
 
     Example, with a backend that is no model at all:
         >>> class Mean:

@@ -1,4 +1,5 @@
-"""ControlNets that see another hint, their weights shared; hints enlarged and encoded once for all the cuts of a picture."""
+"""ControlNets that see another hint, their weights shared; hints enlarged and encoded once for all the cuts of a
+picture."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def with_hint(
     cut: Callable[[Any, torch.Tensor], torch.Tensor],
     vae: Callable[[Any], Any] = lambda control: control.vae,
 ) -> Any:
-    """A copy of a ControlNet, and of those chained before it, that sees ``cut(control, hint)`` through ``vae(control)``."""
+    """A copy of a ControlNet, and of those chained before it, that sees ``cut(control, hint)`` through
+    ``vae(control)``."""
     found = copy.copy(control)
     for name, value in vars(control).items():  # some packs bind methods to the instance
         if isinstance(value, MethodType) and value.__self__ is control:

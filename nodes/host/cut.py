@@ -1,6 +1,7 @@
 """Conditionings cut to what one call of the model sees: some frames of the clip, a tile of them, or a moving window.
 
-One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is refused
+One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is
+refused
 by name: handed on whole it would be silently wrong.
 """
 
@@ -55,7 +56,8 @@ RULES = {
     "time_context": ROWS,
     "time_conditioning": ROWS,
     # latents of the picture that is drawn
-    "concat_latent_image": OF_THE_PICTURE,  # what inpainting models are shown; without it they draw all of a window anew
+    # what inpainting models are shown; without it they draw all of a window anew
+    "concat_latent_image": OF_THE_PICTURE,
     "concat_mask": OF_THE_PICTURE,
     "c_concat": PLACES,
     "image_cond": PLACES,
@@ -225,7 +227,8 @@ class Cut:
         return values
 
     def control(self, control: Any) -> Any:
-        """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is shared."""
+        """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is
+        shared."""
         if id(control) not in self.controls:
             self.controls[id(control)] = with_hint(control, self._hint, self._vae)
         return self.controls[id(control)]
@@ -281,7 +284,8 @@ def check_conditioning(conditioning: Any, frames: int, name: str, of_video: bool
     for tensor, options in conditioning:
         if of_video and tensor.shape[0] != 1:
             raise ValueError(
-                f"{name} has {tensor.shape[0]} rows, a prompt for each frame. This video model draws all frames from one "
+                f"{name} has {tensor.shape[0]} rows, a prompt for each frame. This video model draws all frames from "
+                f"one "
                 "prompt: write one without a schedule."
             )
         for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):

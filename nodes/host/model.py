@@ -14,7 +14,8 @@ Latent = dict[str, Any]
 
 
 def predicts(model: Model) -> str:
-    """ "eps", "v" or the host's name of what else a model predicts, as it is or as a node (ModelSamplingDiscrete) told it."""
+    """ "eps", "v" or the host's name of what else a model predicts, as it is or as a node (ModelSamplingDiscrete) told
+    it."""
     kinds = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v"}
     sampling = type(model.get_model_object("model_sampling"))
     how = next(kind for kind in sampling.__mro__ if "calculate_denoised" in vars(kind))
@@ -46,7 +47,8 @@ def check_fits(model: Model, vae: Any) -> None:
     """Raise ``ValueError`` where a VAE's latents are not those that a model samples."""
     if draws_sound(model):
         raise ValueError(
-            f"This model ({kind_of(model)}) draws video and sound in one latent, which this stage cannot take apart yet. "
+            f"This model ({kind_of(model)}) draws video and sound in one latent, which this stage cannot take apart "
+            f"yet. "
             "Use a model of video alone (Wan, LTX-Video, HunyuanVideo), or SD 1.5 with a motion module."
         )
     channels, dimensions = latent_channels(model)
@@ -54,8 +56,10 @@ def check_fits(model: Model, vae: Any) -> None:
     if (found, found_dimensions) != (channels, dimensions):
         kinds = {2: "pictures", 3: "video"}
         raise ValueError(
-            f"VAE and MODEL do not fit: the VAE's latents are {kinds.get(found_dimensions, 'sound')} of {found} channels, "
-            f"the model ({kind_of(model)}) samples {kinds.get(dimensions, 'sound')} of {channels}. Load the model's own VAE."
+            f"VAE and MODEL do not fit: the VAE's latents are {kinds.get(found_dimensions, 'sound')} of {found} "
+            f"channels, "
+            f"the model ({kind_of(model)}) samples {kinds.get(dimensions, 'sound')} of {channels}. Load the model's "
+            f"own VAE."
         )
 
 

@@ -23,10 +23,11 @@ Correlate = Callable[[torch.Tensor, list[int] | None], torch.Tensor]
 
 
 def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Model:
-    """A clone whose samplers start from correlated noise, and with ``each_step`` add such; a second call replaces the first.
+    """A clone whose samplers start from correlated noise, and with ``each_step`` add such; a second call replaces the
+    first.
 
-    The sampler itself is wrapped, inside every wrapper of the model: noise that another pack draws and noise that the host's
-    FreeNoise shuffles is correlated too, whatever the order of the nodes.
+    The sampler itself is wrapped, inside every wrapper of the model: noise that another pack draws and noise that the
+    host's FreeNoise shuffles is correlated too, whatever the order of the nodes.
 
     Args:
         correlate: ``correlate(noise, frames)`` for noise of these frames of a clip, or of a whole one (None).
@@ -66,8 +67,9 @@ def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Mod
 def frames_drawn(noise: torch.Tensor, seed: int | None) -> list[int] | None:
     """Which frames of the clip that the host draws from ``seed`` the rows of ``noise`` [F, C, h, w] are.
 
-    For a latent with a ``batch_index`` (LatentFromBatch) the host draws a clip frame by frame and keeps those picked; which,
-    it tells no one, so they are drawn again until each row is found.  None: the clip from its start, or noise from elsewhere.
+    For a latent with a ``batch_index`` (LatentFromBatch) the host draws a clip frame by frame and keeps those picked;
+    which, it tells no one, so they are drawn again until each row is found.  None: the clip from its start, or noise
+    from elsewhere.
     """
     if seed is None or noise.ndim != 4 or not noise.any():
         return None
@@ -107,7 +109,8 @@ def _with_initial_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.
 
 
 def with_step_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
-    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step, in place of a noise prior on the model.
+    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step, in place of a noise prior on the
+    model.
 
     Samplers that add no noise, and those that were given a noise of their own, stay as they are.
     """
@@ -155,8 +158,8 @@ def without_noise_prior(model: Model) -> Model:
 def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """The LATENT from which a sampler that adds no noise starts exactly as it would from ``noise`` and an empty latent.
 
-    The host multiplies a non-zero latent by the model's scale factor and then asks the model's ``noise_scaling`` for the
-    starting point; both are undone here.
+    The host multiplies a non-zero latent by the model's scale factor and then asks the model's ``noise_scaling`` for
+    the starting point; both are undone here.
 
     Raises:
         ValueError: no sigmas, or a model (flow matching) whose starting point does not depend on the latent.

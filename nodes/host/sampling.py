@@ -39,7 +39,8 @@ def sample(
     settings: Sampling,
     on_step: Callable[[int, Any], None],
 ) -> torch.Tensor:
-    """Sample from ``latent`` plus ``noise`` as a KSampler does; ``on_step(step, preview)`` is called after each step."""
+    """Sample from ``latent`` plus ``noise`` as a KSampler does; ``on_step(step, preview)`` is called after each
+    step."""
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:

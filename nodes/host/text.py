@@ -101,7 +101,8 @@ def _check_complete(tokens: Tokens, rows: Rows, text: str) -> None:
             number = sum(row is not None and row.name == name for row in found)
             if number != expected or not _whole(tokens, rows):
                 raise ValueError(
-                    f"Of the {expected} tokens of an identity in the prompt {number} reach the text encoder in one piece. Put a space "
+                    f"Of the {expected} tokens of an identity in the prompt {number} reach the text encoder in one "
+                    f"piece. Put a space "
                     "before its mark; a prompt's part holds 75 tokens."
                 )
 
@@ -121,7 +122,8 @@ def _stock_tokenizer() -> Any:
 
 
 def prompt_reads(text: str, words: str, vectors: torch.Tensor, encoder: str) -> bool:
-    """Whether ComfyUI's own prompt nodes read ``text`` as these vectors [n, d] of an encoder (clip_l), then ``words``."""
+    """Whether ComfyUI's own prompt nodes read ``text`` as these vectors [n, d] of an encoder (clip_l), then
+    ``words``."""
     tokenizer = copy.copy(_stock_tokenizer())
     tokenizer.embedding_directory = folder_paths.get_folder_paths("embeddings")
     tokenizer.embedding_size, tokenizer.embedding_key = vectors.shape[1], encoder
@@ -172,8 +174,8 @@ def blend_conditioning(keys: list[Any], weights: torch.Tensor, empty: Any) -> An
     """One conditioning with a row for each frame.
 
     Args:
-        keys: the conditioning of each key: entries [1, tokens, width] with their options; a CLIP with hooks gives several,
-            each for its part of the sampling.
+        keys: the conditioning of each key: entries [1, tokens, width] with their options; a CLIP with hooks gives
+            several, each for its part of the sampling.
         weights: [frames, keys], how much each counts in each frame.
         empty: the empty prompt's conditioning, to bring shorter rows to the longest.
 
@@ -202,7 +204,8 @@ def _blend(entries: list[Any], weights: torch.Tensor, filler: torch.Tensor) -> A
             options[name] = (counts > 0).to(masks.dtype)  # a token that counts in a frame is seen there
         elif not _all_same(values):
             raise ValueError(
-                f"This text encoder gives '{name}' with each prompt, which a schedule cannot give to each frame. Use one prompt "
+                f"This text encoder gives '{name}' with each prompt, which a schedule cannot give to each frame. Use "
+                f"one prompt "
                 "for the whole clip."
             )
     return [rows, options]
@@ -228,8 +231,8 @@ def _all_same(values: list[Any]) -> bool:
 def with_rows_held(model: Model, key: str) -> Model:
     """A clone that gives conditionings with a row for each frame as many rows as the clip that is sampled has frames.
 
-    Where the clip is longer the last row holds, where it is shorter it takes its part; the host would begin anew, and in
-    context windows with each of them.
+    Where the clip is longer the last row holds, where it is shorter it takes its part; the host would begin anew, and
+    in context windows with each of them.
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]

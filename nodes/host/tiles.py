@@ -26,8 +26,8 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
     It wraps the host's ``calc_cond_batch``: inside context windows in time, outside everything that happens for one
-    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.  The host frees memory
-    for a tile before it samples, not for the whole picture.
+    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.  The host frees
+    memory for a tile before it samples, not for the whole picture.
 
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
@@ -157,7 +157,8 @@ class _Step:
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:
-    """Conditionings apart by the weight hooks of their entries, so that weights are swapped once a step and not for each tile.
+    """Conditionings apart by the weight hooks of their entries, so that weights are swapped once a step and not for
+    each tile.
 
     One group where entries have the same hooks, or where some hold only where no other does (``default``).
     """
@@ -174,8 +175,10 @@ def by_hooks(conds: list[Any]) -> list[list[Any]]:
 def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], model_options: dict[str, Any]) -> int:
     """How many tiles fit into memory together.
 
-    One on a CPU, which gains nothing, where conditionings differ by place or have rows that are not those of the frames,
-    which the host repeats over the whole stack, or where other packs patch the attention: they may give each frame its own
+    One on a CPU, which gains nothing, where conditionings differ by place or have rows that are not those of the
+    frames,
+    which the host repeats over the whole stack, or where other packs patch the attention: they may give each frame its
+        own
     (IPAdapter) and would take a stack of tiles for one long clip.
     """
     options = model_options.get("transformer_options", {})

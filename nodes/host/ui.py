@@ -28,7 +28,8 @@ def stop_if_asked() -> None:
 
 
 def ui_text(text: str) -> dict[str, tuple[str]]:
-    """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes only."""
+    """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes
+    only."""
     say(text)
     return {"text": (text,)}
 
@@ -43,7 +44,8 @@ def say(text: str) -> None:
 
 
 def warn(text: str | None) -> None:
-    """Say ``text`` in the log and in the node that is running; None: what it was told by an earlier run holds no more."""
+    """Say ``text`` in the log and in the node that is running; None: what it was told by an earlier run holds no
+    more."""
     context = get_executing_context()
     node = context.node_id if context is not None else ""
     if text:

@@ -24,7 +24,8 @@ def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
         parts.append(clip_vision.encode_image(part[..., :3])["image_embeds"].float().cpu())
     if parts[0].ndim != 2:
         raise ValueError(
-            f"This CLIP vision model ({vision_kind(clip_vision)}) gives no single embedding of a picture; expected a CLIP "
+            f"This CLIP vision model ({vision_kind(clip_vision)}) gives no single embedding of a picture; expected a "
+            f"CLIP "
             "(ViT-L/14, ViT-H) or, for DINO, a DINOv2."
         )
     return torch.cat(parts)
@@ -50,7 +51,8 @@ def embed_text(clip: Any, text: str) -> torch.Tensor:
     weight = projection.weight.detach().float().cpu()
     if not _is_projection(weight) or _files_lack(clip, "text_projection"):
         raise ValueError(
-            "This CLIP came without a text projection (checkpoints of SD 1.5 and the usual clip_l.safetensors leave it out), so "
+            "This CLIP came without a text projection (checkpoints of SD 1.5 and the usual clip_l.safetensors leave "
+            "it out), so "
             "CLIP-T would be meaningless. Load OpenAI's clip-vit-large-patch14 with 'Load CLIP' for it."
         )
     return pooled @ weight.T
@@ -80,8 +82,8 @@ def _files_lack(clip: Any, layer: str) -> bool:
 def _files_of(clip: Any) -> list[str]:
     """The files that a CLIP was loaded from; none where the host does not know them.
 
-    To load a model once more it keeps a function and its arguments. The first of these is a checkpoint's file, or the list
-    of a text encoder's files; loaders of other packs may keep something else.
+    To load a model once more it keeps a function and its arguments. The first of these is a checkpoint's file, or the
+    list of a text encoder's files; loaders of other packs may keep something else.
     """
     _, arguments, *_ = getattr(clip.patcher, "cached_patcher_init", None) or (None, ())
     first = arguments[0] if arguments else ()

@@ -1,7 +1,7 @@
 """Every bundled graph, exported to API form by the page itself, runs on the newest and on the oldest supported host.
 
-SD 1.5 and its motion module are random ones of full size, at 64 pixels and one or two steps; identities are random; weights of
-other models that are not to be had are left out of the graph where it runs without them.
+SD 1.5 and its motion module are random ones of full size, at 64 pixels and one or two steps; identities are random;
+weights of other models that are not to be had are left out of the graph where it runs without them.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Prompt schedules: every form in which people write their keys, what is no schedule, and how much a key counts in a frame."""
+"""Prompt schedules: every form in which people write their keys, what is no schedule, and how much a key counts in a
+frame."""
 
 import pytest
 import torch

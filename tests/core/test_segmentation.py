@@ -1,4 +1,5 @@
-"""Prompt to segmentation: planted answers, and the real classes at tiny random size against their library's pipeline."""
+"""Prompt to segmentation: planted answers, and the real classes at tiny random size against their library's
+pipeline."""
 
 import inspect
 import json

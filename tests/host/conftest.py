@@ -50,7 +50,8 @@ class Bench:
         return lambda: log.read_bytes()[mark:].decode(errors="replace")
 
     def tensors(self, graph, *nodes, timeout=600):
-        """Run ``graph`` and return what each node output holds: latents and conditioning as they are, images as tensors."""
+        """Run ``graph`` and return what each node output holds: latents and conditioning as they are, images as
+        tensors."""
         names = [next(self.names) for _ in nodes]
         for name, node in zip(names, nodes, strict=True):
             graph.VCDTest_Save(name=name, value=node)

@@ -49,7 +49,8 @@ def three_ways(graph, model, positive, negative, gamma, **more):
 
 
 def given_noise(graph, model, positive, negative, latent, step=False):
-    """The noise that a sampler of ``model`` is given to start from (of unit variance), or with ``step`` to add at a step."""
+    """The noise that a sampler of ``model`` is given to start from (of unit variance), or with ``step`` to add at a
+    step."""
     sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
     return graph.SamplerCustom(
         model=model, positive=positive, negative=negative, latent_image=latent, sigmas=sigmas, cfg=1.0, add_noise=True,

@@ -1,4 +1,5 @@
-"""What may be chosen by name, and where it lies: nodes/host/files.py with ComfyUI's own folder_paths, on real folders."""
+"""What may be chosen by name, and where it lies: nodes/host/files.py with ComfyUI's own folder_paths, on real
+folders."""
 
 import importlib.util
 import os

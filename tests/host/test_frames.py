@@ -1,4 +1,5 @@
-"""Frames in and out of the stages, with the host's own classes in this process: NaN, transparency, device and precision."""
+"""Frames in and out of the stages, with the host's own classes in this process: NaN, transparency, device and
+precision."""
 
 import math
 

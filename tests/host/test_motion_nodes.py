@@ -357,7 +357,8 @@ LOADING = [
 
 @pytest.mark.parametrize(("owner", "name"), LOADING, ids=[name for _, name in LOADING])
 def test_whatever_fails_while_loading_the_unet_is_as_it_was(here, monkeypatch, owner, name):
-    """The function fails at its first call, and at later ones: with the motion module's weights, then with the UNet's."""
+    """The function fails at its first call, and at later ones: with the motion module's weights, then with the
+    UNet's."""
     import comfy.model_base
     import comfy.model_management
     import comfy.utils

@@ -1,4 +1,5 @@
-"""The pack as a whole: it loads without its optional libraries, imports nothing heavy, and its graphs run on every host."""
+"""The pack as a whole: it loads without its optional libraries, imports nothing heavy, and its graphs run on every
+host."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""Prompt to Segmentation in graphs queued on the real server: real classes of tiny random size, found in the model folders."""
+"""Prompt to Segmentation in graphs queued on the real server: real classes of tiny random size, found in the model
+folders."""
 
 import shutil
 

@@ -18,7 +18,8 @@ def latent(graph, width, height, frames=FRAMES, seed=9):
 
 
 def noise(graph, model, width, height, frames=FRAMES):
-    """What sampling starts from, as a latent: a part of it can be drawn alone with the noise that it has in the whole."""
+    """What sampling starts from, as a latent: a part of it can be drawn alone with the noise that it has in the
+    whole."""
     sigmas = graph.BasicScheduler(model=model, scheduler="normal", steps=STEPS, denoise=1.0)
     more = {"model": model, "sigmas": sigmas, "layout": "comfy"}
     return graph.VCD_NoisePriorLatent(width=width, height=height, frames=frames, gamma=0.0, seed=9, **more)
@@ -89,7 +90,8 @@ def test_each_tile_is_cut_and_put_back_in_its_place_under_any_sampler(bench, tin
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_tiles_are_blended_by_the_weights_of_each_steps_grid(bench, tiny, sampler):
-    """The last step's answer is the picture (uni_pc leaves a thousandth of the noise); each tile's is the same everywhere."""
+    """The last step's answer is the picture (uni_pc leaves a thousandth of the noise); each tile's is the same
+    everywhere."""
     graph, model, _, positive, negative = tiny()
     known = graph.VCDTest_KnownAnswer(model=model, places=True)
     patches = [patch(graph, known, 96, 32), patch(graph, known, 96, 32, shift_grid=True)]
@@ -277,7 +279,8 @@ def test_an_upscale_model_enlarges_and_makes_its_tiles_smaller_when_memory_runs_
 
 
 def test_areas_are_places_in_the_clip(bench, tiny):
-    """Each half is drawn by its prompt (the VAE lets them touch a little); before their enlargement both would lie in one tile."""
+    """Each half is drawn by its prompt (the VAE lets them touch a little); before their enlargement both would lie in
+    one tile."""
     graph, model, vae, positive, negative = tiny()
     images = pictures(graph, vae, 128, 64, 2)
     other = graph.CLIPTextEncode(clip=[model[0], 1], text="one woman and another thing entirely")

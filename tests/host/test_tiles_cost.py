@@ -1,4 +1,5 @@
-"""What tiles spend beside the model's own work: hints are encoded once, weights swapped once for each hook group and step."""
+"""What tiles spend beside the model's own work: hints are encoded once, weights swapped once for each hook group and
+step."""
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_weights_are_swapped_once_for_each_hook_group_and_step(pack, models, inf
 
 
 def test_prompts_with_hooks_blend_as_without_tiles(pack, models, inference):
-    """Two masked prompts with hooks and one for all: a tile as large as the picture, and tiles whose masks are constant."""
+    """Two masked prompts with hooks and one for all: a tile as large as the picture, and tiles whose masks are
+    constant."""
     left = torch.zeros(1, 64, 128)
     left[:, :, :64] = 1
     one, other = hooked(pack, models, "a man", 1), hooked(pack, models, "a woman", 2)

@@ -1,4 +1,5 @@
-"""Face VCD: find faces (``detect``), follow them (``track``), cut them out and put them back (``crop``), in turns (``plan``)."""
+"""Face VCD: find faces (``detect``), follow them (``track``), cut them out and put them back (``crop``), in turns
+(``plan``)."""
 
 from . import crop, detect, plan, track
 

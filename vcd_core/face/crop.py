@@ -1,7 +1,7 @@
 """Cut a face video out of a clip and put it back: windows of one size that follow a track at sub-pixel precision.
 
-Crops are resampled once, with antialiasing, reflecting at the border.  Paste adds the change that the refinement made, so
-what was not changed comes back exactly, and outside the feathered region nothing changes, bit for bit.
+Crops are resampled once, with antialiasing, reflecting at the border.  Paste adds the change that the refinement made,
+so what was not changed comes back exactly, and outside the feathered region nothing changes, bit for bit.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def windows(
 
 
 def crop_size(side: int, aspect: float = 1.0, step: int = 8) -> Size:
-    """Height and width, multiples of ``step``, of a crop with ``side`` squared pixels and this aspect (width over height).
+    """Height and width, multiples of ``step``, of a crop with ``side`` squared pixels and this aspect (width over
+    height).
 
     Example:
         >>> crop_size(512), crop_size(512, 1.5)
@@ -106,9 +107,9 @@ def paste(
 ) -> torch.Tensor:
     """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was.
 
-    Pastes build on each other: what is added to ``out`` is the change from ``images``, and where the regions of neighbours
-    overlap each pixel goes to the face that is nearer, with a soft border between them.  So no face erases another, and the
-    order does not matter.
+    Pastes build on each other: what is added to ``out`` is the change from ``images``, and where the regions of
+    neighbours overlap each pixel goes to the face that is nearer, with a soft border between them.  So no face erases
+    another, and the order does not matter.
 
     Args:
         images: the clip that was cropped, IMAGE [F, H, W, C].
@@ -161,7 +162,8 @@ def check_count(refined: int, cropped: int) -> None:
 
 
 def _blend(target: torch.Tensor, base: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:
-    """Write ``value`` into ``target`` as far as ``mask`` goes; what an earlier paste changed of ``base`` stays under it."""
+    """Write ``value`` into ``target`` as far as ``mask`` goes; what an earlier paste changed of ``base`` stays under
+    it."""
     mask, value = mask.to(target), value.to(target)
     built_on = target * (1 - mask) + value * mask
     changed = target != base

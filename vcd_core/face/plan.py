@@ -12,7 +12,8 @@ from .track import Choice, Faces, Track, choose, most_at_once, people
 
 @dataclass(frozen=True)
 class Turn:
-    """One face's turn: its track, the windows that follow it, those of all other faces, and whom it shows (0: the leftmost)."""
+    """One face's turn: its track, the windows that follow it, those of all other faces, and whom it shows (0: the
+    leftmost)."""
 
     track: Track
     windows: Windows

@@ -1,7 +1,7 @@
 """Detections to tracks: who is who from frame to frame, short gaps bridged, paths smoothed without lag.
 
-A track is one face over consecutive frames.  Linking is an optimal assignment between the tracks' predicted places and the
-detections of the next frame, by overlap, distance, size and look, so that two people who cross keep their names.
+A track is one face over consecutive frames.  Linking is an optimal assignment between the tracks' predicted places and
+the detections of the next frame, by overlap, distance, size and look, so that two people who cross keep their names.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ def link(
         cuts: frames that begin a new scene; no track goes across.
         max_gap: a face may be missing for this many frames and still be the same track.
         min_length: tracks detected in fewer frames are dropped (never more than the clip has).
-        sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in most
+        sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in
+            most
             of its own: a hand looks like a face for a moment. 0 takes every detection at its word.
-        threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns away
-            or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv 2110.06864).
+        threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns
+            away or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv
+            2110.06864).
 
     Example:
         >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
@@ -112,7 +114,8 @@ def link(
         taken: set[int] = set()
         if cost.size:
             for row, column in zip(*linear_sum_assignment(cost), strict=True):
-                # what was given by a box or mask alone in its frame is the one thing that is followed, however far it went
+                # what was given by a box or mask alone in its frame is the one thing that is followed, however far it
+                # went
                 alone = sure == 0 and cost.shape == (1, 1)
                 if alone or cost[row, column] < _FAR:
                     open_tracks[row].add(frame, faces[column], views[column])
@@ -245,8 +248,8 @@ def scene_cuts(images: torch.Tensor, threshold: float = 0.12) -> list[int]:
 def smooth(path: np.ndarray, strength: float = 0.85) -> np.ndarray:
     """A path [n, d] filtered forward and backward (Butterworth, 2nd order), so that it does not lag.
 
-    ``strength`` 0 keeps the path; towards 1 the slowest motion alone is left.  What is filtered is the path's distance from
-    its line of best fit, so a steady motion is followed exactly at any length.
+    ``strength`` 0 keeps the path; towards 1 the slowest motion alone is left.  What is filtered is the path's distance
+    from its line of best fit, so a steady motion is followed exactly at any length.
 
     Example:
         >>> steady = np.arange(5.0)[:, None] * 16
@@ -308,8 +311,9 @@ def choose(
 def people(tracks: Sequence[Track]) -> list[int]:
     """Which person each track shows, counted from 0 from left to right.
 
-    A face that was lost for longer than the tracker bridges comes back as a new track: one that begins about where another
-    ended, at about its size, is the same person. Behind a cut somebody else may stand there, so it must look alike, too.
+    A face that was lost for longer than the tracker bridges comes back as a new track: one that begins about where
+    another ended, at about its size, is the same person. Behind a cut somebody else may stand there, so it must look
+    alike, too.
 
     Example:
         >>> def track(start, x):
@@ -364,7 +368,8 @@ def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
 
 
 def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
-    """A mask [F, H, W] of all tracked faces, each smoothed box enlarged to ``factor`` times its side (hair and neck)."""
+    """A mask [F, H, W] of all tracked faces, each smoothed box enlarged to ``factor`` times its side (hair and
+    neck)."""
     masks = torch.zeros(faces.frames, faces.height, faces.width)
     for track in faces.tracks:
         for frame, (x, y, w, h) in zip(track.frames, smooth_boxes(track.boxes), strict=True):
@@ -407,7 +412,8 @@ def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list
         x, y, w, h = face.box
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             raise ValueError(
-                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect the "
+                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect "
+                f"the "
                 "images that the detector saw."
             )
     return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]

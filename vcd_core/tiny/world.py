@@ -1,8 +1,8 @@
 """A procedural cartoon world: people with nameable attributes in scenes, 128x128, 16 frames at 8 fps.
 
-Everything is deterministic by seed, and every frame comes with its exact person mask and face box, so a measurement made
-on this world has a ground truth.  Faces have the proportions and the shading that a face detector trained on photographs
-looks for.
+Everything is deterministic by seed, and every frame comes with its exact person mask and face box, so a measurement
+made on this world has a ground truth.  Faces have the proportions and the shading that a face detector trained on
+photographs looks for.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def identities(count: int, seed: int = 0) -> list[Person]:
 
 
 def describe(person: Person, keep: float = 1.0, rng: random.Random | None = None) -> str:
-    """A person's caption: "pale man with short red hair, glasses, red cap, green shirt"; each part kept with ``keep``."""
+    """A person's caption: "pale man with short red hair, glasses, red cap, green shirt"; each part kept with
+    ``keep``."""
     rng = rng or random.Random(0)
     kept = lambda: keep >= 1 or rng.random() < keep  # noqa: E731
     head = f"{person.skin} {person.class_word}" if kept() else person.class_word
@@ -233,7 +234,8 @@ def _phase(clip: Clip, number: int) -> random.Random:
 def _beat(index: int) -> float:
     """The phase of an action's movement, two rounds in 16 frames; every clip begins with it.
 
-    A beginning drawn at random would have to be agreed on by all frames of a clip while they are still noise, which is more
+    A beginning drawn at random would have to be agreed on by all frames of a clip while they are still noise, which is
+    more
     than a small motion module learns: its people spread their arms and did not rise.
     """
     return 4 * math.pi * index / FRAMES

@@ -216,7 +216,8 @@ class Told(io.ComfyNode):
 
 
 class KnownAnswer(io.ComfyNode):
-    """A model whose answer is known: that of each cell follows from the cell alone, or (``places``) is its place in the picture seen."""
+    """A model whose answer is known: that of each cell follows from the cell alone, or (``places``) is its place in the
+    picture seen."""
 
     @classmethod
     def define_schema(cls):
@@ -360,7 +361,8 @@ class NoNumbers(io.ComfyNode):
 
 
 class Looks(io.ComfyNode):
-    """Stands for a CLIP vision model: its embedding of a picture is the picture's mean colour, without its brightness."""
+    """Stands for a CLIP vision model: its embedding of a picture is the picture's mean colour, without its
+    brightness."""
 
     @classmethod
     def define_schema(cls):
@@ -376,7 +378,8 @@ class Looks(io.ComfyNode):
 
 
 class Vision(io.ComfyNode):
-    """The host's own CLIP vision and DINOv2 classes, small and with random weights; ``cancel``: the user does, at the first pictures."""
+    """The host's own CLIP vision and DINOv2 classes, small and with random weights; ``cancel``: the user does, at the
+    first pictures."""
 
     @classmethod
     def define_schema(cls):
@@ -459,7 +462,8 @@ class UnweightedClip(io.ComfyNode):
 
 
 class MaskedText(io.ComfyNode):
-    """Stands for a text encoder that masks tokens: one token a word and an end, each with the number of tokens as its values."""
+    """Stands for a text encoder that masks tokens: one token a word and an end, each with the number of tokens as its
+    values."""
 
     @classmethod
     def define_schema(cls):
