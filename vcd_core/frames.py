@@ -17,15 +17,13 @@ def check_finite(images: torch.Tensor, name: str = "images") -> None:
         >>> check_finite(clip)
         Traceback (most recent call last):
         ...
-        ValueError: images hold NaN or infinite values in frame 2. A VAE in half precision may give them: start ComfyUI
-        \
+        ValueError: images hold NaN or infinite values in frame 2. A VAE in half precision may give them: start ComfyUI \
 with --fp32-vae and decode again.
     """
     broken = broken_frames(images)
     if broken:
         raise ValueError(
-            f"{name} hold NaN or infinite values in {named(broken)}. A VAE in half precision may give them: start "
-            f"ComfyUI "
+            f"{name} hold NaN or infinite values in {named(broken)}. A VAE in half precision may give them: start ComfyUI "
             "with --fp32-vae and decode again."
         )
 
