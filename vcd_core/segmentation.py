@@ -222,7 +222,11 @@ def _check_folder(folder: Path, kinds: tuple[str, ...], what: str) -> None:
         raise BackEndMissing(f"{config} is not there. Put a {what} model of the transformers library into {folder}.")
     import json
 
-    found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    try:
+        files.check_model(config)
+        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise BackEndMissing(f"{config} is no description of a model, download it again: {error}") from error
     if found not in kinds:
         raise BackEndMissing(f"{folder} holds a {found or 'model of unknown kind'}, expected {what}.")
     for weights in chain(folder.glob("*.safetensors"), folder.glob("*.bin")):  # a clone without Git LFS holds pointers

@@ -107,3 +107,12 @@ def test_a_folder_of_pointers_is_told(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(POINTER)
     with pytest.raises(segmentation.BackEndMissing, match=r"model\.safetensors is a Git LFS pointer"):
         segmentation.load_segmenter(tmp_path)
+
+
+@pytest.mark.parametrize("content", [PAGE, POINTER, b"", b"[]"])
+def test_a_folder_whose_description_is_none_is_told(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(
+        segmentation.BackEndMissing, match=r"config\.json is no description of a model, download it again"
+    ):
+        segmentation.load_detector(tmp_path)
