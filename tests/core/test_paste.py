@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vcd_core.face.crop import paste, windows
+from vcd_core.face.crop import crop, paste, windows
 from vcd_core.face.track import Track
 
 HEIGHT, WIDTH, SIDE = 100, 200, 24
@@ -76,6 +76,33 @@ def test_a_paste_goes_on_what_was_changed_before():
     out = paste(scene(), torch.full((3, 160, 160, 3), 0.5), face(40.0), out=brighter.clone())
     assert (out[1, 52, 52] - 0.6).abs().max() < 0.02  # the change is added to what stands there
     assert torch.equal(out[:, :, 120:], brighter[:, :, 120:])
+
+
+def surroundings(kind):
+    """Frames with a face of strong contrast before a wall, a gradient, a texture or the dark."""
+    frame = {
+        "wall": torch.full((HEIGHT, WIDTH, 3), 0.7),
+        "gradient": scene()[0],
+        "texture": torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4,
+        "dark": torch.zeros(HEIGHT, WIDTH, 3),
+    }[kind].clone()
+    frame[44:60:4, 44:60] = 0.9
+    frame[46:60:4, 44:60] = 0.1
+    return frame.expand(3, -1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("kind", ["wall", "gradient", "texture", "dark"])
+def test_matching_colours_changes_nothing_where_nothing_was_redrawn(kind):
+    images = surroundings(kind)
+    crops = crop(images, face(40.0), (200, 200))
+    plain, matched = (paste(images, crops, face(40.0), match_colour=match) for match in (False, True))
+    assert (matched - plain).abs().max() < 1e-3
+
+
+def test_a_shift_of_brightness_is_matched_before_a_wall_too():
+    images = surroundings("wall")
+    darker = crop(images, face(40.0), (200, 200)) - 0.1
+    assert (paste(images, darker, face(40.0), match_colour=True) - images).abs().max() < 2 / 255
 
 
 def test_work_stops_where_it_is_told_to():

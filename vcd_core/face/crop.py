@@ -17,6 +17,7 @@ import torch
 from .track import Track, smooth_boxes
 
 Size = tuple[int, int]
+FLAT = 2 / 255  # a spread below this tells nothing of the contrast of what was drawn
 
 
 @dataclass
@@ -344,5 +345,7 @@ def _colour_match(
     spread, new_spread = (
         (square - mean * mean).clamp(min=0).sqrt() for mean, square in ((before, before_square), (after, after_square))
     )
-    gain = (spread / new_spread.clamp(min=1e-3)).clamp(0.5, 2.0)
+    # before a plain wall the ring has no contrast to go by
+    known = (torch.minimum(spread, new_spread) / FLAT).clamp(max=1.0)
+    gain = 1 + known * ((spread / new_spread.clamp(min=1e-6)).clamp(0.5, 2.0) - 1)
     return gain.float(), (before - gain * after).float()
