@@ -96,9 +96,14 @@ def measure(
         "temporal consistency", "cosine", lambda: core.temporal_consistency(seen), clip_vision=clip_vision,  # type: ignore[arg-type]
         more_than_one_frame=several,
     )  # fmt: skip
-    add("dynamics", "% of the diagonal a frame", lambda: core.dynamics(images), more_than_one_frame=several)
-    add("flicker", "255ths", lambda: core.flicker(images), more_than_two_frames=len(images) > 2)
-    add("sharpness", "variance of the Laplacian", lambda: core.sharpness(images))
+    add(
+        "dynamics",
+        "% of the diagonal a frame",
+        lambda: core.dynamics(images, on_frame=stop_if_asked),
+        more_than_one_frame=several,
+    )
+    add("flicker", "255ths", lambda: core.flicker(images, on_frame=stop_if_asked), more_than_two_frames=len(images) > 2)
+    add("sharpness", "variance of the Laplacian", lambda: core.sharpness(images, on_frame=stop_if_asked))
     if likeness is None:
         missing.append("face likeness: needs references and a face model")
     else:
@@ -112,10 +117,10 @@ def measure(
         seen_in = [i for i in range(len(images)) if region[i].any()]
         between = [i - 1 for i in seen_in if {i - 1, i + 1} <= set(seen_in)]
         if seen_in:
-            values = core.sharpness(images[seen_in], region[seen_in])
+            values = core.sharpness(images[seen_in], region[seen_in], stop_if_asked)
             found.append(Figure("face sharpness", values, "variance of the Laplacian"))
         if between:
-            found.append(Figure("face flicker", core.flicker(images, region)[between], "255ths"))
+            found.append(Figure("face flicker", core.flicker(images, region, stop_if_asked)[between], "255ths"))
         else:
             missing.append("face flicker: needs three frames in a row with a tracked face")
     return found, missing
@@ -124,9 +129,9 @@ def measure(
 def _face_likeness(images: torch.Tensor, references: list[torch.Tensor], model: str) -> tuple[torch.Tensor | None, str]:
     """The likeness of each face that is found, and what to say where some or all are not."""
     path = model_file(FACE_MODELS, model)
-    of_each = [core.face_embeddings(batch.cpu(), path)[0] for batch in references]
+    of_each = [core.face_embeddings(batch.cpu(), path, on_frame=stop_if_asked)[0] for batch in references]
     wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
-    found, _ = core.face_embeddings(images, path)
+    found, _ = core.face_embeddings(images, path, on_frame=stop_if_asked)
     for who, embeddings in (("reference pictures", wanted), ("clip", found)):
         if not len(embeddings):
             return None, f"face likeness: no face was found in the {who}"

@@ -196,7 +196,7 @@ class FaceTrack(io.ComfyNode):
             no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
         boxes = core.track.boxes_of(faces)
-        preview = plots.numbered_boxes(images, boxes)
+        preview = plots.numbered_boxes(images, boxes, stop_if_asked)
         mask = core.track.masks_of(faces)
         return io.NodeOutput(
             faces,

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..vcd_core import plots, segmentation
 from .host.files import add_model_folder, model_files, model_folders, model_path, models_path, refusal
 from .host.memory import make_room, torch_device
-from .host.ui import Progress
+from .host.ui import Progress, stop_if_asked
 from .inputs import CATEGORY, BoxesType
 
 DETECTORS, SEGMENTERS = "grounding-dino", "sams"
@@ -159,7 +159,7 @@ class PromptToSegmentation(io.ComfyNode):
         ]
         boxes = [segmentation.boxes_of(here) for here in found]
         overlays = [
-            plots.numbered_boxes(plots.with_masks(batch, mask), here)
+            plots.numbered_boxes(plots.with_masks(batch, mask), here, stop_if_asked)
             for batch, mask, here in zip(batches, masks, boxes, strict=True)
         ]
         pictures = [picture[None] for overlay in overlays for picture in overlay]

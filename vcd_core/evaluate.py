@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,13 @@ PAPER = {
     "CLIP-T": (0.265, 0.315),
     "temporal consistency": (0.729, 0.835),
 }
+
+
+OnFrame = Callable[[], object]  # called before each frame; what it raises stops the work
+
+
+def nothing() -> None:
+    """What happens before a frame where nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def temporal_consistency(frames: torch.Tensor) -> torch.Tensor:
     return (unit[1:] * unit[:-1]).sum(-1)
 
 
-def dynamics(images: torch.Tensor, side: int = 256) -> torch.Tensor:
+def dynamics(images: torch.Tensor, side: int = 256, on_frame: OnFrame = nothing) -> torch.Tensor:
     """How far the picture moves from frame to frame: mean optical flow (DIS) in hundredths of its diagonal, [F - 1].
 
     Args:
@@ -115,14 +123,14 @@ def dynamics(images: torch.Tensor, side: int = 256) -> torch.Tensor:
     grey = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in _grey(images)]
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     diagonal = float(np.hypot(*size))
-    lengths = [
-        np.linalg.norm(flow.calc(a, b, np.zeros((*a.shape, 2), np.float32)), axis=-1).mean()
-        for a, b in itertools.pairwise(grey)
-    ]
+    lengths = []
+    for a, b in itertools.pairwise(grey):
+        on_frame()
+        lengths.append(np.linalg.norm(flow.calc(a, b, np.zeros((*a.shape, 2), np.float32)), axis=-1).mean())
     return torch.tensor(lengths, dtype=torch.float32) / diagonal * 100
 
 
-def flicker(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def flicker(images: torch.Tensor, mask: torch.Tensor | None = None, on_frame: OnFrame = nothing) -> torch.Tensor:
     """How far each frame is from the mean of its neighbours, in 255ths, [F - 2]: change that comes and goes at once.
 
     Args:
@@ -135,12 +143,13 @@ def flicker(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Ten
     _more_than(images, 2, "Flicker")
     out = []
     for i in range(1, len(images) - 1):
+        on_frame()
         difference = (images[i] - (images[i - 1] + images[i + 1]) / 2).abs().mean(-1)
         out.append(_mean_in(difference, mask, i) * 255)
     return torch.stack(out)
 
 
-def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None, on_frame: OnFrame = nothing) -> torch.Tensor:
     """The variance of the Laplacian of the grey picture (0..255) in a region, [F].
 
     Args:
@@ -154,7 +163,9 @@ def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
     """
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=images.device)[None, None]
     out = []
-    for i, frame in enumerate(images[..., :3].float()):
+    for i, frame in enumerate(images[..., :3]):
+        on_frame()
+        frame = frame.float()
         grey = frame @ torch.tensor([0.299, 0.587, 0.114], device=frame.device) * 255
         edges = F.conv2d(F.pad(grey[None, None], (1, 1, 1, 1), mode="replicate"), kernel)[0, 0]
         middle = _mean_in(edges, mask, i)
@@ -162,7 +173,9 @@ def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
     return torch.stack(out)
 
 
-def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 0.6) -> tuple[torch.Tensor, list[int]]:
+def face_embeddings(
+    images: torch.Tensor, model: str | Path, threshold: float = 0.6, on_frame: OnFrame = nothing
+) -> tuple[torch.Tensor, list[int]]:
     """The embedding of the largest face of each picture, and which pictures have one.
 
     Args:
@@ -192,7 +205,9 @@ def face_embeddings(images: torch.Tensor, model: str | Path, threshold: float = 
         why = files.why_unread(path, error)
         raise ValueError(f"{path.name} is no face embedding model that OpenCV reads (SFace): {why}") from error
     found, which = [], []
-    for number, faces in enumerate(detect.detect(images[..., :3], threshold)):
+    for number in range(len(images)):
+        on_frame()
+        (faces,) = detect.detect(images[number : number + 1, ..., :3], threshold)
         if not faces:
             continue
         face = max(faces, key=lambda f: f.box[2] * f.box[3])

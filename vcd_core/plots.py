@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -106,8 +106,14 @@ def _scale_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, hei
     draw.text((x, y + height + 2), "0", GREY, font(13))
 
 
-def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]]]) -> torch.Tensor:
+def numbered_boxes(
+    images: torch.Tensor,
+    boxes: list[list[dict[str, float | str]]],
+    on_frame: Callable[[], object] = lambda: None,
+) -> torch.Tensor:
     """IMAGE [F, H, W, 3] with each frame's boxes (ComfyUI's BOUNDING_BOX) drawn and labelled, a colour for each label.
+
+    ``on_frame`` is called before each frame; what it raises stops the work.
 
     A label that no typeface here can write stands as its number (:func:`box_stand_ins`).
     """
@@ -115,6 +121,7 @@ def numbered_boxes(images: torch.Tensor, boxes: list[list[dict[str, float | str]
     out = torch.empty(*images.shape[:3], 3)
     line = max(1, round(min(images.shape[1:3]) / 200))
     for i, frame in enumerate(boxes):
+        on_frame()
         picture = to_pil(images[i, ..., :3])
         draw = ImageDraw.Draw(picture)
         for box in frame:

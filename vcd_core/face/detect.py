@@ -123,17 +123,22 @@ def detect(
     found: list[list[Face]] = []
     at_once = 2 if torch.device(device).type == "cpu" else 16  # on a CPU two frames' features stay in its cache
     for chunk in images[..., :3].split(at_once):
-        frames = chunk.to(device, torch.float32).movedim(-1, 1)
+        frames = chunk.to(torch.float32).movedim(-1, 1)
         rows: list[list[torch.Tensor]] = [[] for _ in chunk]
         for scale in scales:
-            for frame, kept in zip(rows, _rows_at(frames, scale, threshold), strict=True):
+            for frame, kept in zip(rows, _rows_at(frames, scale, threshold, device), strict=True):
                 frame.append(kept)
         found += [_best(torch.cat(frame), overlap) for frame in rows]
     return found
 
 
-def _rows_at(frames: torch.Tensor, scale: float, threshold: float) -> list[torch.Tensor]:
-    """The rows above the threshold of each frame, searched at ``scale``, in pixels of the frame."""
+def _rows_at(
+    frames: torch.Tensor, scale: float, threshold: float, device: torch.device | str = "cpu"
+) -> list[torch.Tensor]:
+    """The rows above the threshold of each frame, searched at ``scale``, in pixels of the frame.
+
+    Frames are shrunk where they lie: only what the detector looks at goes to its device.
+    """
     height, width = frames.shape[-2:]
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     if size != (height, width):
@@ -141,8 +146,8 @@ def _rows_at(frames: torch.Tensor, scale: float, threshold: float) -> list[torch
     if size[0] % 32 or size[1] % 32:
         frames = F.pad(frames, (0, -size[1] % 32, 0, -size[0] % 32))
     with torch.inference_mode():
-        model = load().to(frames.device)
-        rows = model(frames.to(memory_format=torch.channels_last)).cpu()
+        model = load().to(device)
+        rows = model(frames.to(device).to(memory_format=torch.channels_last)).cpu()
     factor = torch.tensor([width / size[1], height / size[0]])
     scaling = torch.cat([factor, factor, torch.ones(1), factor.repeat(5)])
     return [frame[frame[:, 4] >= threshold] * scaling for frame in rows]
