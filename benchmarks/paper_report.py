@@ -11,7 +11,7 @@ from pathlib import Path
 from vcd_core import plots
 from vcd_core.evaluate import as_number
 
-from .paper import GAMMAS, LONG, PEOPLE, PROMPTS, SEEDS, STEPS, TOKENS, Row, tokens_case
+from .paper_cases import GAMMAS, LONG, PEOPLE, PROMPTS, SEEDS, STEPS, TOKENS, Row, tokens_case
 
 UNITS = {
     "attributes": "share read right",
