@@ -510,8 +510,8 @@ def refined_faces(
         try:
             refined = stage.refine(crops, positive, cut.conditioning(negative), progress)
         except NotFinite as error:
-            kept = "some of its frames were" if error.drawn is not None else "it was"
-            logging.warning("Face VCD, face %d: %s left as before. %s", number, kept, error)
+            what = "" if error.drawn is None else "a part of "
+            logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
             refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
         pairs.append(torch.cat([crops, refined.nan_to_num()], 2))
         if refined is not crops:

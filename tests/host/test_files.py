@@ -28,8 +28,11 @@ def files(monkeypatch, tmp_path, comfy):
     spec.loader.exec_module(module)
     for name in ("input", "models"):
         (tmp_path / name).mkdir()
-    folder_paths.set_input_directory(str(tmp_path / "input"))
+    # other tests of this process may use the same module
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     yield module
     for name in set(sys.modules) - before:
         del sys.modules[name]
