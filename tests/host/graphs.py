@@ -1,5 +1,8 @@
 """Pieces of graphs in API form that several tests build on."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 FRAMES, SIZE, STEPS, SEED = 16, 64, 3, 77
 SAMPLER = {"sampler_name": "euler", "scheduler": "normal"}
 
@@ -84,3 +87,9 @@ def evolved(graph, model, file, generation, context=None):
     loaded = graph.ADE_LoadAnimateDiffModel(model_name=file)
     applied = graph.ADE_ApplyAnimateDiffModelSimple(motion_model=loaded)
     return graph.ADE_UseEvolvedSampling(model=model, beta_schedule="autoselect", m_models=applied, **more)
+
+
+def finished(coroutine):
+    """What a coroutine gives, run in a thread of its own: the page's tests leave a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 import torch
 from conftest import TINY_CHANNELS
-from graphs import SAMPLER, SIZE, empty, evolved, ksampler, motion, same, three_ways, windows
+from graphs import SAMPLER, SIZE, empty, evolved, finished, ksampler, motion, same, three_ways, windows
 
 from dev import random_models
 from dev.server import QueueError
@@ -145,7 +145,7 @@ def told(where, tiny, chain):
     sigmas = graph.BasicScheduler(model=model, scheduler="simple", steps=4, denoise=1.0)
     first = float(where.tensors(graph, sigmas)[0])
     graph.VCDTest_Save(name="told", value=sample(graph, model, positive, negative, frames=8, seed=next(seeds)))
-    texts = asyncio.run(run_and_listen(where.server, graph))
+    texts = finished(run_and_listen(where.server, graph))
     return [text for kind, text in texts if kind == "KSampler"], first
 
 
@@ -465,7 +465,7 @@ def test_oldest_host_gives_the_same_frames(bench, oldest_bench, tiny):
         ("test_sdxl.safetensors", "at 3 resolutions where SD 1.5 has 4"),
         ("test_other.safetensors", "no temporal modules"),
         ("test_broken.safetensors", "test_broken.safetensors cannot be read"),
-        ("../checkpoints/x.safetensors", "Value not in list"),
+        ("../checkpoints/x.safetensors", "is not there"),
     ],
 )
 def test_other_files_are_refused_by_what_they_are(bench, tiny, file, message):

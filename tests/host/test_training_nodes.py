@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from graphs import motion, same
+from graphs import finished, motion, same
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -63,7 +63,7 @@ def watch(bench, graph, on_step):
         if kind == "VCD_IdTrainer" and most:
             on_step(value)
 
-    asyncio.run(asyncio.wait_for(bench.server.watch(graph.prompt, progress), 300))
+    finished(asyncio.wait_for(bench.server.watch(graph.prompt, progress), 300))
 
 
 def test_trains_samples_and_plots(bench, tiny, pictures):
@@ -237,7 +237,7 @@ def test_a_linked_folder_is_listed_and_read(bench, pictures, tmp_path):
     assert "2 pictures" in str(entry["outputs"])
     for outside in ("..", "../output", "/etc"):
         graph = bench.graph()
-        with pytest.raises(QueueError, match="Value not in list"):
+        with pytest.raises(QueueError, match="is not a folder in"):
             bench.tensors(graph, graph.VCD_Pictures(folder=outside))
 
 
