@@ -480,8 +480,11 @@ def test_a_full_size_module_is_refused_by_a_small_unet_and_runs_on_a_full_one(be
     with pytest.raises(QueueError, match=r"UNet has blocks of \(32, 64, 128, 128\).*320, 640, 1280, 1280"):
         bench.tensors(graph, sample(graph, motion(graph, model, full_size["motion"]), positive, negative))
     graph, model, positive, negative = full(bench, full_size)
-    moved = sample(graph, motion(graph, model, full_size["motion"]), positive, negative, steps=1, frames=8)
-    assert bench.samples(graph, moved).isfinite().all()
+    moved, still = (
+        sample(graph, motion(graph, model, full_size["motion"], strength=s), positive, negative, steps=1, frames=8)
+        for s in (1.0, 0.0)
+    )
+    assert not same(*bench.samples(graph, moved, still), 1e-2)
 
 
 def full(bench, files):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dev import clips
 from dev.server import QueueError
+from vcd_core import plots
 
 transformers = pytest.importorskip("transformers")
 SETTINGS = {
@@ -46,10 +47,11 @@ def test_masks_boxes_and_overlay_of_a_clip(bench, models):
     graph = bench.graph()
     images = world(graph)
     found = node(graph, images)
-    images, masks, overlay = bench.tensors(graph, images, found, [found[0], 2])
+    images, masks, boxes, overlay = bench.tensors(graph, images, found, [found[0], 1], [found[0], 2])
     assert masks.shape == images.shape[:3]
-    assert set(masks.unique().tolist()) <= {0.0, 1.0}
-    assert overlay.shape == images.shape
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert [len(here) for here in boxes] == [1] * 3
+    assert torch.equal(overlay, plots.numbered_boxes(plots.with_masks(images, masks), boxes))
     assert not torch.equal(overlay, images)
 
 

@@ -94,7 +94,8 @@ def test_other_sizes_work(bench):
         graph, clip(graph, "a photo of a man in the forest", motion=False, frames=1, size=192, steps=4)
     )
     assert images.shape == (1, 192, 192, 3)
-    assert torch.isfinite(images).all()
+    red, green, blue = images.mean((0, 1, 2))
+    assert green > 0.08 + max(red, blue)  # a forest
 
 
 def test_identities_of_another_width_are_refused(bench, tiny):
