@@ -288,7 +288,7 @@ def test_short_clips_are_warned_of(bench, tiny):
     for frames in (8, 5):
         said = bench.listen()
         bench.tensors(graph, sample(graph, motion(graph, model), positive, negative, frames=frames))
-        assert ("AnimateDiff moves 5 frames" in said()) == (frames == 5)
+        assert ("AnimateDiff moves" in said()) == (frames == 5)
 
 
 def test_noise_prior_works_with_motion(bench, tiny):
