@@ -94,7 +94,7 @@ def test_the_loaders_text_is_for_stock_nodes(bench, tiny):
 
 def test_the_loader_says_what_it_has_read(bench):
     graph = bench.graph()
-    loaded = load(graph, "bert")
+    loaded = load(graph, "bert", "man", 0.9)  # no other test's: a node that is answered from the cache says nothing
     graph.PreviewAny(source=[loaded[0], 1])
     shown = bench.server.run(graph.prompt)["outputs"]
     assert shown[loaded[0]]["text"] == [f"2 tokens; clip_l width {TINY_TEXT}, norm 0.40"]

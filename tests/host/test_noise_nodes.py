@@ -174,8 +174,10 @@ def test_frames_that_were_picked_are_found_in_any_order(bench, tiny, index, size
     noise = graph.VCD_NoisePrior(gamma=0.6, seed=SEED, layout="comfy")
     as_noise = custom(graph, model, positive, negative, noise, latent)
     patched = graph.VCD_ApplyNoisePrior(model=model, gamma=0.6)
-    a, b = bench.samples(graph, as_noise, ksampler(graph, patched, positive, negative, latent))
+    whole = custom(graph, model, positive, negative, noise, picked(graph, ",".join(map(str, range(FRAMES))), size))
+    a, b, whole = bench.samples(graph, as_noise, ksampler(graph, patched, positive, negative, latent), whole)
     assert torch.equal(a, b)
+    assert same(a, whole[[int(i) for i in index.split(",")]], 1e-4)
 
 
 def test_what_is_added_at_a_step_has_the_covariance_of_the_picked_frames(bench, tiny):
@@ -192,8 +194,14 @@ def test_noise_from_elsewhere_is_a_whole_clip_and_a_part_of_a_loop_is_refused(be
     noise = graph.RandomNoise(noise_seed=1)
     patched = graph.VCD_ApplyNoisePrior(model=graph.VCD_ApplyNoisePrior(model=model, gamma=0.9), gamma=0.5)
     other = graph.VCD_NoisePrior(gamma=0.0, seed=2, layout="magic-me")
-    runs = [custom(graph, m, positive, negative, n, empty(graph)) for m, n in ((patched, noise), (patched, other))]
-    assert all(run.isfinite().all() for run in bench.samples(graph, *runs))
+    ours = graph.VCD_NoisePrior(gamma=0.5, seed=1, layout="comfy")
+    runs = [
+        custom(graph, m, positive, negative, n, empty(graph))
+        for m, n in ((patched, noise), (model, ours), (patched, other), (model, other))
+    ]
+    by_model, by_noise, over_other, alone = bench.samples(graph, *runs)
+    assert same(by_model, by_noise)
+    assert not same(over_other, alone, 0.1)
     looped = graph.VCD_ApplyNoisePrior(model=model, gamma=0.5, closed_loop=True)
     with pytest.raises(QueueError, match="closed_loop needs the length of the whole"):
         bench.samples(graph, ksampler(graph, looped, positive, negative, picked(graph, "4,5,6")))
