@@ -84,7 +84,10 @@ class Stage:
             steps_done[0], progress.preview = step + 1, preview
             on_call(0.0)
 
-        model = with_step_noise(without_noise_prior(self.model), lambda noise: prior.correlate(noise, self.gamma))
+        def correlate(noise: torch.Tensor) -> torch.Tensor:
+            return prior.correlate(noise, self.gamma, prior.frame_dim(noise.ndim))
+
+        model = with_step_noise(without_noise_prior(self.model), correlate)
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")

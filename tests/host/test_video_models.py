@@ -203,3 +203,24 @@ def test_values_of_another_kind_of_video_model_are_refused_by_name(pack, made):
     vace = [[positive[0][0], {"vace_frames": [torch.zeros(1, 32, 2, 8, 8)], "vace_strength": [1.0]}]]
     with pytest.raises(ValueError, match="'vace_frames'"):
         pack("nodes.face").FaceRefine.execute(frames(5), model, vae, vace, negative, **{**REFINE, "denoise": 0.3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_noise_of_a_step_is_one_for_all_frames_at_gamma_1(pack, made, kind, monkeypatch):
+    """What ancestral samplers add runs along time, which video latents have on an axis of its own."""
+    model, vae, positive, negative = made(kind)
+    added = []
+    kept = pack("nodes.stage").prior.correlate
+
+    def correlate(noise, gamma, *dim):
+        added.append(kept(noise, gamma, *dim))
+        return added[-1]
+
+    monkeypatch.setattr(pack("nodes.stage").prior, "correlate", correlate)
+    node, inputs = pack("nodes.tiled").TiledDenoise, {**ENLARGE, "sampler_name": "euler_ancestral", "steps": 3}
+    node.execute(frames(9), model, vae, positive, negative, **{**inputs, "gamma": 1.0, "denoise": 0.4})
+    assert added
+    for noise in added:
+        assert noise.ndim == 5
+        assert noise.shape[2] > 1
+        assert torch.equal(noise, noise[:, :, :1].expand_as(noise))
