@@ -52,7 +52,8 @@ def main() -> int:
         "VCD_PORT": str(arguments.port),
     }
     module = f"dev.{arguments.command.replace('-', '_')}"
-    start = f"import sys, runpy; sys.path.insert(0, {ROOT!r}); runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    start = f"import sys, runpy; sys.path.insert(0, {ROOT!r}); "
+    start += f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     command = [str(prepared.python), "-c", start, *arguments.what, *rest]
     try:
         return subprocess.run(command, cwd=host.ROOT, env=environment).returncode

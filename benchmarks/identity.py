@@ -128,8 +128,8 @@ def quality(studio: Studio) -> dict[str, float]:
         f"learned"
     )
     table(["", *people, "mean"], rows)
-    return {**{k: statistics.mean(v) for k, v in inside.items()}, **{k: statistics.mean(v) for k, v in leak.items() if "mask" in k},
-            "room": statistics.mean(leak["class word"])}  # fmt: skip
+    outside = {kind: values for kind, values in leak.items() if "mask" in kind} | {"room": leak["class word"]}
+    return {kind: statistics.mean(values) for kind, values in (inside | outside).items()}
 
 
 def main() -> int:

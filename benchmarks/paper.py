@@ -430,19 +430,19 @@ def enlarged(faces: Any) -> Any:
 def face_stage(bench: Bench, images: torch.Tensor, positive: Any, seed: int, faces: Any, **more: Any) -> torch.Tensor:
     node, studio = bench.studio.module("nodes.face"), bench.studio
     return node.FaceRefine.execute(
-        images=images, model=studio.moving, vae=studio.vae, positive=positive, negative=studio.prompt(""), steps=STEPS, cfg=2.5,
-        sampler_name="euler", scheduler="normal", denoise=0.6, gamma=GAMMA, seed=seed, refine_size=SIDE, crop_factor=3.0,
-        aspect=1.0, feather=5.0, paste_factor=1.6, match_colour=False, which="left to right" if more else "largest", index=0,
-        faces=faces, **more,
+        images=images, model=studio.moving, vae=studio.vae, positive=positive, negative=studio.prompt(""),
+        steps=STEPS, cfg=2.5, sampler_name="euler", scheduler="normal", denoise=0.6, gamma=GAMMA, seed=seed,
+        refine_size=SIDE, crop_factor=3.0, aspect=1.0, feather=5.0, paste_factor=1.6, match_colour=False,
+        which="left to right" if more else "largest", index=0, faces=faces, **more,
     ).args[0]  # fmt: skip
 
 
 def tiled_stage(bench: Bench, images: torch.Tensor, positive: Any, seed: int) -> torch.Tensor:
     node, studio = bench.studio.module("nodes.tiled"), bench.studio
     return node.TiledDenoise.execute(
-        images=images, model=studio.moving_tiles, vae=studio.vae, positive=positive, negative=studio.prompt(""), scale=2.0,
-        tile_size=144, overlap=32, steps=3, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=0.2, gamma=GAMMA,
-        seed=seed,
+        images=images, model=studio.moving_tiles, vae=studio.vae, positive=positive, negative=studio.prompt(""),
+        scale=2.0, tile_size=144, overlap=32, steps=3, cfg=1.0, sampler_name="euler", scheduler="normal",
+        denoise=0.2, gamma=GAMMA, seed=seed,
     ).args[0]  # fmt: skip
 
 

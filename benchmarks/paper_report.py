@@ -214,12 +214,14 @@ SHOWN: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 HOW = f"""\
-{PEOPLE} people that no training saw, {len(PROMPTS)} prompts, {len(SEEDS)} seeds, {STEPS} steps, one training a person. Attributes, scene and framing are
-read off the frames by a classifier (last table). Likeness and consistency are cosines of a MobileNetV2 trained on ImageNet, a stand-in for CLIP and DINO:
-compare its values with each other, not with the paper's.
+{PEOPLE} people that no training saw, {len(PROMPTS)} prompts, {len(SEEDS)} seeds, {STEPS} steps, one training a person.
+Attributes, scene and framing are read off the frames by a classifier (last table). Likeness and consistency are cosines
+of a MobileNetV2 trained on ImageNet, a stand-in for CLIP and DINO: compare its values with each other, not with the
+paper's.
 
-Intervals are 95 %, Student's t over the means of the people: they cover the choice of people, not of seeds. An ordering "holds" where the
-paired difference is on its side and its interval leaves out 0; of {len(CLAIMS)} orderings one is expected to seem decided by luck."""
+Intervals are 95 %, Student's t over the means of the people: they cover the choice of people, not of seeds. An ordering
+"holds" where the paired difference is on its side and its interval leaves out 0; of {len(CLAIMS)} orderings
+one is expected to seem decided by luck."""
 
 
 def markdown(rows: list[Row], accuracy: dict[str, dict[str, float]], luck: float) -> str:

@@ -22,10 +22,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from dev.host import HOST
-from dev.studio import SIDE, Studio
+from dev.studio import CFG, MOTION_END, SAMPLER, SIDE, Studio
 from vcd_core import plots
 from vcd_core.face import detect as yunet
-from vcd_core.tiny import model as tiny
 from vcd_core.tiny import world
 
 from . import actions, eyes, reader
@@ -132,8 +131,8 @@ def table(samples: list[Sample], accuracy: dict[str, float]) -> str:
     from scipy.stats import binomtest
 
     lines = [
-        f"{len(samples)} random captions, {STEPS} steps, {tiny.SAMPLER}, cfg {tiny.CFG:g}, gamma 0.1, motion up to "
-        f"{tiny.MOTION_END} of the sampling. On true frames and clips of held-out people the readers are right in "
+        f"{len(samples)} random captions, {STEPS} steps, {SAMPLER}, cfg {CFG:g}, gamma 0.1, motion up to "
+        f"{MOTION_END} of the sampling. On true frames and clips of held-out people the readers are right in "
         + ", ".join(f"{name} {share:.2f}" for name, share in accuracy.items())
         + ".",
         "",

@@ -227,7 +227,10 @@ def beside(ultimate: str) -> bool:
             "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a man"}),
             "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
             "4": ("VCDTest_World", {"framing": "medium", "action": "walking", "people": 1, "seed": 1, "frames": 16}),
-            "5": ("ImageScale", {"image": ["4", 0], "upscale_method": "bilinear", "width": 256, "height": 256, "crop": "disabled"}),
+            "5": (
+                "ImageScale",
+                {"image": ["4", 0], "upscale_method": "bilinear", "width": 256, "height": 256, "crop": "disabled"},
+            ),
             "6": (
                 name,
                 {images: ["5", 0], "model": ["1", 0], "vae": ["1", 2], "positive": ["2", 0], "negative": ["3", 0],

@@ -87,9 +87,9 @@ class Painter:
     def tiled(self, frames: torch.Tensor, positive: object) -> torch.Tensor:
         node = self.studio.module("nodes.tiled")
         return node.TiledDenoise.execute(
-            images=frames, model=self.studio.moving_tiles, vae=self.studio.vae, positive=positive, negative=self.negative, scale=2.0,
-            tile_size=128, overlap=32, steps=20, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=0.1, gamma=0.1,
-            seed=SEED,
+            images=frames, model=self.studio.moving_tiles, vae=self.studio.vae, positive=positive,
+            negative=self.negative, scale=2.0, tile_size=128, overlap=32, steps=20, cfg=1.0, sampler_name="euler",
+            scheduler="normal", denoise=0.1, gamma=0.1, seed=SEED,
         ).args[0]  # fmt: skip
 
 
@@ -117,8 +117,9 @@ def main() -> None:
     )
 
     prompts = [f"a {shot} V*, {action}" for shot, action in (
-        ("close-up of a", "standing in the forest"), ("photo of a", "walking in the city"), ("close-up of a", "waving at night"),
-        ("photo of a", "jumping in the snow"), ("close-up of a", "walking on the beach"), ("photo of a", "standing at night"),
+        ("close-up of a", "standing in the forest"), ("photo of a", "walking in the city"),
+        ("close-up of a", "waving at night"), ("photo of a", "jumping in the snow"),
+        ("close-up of a", "walking on the beach"), ("photo of a", "standing at night"),
     )]  # fmt: skip
     with_id = torch.cat([studio.draw(studio.prompt(p, robin), 3, 1, 0, 20, moving=False) for p in prompts])
     word = [p.replace("V*", person.class_word) for p in prompts]

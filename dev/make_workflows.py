@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vcd_core.tiny import model as tiny
-
 from .graph import Graph, Out
 from .host import ROOT, link, prepare
 from .server import Server
+from .studio import CFG, MOTION_END, SAMPLER
 
 WORKFLOWS = ROOT / "workflows"
 
@@ -56,9 +55,7 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
         "learned tokens of a person that the model has never seen. The help page of VCD Tiny Model lists its words."
     )
     checkpoint = graph.add("VCD_TinyModel")
-    model = graph.add(
-        "VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=tiny.MOTION_END, tall=250
-    )
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=MOTION_END, tall=250)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
     identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="", tall=170)
@@ -75,8 +72,8 @@ def quickstart(graph: Graph) -> None:
     graph.note("Sixteen frames whose initial noise is correlated with gamma 0.1 (the 3D Gaussian noise prior).")
     latent = graph.add("EmptyLatentImage", width=128, height=128, batch_size=16)
     sampled = graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=2, steps=20, cfg=tiny.CFG,
-        sampler_name=tiny.SAMPLER, scheduler="normal", tall=270,
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=2, steps=20,
+        cfg=CFG, sampler_name=SAMPLER, scheduler="normal", tall=270,
     )  # fmt: skip
     frames = graph.add("VAEDecode", samples=sampled, vae=vae)
     graph.add("PreviewImage", images=frames, title="Frames", tall=300)
@@ -99,8 +96,8 @@ def quickstart(graph: Graph) -> None:
         "VCD_MotionModule", model=Out(checkpoint, 0), motion_module=TINY_MOTION, title="Motion for tiles", tall=250
     )
     tiled = graph.add(
-        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=2, steps=20,
-        cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=2,
+        steps=20, cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
     )  # fmt: skip
     save_column(graph, tiled, "quickstart")
     graph.column("The three stages side by side", 420)
@@ -387,8 +384,8 @@ def two_people(graph: Graph) -> None:
     graph.column("4. Each face its own identity", 360)
     faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=560)
     refined = graph.add(
-        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative, faces=faces,
-        which="left to right", seed=1,
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative,
+        faces=faces, which="left to right", seed=1,
     )  # fmt: skip
     save_column(graph, refined, "two_people")
 

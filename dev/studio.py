@@ -18,6 +18,8 @@ from .host import PACK
 from .random_models import enter_host
 from .server import host_from_environment
 
+MOTION_END = 0.85  # where in the sampling the tiny motion ends: the last steps draw details better frame by frame
+SAMPLER, CFG = "euler_ancestral", 2.0  # whose fresh noise mends what a step got wrong, such as an eye
 TEMPLATE = "a close-up of a V*"
 SIDE = 128
 
@@ -55,7 +57,7 @@ class Studio:
     @cached_property
     def moving(self) -> Any:
         """The model with its motion module, for whole pictures."""
-        return self.with_motion(tiny.MOTION_END)
+        return self.with_motion(MOTION_END)
 
     @cached_property
     def moving_tiles(self) -> Any:
@@ -107,8 +109,8 @@ class Studio:
         steps: int = 12,
         moving: bool = True,
         model: Any = None,
-        sampler: str = tiny.SAMPLER,
-        cfg: float = tiny.CFG,
+        sampler: str = SAMPLER,
+        cfg: float = CFG,
     ) -> torch.Tensor:
         """A clip [F, H, W, 3], or with ``moving`` off as many single pictures; ``model`` in place of the studio's
         own."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io, ui
@@ -36,109 +38,187 @@ NO_MODEL = "none"
 add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
 
 
-def measure(
-    images: torch.Tensor,
-    references: list[torch.Tensor],
-    prompt: str,
-    clip_vision: Any,
-    dino: Any,
-    clip: Any,
-    face_model: str,
-    faces: Faces | None = None,
-) -> tuple[list[Figure], list[str]]:
-    """The figures of a clip whose inputs are there, and what is missing for the others."""
-    images = images[..., :3].cpu()
-    found: list[Figure] = []
-    missing: list[str] = []
+@dataclass(frozen=True)
+class Given:
+    """A clip and what there is to measure it with: None, or no references, for what is not connected."""
 
-    def add(name: str, unit: str, values: Callable[[], torch.Tensor], **needs: Any) -> None:
-        absent = [what.replace("_", " ") for what, there in needs.items() if there is None or there is False]
-        if absent:
-            missing.append(f"{name}: needs {' and '.join(absent)}")
-        else:
-            stop_if_asked()
-            found.append(Figure(name, values(), unit))
+    images: torch.Tensor  # IMAGE [F, H, W, 3], on the CPU
+    references: list[torch.Tensor]
+    clip_vision: Any = None
+    dino: Any = None
+    clip: Any = None
+    prompt: str = ""
+    face_model: str = NO_MODEL
+    faces: Faces | None = None
 
-    for name, pictures in (("images", images), *(("references", batch) for batch in references)):
-        if not torch.isfinite(pictures).all():
-            raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
-    if clip_vision is not None and vision_kind(clip_vision).startswith("dino"):
-        raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
-    if dino is not None and vision_kind(dino) != "dinov2":
-        raise ValueError(f"The model in dino is {vision_kind(dino)}; expected a DINOv2 (large or giant).")
-    text = prompt.strip() or None
-    wanted = embed_text(clip, text) if clip is not None and clip_vision is not None and text else None
-    if wanted is not None:
-        core.to_text(embed_images(clip_vision, images[:1]), wanted)
-    if faces is not None:
-        faces.check(images)
-    likeness = None if face_model == NO_MODEL or not references else _face_likeness(images, references, face_model)
-    # so far what can be wrong with the inputs was found out; what takes long follows
-    seen = None if clip_vision is None else embed_images(clip_vision, images)
+    @cached_property
+    def seen(self) -> torch.Tensor:
+        """The frames' embeddings by CLIP's vision half."""
+        return embed_images(self.clip_vision, self.images)
 
-    def against(model: Any, frames: torch.Tensor) -> torch.Tensor:
-        return core.to_references(frames, torch.cat([embed_images(model, batch) for batch in references]))
+    @cached_property
+    def text(self) -> torch.Tensor:
+        """The prompt's embedding by CLIP's text half."""
+        return embed_text(self.clip, self.prompt)
 
-    add(
+    def likeness(self, model: Any, frames: torch.Tensor) -> torch.Tensor:
+        """How like the references frames are in the eyes of a model that embedded them."""
+        return core.to_references(frames, torch.cat([embed_images(model, batch) for batch in self.references]))
+
+    @cached_property
+    def face_likeness(self) -> tuple[torch.Tensor, str]:
+        """The likeness of each face that is found, and what to say where some or all are not."""
+        path = model_file(FACE_MODELS, self.face_model)
+        of_each = [core.face_embeddings(batch.cpu(), path, on_frame=stop_if_asked)[0] for batch in self.references]
+        wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
+        found, _ = core.face_embeddings(self.images, path, on_frame=stop_if_asked)
+        for who, embeddings in (("reference pictures", wanted), ("clip", found)):
+            if not len(embeddings):
+                return torch.empty(0), f"no face was found in the {who}"
+        whole, count = len(found) == len(self.images), f"{len(found)} of {len(self.images)}"
+        return core.to_references(found, wanted), "" if whole else f"of the {count} frames with a face"
+
+    @cached_property
+    def region(self) -> torch.Tensor:
+        """MASK [F, H, W] of the tracked faces."""
+        assert self.faces is not None
+        return masks_of(self.faces, factor=1.0)
+
+    @cached_property
+    def with_face(self) -> list[int]:
+        """The frames that have a tracked face."""
+        return [i for i in range(len(self.images)) if self.region[i].any()]
+
+    @cached_property
+    def between_faces(self) -> list[int]:
+        """Where in the flicker of the clip a frame and both its neighbours have a tracked face."""
+        return [i - 1 for i in self.with_face if {i - 1, i + 1} <= set(self.with_face)]
+
+
+NEEDS: dict[str, Callable[[Given], bool]] = {
+    "references": lambda given: bool(given.references),
+    "a DINOv2 in dino": lambda given: given.dino is not None,
+    "clip vision": lambda given: given.clip_vision is not None,
+    "clip": lambda given: given.clip is not None,
+    "a prompt": lambda given: bool(given.prompt),
+    "more than one frame": lambda given: len(given.images) > 1,
+    "more than two frames": lambda given: len(given.images) > 2,
+    "references and a face model": lambda given: bool(given.references) and given.face_model != NO_MODEL,
+    "a frame with a tracked face": lambda given: bool(given.with_face),
+    "three frames in a row with a tracked face": lambda given: bool(given.between_faces),
+}
+
+
+class Measure(NamedTuple):
+    """A figure: its name and unit, what it needs (keys of ``NEEDS``), and its values along a clip that has that."""
+
+    name: str
+    unit: str
+    needs: tuple[str, ...]
+    values: Callable[[Given], torch.Tensor]
+    note: Callable[[Given], str] = lambda given: ""  # why some of the values are missing
+
+
+EDGES = "variance of the Laplacian"
+MEASURES = (
+    Measure(
         "DINO",
         "cosine",
-        lambda: against(dino, embed_images(dino, images)),
-        references=references or None,
-        a_DINOv2_in_dino=dino,
-    )
-    add("CLIP-I", "cosine", lambda: against(clip_vision, seen), references=references or None, clip_vision=clip_vision)  # type: ignore[arg-type]
-    add(
-        "CLIP-T", "cosine", lambda: core.to_text(seen, wanted), clip_vision=clip_vision, clip=clip,  # type: ignore[arg-type]
-        a_prompt=text,
-    )  # fmt: skip
-    several = len(images) > 1 or None
-    add(
-        "temporal consistency", "cosine", lambda: core.temporal_consistency(seen), clip_vision=clip_vision,  # type: ignore[arg-type]
-        more_than_one_frame=several,
-    )  # fmt: skip
-    add(
+        ("references", "a DINOv2 in dino"),
+        lambda given: given.likeness(given.dino, embed_images(given.dino, given.images)),
+    ),
+    Measure(
+        "CLIP-I",
+        "cosine",
+        ("references", "clip vision"),
+        lambda given: given.likeness(given.clip_vision, given.seen),
+    ),
+    Measure(
+        "CLIP-T",
+        "cosine",
+        ("clip vision", "clip", "a prompt"),
+        lambda given: core.to_text(given.seen, given.text),
+    ),
+    Measure(
+        "temporal consistency",
+        "cosine",
+        ("clip vision", "more than one frame"),
+        lambda given: core.temporal_consistency(given.seen),
+    ),
+    Measure(
         "dynamics",
         "% of the diagonal a frame",
-        lambda: core.dynamics(images, on_frame=stop_if_asked),
-        more_than_one_frame=several,
-    )
-    add("flicker", "255ths", lambda: core.flicker(images, on_frame=stop_if_asked), more_than_two_frames=len(images) > 2)
-    add("sharpness", "variance of the Laplacian", lambda: core.sharpness(images, on_frame=stop_if_asked))
-    if likeness is None:
-        missing.append("face likeness: needs references and a face model")
-    else:
-        values, note = likeness
-        if values is not None:
-            found.append(Figure("face likeness", values))
+        ("more than one frame",),
+        lambda given: core.dynamics(given.images, on_frame=stop_if_asked),
+    ),
+    Measure(
+        "flicker",
+        "255ths",
+        ("more than two frames",),
+        lambda given: core.flicker(given.images, on_frame=stop_if_asked),
+    ),
+    Measure(
+        "sharpness",
+        EDGES,
+        (),
+        lambda given: core.sharpness(given.images, on_frame=stop_if_asked),
+    ),
+    Measure(
+        "face likeness",
+        "cosine",
+        ("references and a face model",),
+        lambda given: given.face_likeness[0],
+        lambda given: given.face_likeness[1],
+    ),
+)
+FACE_MEASURES = (
+    Measure(
+        "face sharpness",
+        EDGES,
+        ("a frame with a tracked face",),
+        lambda given: core.sharpness(given.images[given.with_face], given.region[given.with_face], stop_if_asked),
+    ),
+    Measure(
+        "face flicker",
+        "255ths",
+        ("three frames in a row with a tracked face",),
+        lambda given: core.flicker(given.images, given.region, stop_if_asked)[given.between_faces],
+    ),
+)
+
+
+def measure(given: Given) -> tuple[list[Figure], list[str]]:
+    """The figures of a clip whose inputs are there, and what is missing for the others."""
+    check(given)
+    found: list[Figure] = []
+    missing: list[str] = []
+    for kind in MEASURES if given.faces is None else MEASURES + FACE_MEASURES:
+        stop_if_asked()
+        absent = [need for need in kind.needs if not NEEDS[need](given)]
+        note = f"needs {' and '.join(absent)}" if absent else kind.note(given)
+        values = torch.empty(0) if absent else kind.values(given)
+        if len(values):
+            found.append(Figure(kind.name, values, kind.unit))
         if note:
-            missing.append(note)
-    if faces is not None:
-        region = masks_of(faces, factor=1.0)
-        seen_in = [i for i in range(len(images)) if region[i].any()]
-        between = [i - 1 for i in seen_in if {i - 1, i + 1} <= set(seen_in)]
-        if seen_in:
-            values = core.sharpness(images[seen_in], region[seen_in], stop_if_asked)
-            found.append(Figure("face sharpness", values, "variance of the Laplacian"))
-        if between:
-            found.append(Figure("face flicker", core.flicker(images, region, stop_if_asked)[between], "255ths"))
-        else:
-            missing.append("face flicker: needs three frames in a row with a tracked face")
+            missing.append(f"{kind.name}: {note}")
     return found, missing
 
 
-def _face_likeness(images: torch.Tensor, references: list[torch.Tensor], model: str) -> tuple[torch.Tensor | None, str]:
-    """The likeness of each face that is found, and what to say where some or all are not."""
-    path = model_file(FACE_MODELS, model)
-    of_each = [core.face_embeddings(batch.cpu(), path, on_frame=stop_if_asked)[0] for batch in references]
-    wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
-    found, _ = core.face_embeddings(images, path, on_frame=stop_if_asked)
-    for who, embeddings in (("reference pictures", wanted), ("clip", found)):
-        if not len(embeddings):
-            return None, f"face likeness: no face was found in the {who}"
-    partly = (
-        "" if len(found) == len(images) else f"face likeness: of the {len(found)} of {len(images)} frames with a face"
-    )
-    return core.to_references(found, wanted), partly
+def check(given: Given) -> None:
+    """Raise for what can be wrong with the inputs, before anything that takes long."""
+    for name, pictures in (("images", given.images), *(("references", batch) for batch in given.references)):
+        if not torch.isfinite(pictures).all():
+            raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
+    if given.clip_vision is not None and vision_kind(given.clip_vision).startswith("dino"):
+        raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
+    if given.dino is not None and vision_kind(given.dino) != "dinov2":
+        raise ValueError(f"The model in dino is {vision_kind(given.dino)}; expected a DINOv2 (large or giant).")
+    if given.clip is not None and given.clip_vision is not None and given.prompt:
+        core.to_text(embed_images(given.clip_vision, given.images[:1]), given.text)
+    if given.faces is not None:
+        given.faces.check(given.images)
+    if NEEDS["references and a face model"](given):
+        _ = given.face_likeness  # reads the file
 
 
 def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
@@ -164,15 +244,13 @@ def one_clip(batches: list[torch.Tensor], name: str) -> torch.Tensor:
         return torch.cat(batches)
     raise ValueError(
         f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side "
-        f"by side."
+        "by side."
     )
 
 
-def settings_of(lists: dict[str, list[Any]]) -> dict[str, Any]:
-    """The shared inputs as ``measure`` takes them: the references one by one, of any sizes, of all others the first."""
-    given = {name: values[0] for name, values in lists.items()}
-    defaults = {"prompt": "", "clip_vision": None, "dino": None, "clip": None, "face_model": NO_MODEL}
-    return {**defaults, **given, "references": [batch for batch in lists.get("references", []) if batch is not None]}
+def first(values: list[Any] | None) -> Any:
+    """The value of a list input of which one counts; None where it is not connected."""
+    return values[0] if values else None
 
 
 def shared_inputs() -> list[io.Input]:
@@ -200,6 +278,31 @@ def shared_inputs() -> list[io.Input]:
     ]
 
 
+def shared_values(
+    references: list[torch.Tensor | None] | None,
+    clip_vision: list[Any] | None,
+    dino: list[Any] | None,
+    clip: list[Any] | None,
+    prompt: list[str] | None,
+    face_model: list[str] | None,
+) -> tuple[list[torch.Tensor], Any, Any, Any, str, str]:
+    """The shared inputs as ``Given`` takes them: the references one by one, of any sizes, of all others the first."""
+    pictures = [batch for batch in references or [] if batch is not None]
+    return (
+        pictures,
+        first(clip_vision),
+        first(dino),
+        first(clip),
+        (first(prompt) or "").strip(),
+        first(face_model) or NO_MODEL,
+    )
+
+
+def in_colour(images: torch.Tensor) -> torch.Tensor:
+    """The frames without transparency, on the CPU."""
+    return images[..., :3].cpu()
+
+
 class Evaluate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -208,8 +311,7 @@ class Evaluate(io.ComfyNode):
             display_name="VCD Evaluate",
             category=EVALUATE_CATEGORY,
             description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit "
-            "to the "
-            "prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
+            "to the prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
             search_aliases=ALIASES,
             is_output_node=True,
             is_input_list=True,  # references of any sizes, as VCD Pictures gives them
@@ -235,12 +337,20 @@ class Evaluate(io.ComfyNode):
         return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod
-    def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:
-        figures, missing = measure(one_clip(images, "images"), **settings_of(lists))
-        text, chart = (
-            as_text({"this clip": figures}, missing),
-            plots.figures_chart({"this clip": figures}, core.PAPER),
-        )
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        references: list[torch.Tensor | None] | None = None,
+        clip_vision: list[Any] | None = None,
+        dino: list[Any] | None = None,
+        clip: list[Any] | None = None,
+        prompt: list[str] | None = None,
+        face_model: list[str] | None = None,
+        faces: list[Faces | None] | None = None,
+    ) -> io.NodeOutput:
+        shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
+        figures, missing = measure(Given(in_colour(one_clip(images, "images")), *shared, first(faces)))
+        text, chart = as_text({"this clip": figures}, missing), plots.figures_chart({"this clip": figures}, core.PAPER)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
@@ -260,8 +370,7 @@ class Compare(io.ComfyNode):
             display_name="VCD Compare",
             category=EVALUATE_CATEGORY,
             description="The paper's figures for several clips in one table and one chart: which gamma, how many "
-            "tokens, which "
-            "stage helped.",
+            "tokens, which stage helped.",
             search_aliases=ALIASES,
             is_output_node=True,
             is_input_list=True,  # references of any sizes, as VCD Pictures gives them
@@ -286,20 +395,26 @@ class Compare(io.ComfyNode):
         return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod
-    def execute(cls, names: list[str], clips: dict[str, list[torch.Tensor]], **lists: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        names: list[str],
+        clips: dict[str, list[torch.Tensor]],
+        references: list[torch.Tensor | None] | None = None,
+        clip_vision: list[Any] | None = None,
+        dino: list[Any] | None = None,
+        clip: list[Any] | None = None,
+        prompt: list[str] | None = None,
+        face_model: list[str] | None = None,
+    ) -> io.NodeOutput:
         given = [one_clip(batches, name) for name, batches in clips.items() if batches]
-        named, settings = name_clips(names[0], given), settings_of(lists)
-        sizes = {name: (images.shape[2], images.shape[1]) for name, images in named.items()}
-        if len(set(sizes.values())) > 1:
-            shown = ", ".join(f"{name} {w}x{h}" for name, (w, h) in sizes.items())
-            raise ValueError(
-                f"The clips differ in size ({shown}); scale them to one size, or sharpness would compare sizes."
-            )
+        named = name_clips(names[0], given)
+        check_sizes(named)
+        shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
         progress = Progress(len(named))
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
         for name, images in named.items():
-            figures[name], lacking = measure(images, **settings)
+            figures[name], lacking = measure(Given(in_colour(images), *shared))
             missing |= dict.fromkeys(lacking)
             progress.advance()
         text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, core.PAPER)
@@ -316,6 +431,16 @@ def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]
             name += f" {i + 1}"
         named[name] = images
     return named
+
+
+def check_sizes(clips: dict[str, torch.Tensor]) -> None:
+    """Raise where clips that are compared differ in size."""
+    sizes = {name: (images.shape[2], images.shape[1]) for name, images in clips.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {w}x{h}" for name, (w, h) in sizes.items())
+        raise ValueError(
+            f"The clips differ in size ({shown}); scale them to one size, or sharpness would compare sizes."
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [Evaluate, Compare]

@@ -372,7 +372,8 @@ class FacePaste(io.ComfyNode):
     ) -> io.NodeOutput:
         crop.faces.check(images)
         pasted = core.crop.paste(
-            crop.images, colours(crop.of_windows(refined)), crop.windows, feather, paste_factor, frame_masks(mask, images), match_colour,
+            crop.images, colours(crop.of_windows(refined)), crop.windows, feather, paste_factor,
+            frame_masks(mask, images), match_colour,
             out=colours(images).clone(), neighbours=crop.neighbours, on_frame=stop_if_asked,
         )  # fmt: skip
         return io.NodeOutput(handed_on(with_alpha(pasted, images)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -130,42 +131,91 @@ class PromptToSegmentation(io.ComfyNode):
         return refusal(chosen, (NONE_THERE,), model_path)
 
     @classmethod
-    def execute(cls, images: list[torch.Tensor], **lists: Any) -> io.NodeOutput:
-        count = max(len(images), *(len(values) for values in lists.values()))
-        batches = [images[min(i, len(images) - 1)] for i in range(count)]
-        given = [{name: values[min(i, len(values) - 1)] for name, values in lists.items()} for i in range(count)]
-        for settings in given:
-            segmentation.clean_prompt(settings["prompt"])
-        boxes_from = path_of(DETECTORS, given[0]["detector"], "Grounding DINO")
-        masks_from = path_of(SEGMENTERS, given[0]["segmenter"], "SAM")
-        device = torch_device()
-        make_room(4)
-        find = segmentation.load_detector(boxes_from, device, models_path(DETECTORS) / BERT)
-        cut = segmentation.load_segmenter(masks_from, device)
-        progress = Progress(sum(len(batch) for batch in batches))
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        prompt: list[str],
+        detector: list[str],
+        segmenter: list[str],
+        threshold: list[float],
+        text_threshold: list[float],
+        which: list[segmentation.Choice],
+        index: list[int],
+        dilate: list[int],
+        fill_holes: list[bool],
+        if_none: list[segmentation.IfNone],
+    ) -> io.NodeOutput:
+        rows = side_by_side(
+            images, prompt, detector, segmenter, threshold, text_threshold, which, index, dilate, fill_holes, if_none
+        )
+        asked = [Asked(*row) for row in rows]
+        for one in asked:
+            segmentation.clean_prompt(one.prompt)
+        find, cut = load(asked[0].detector, asked[0].segmenter)
+        progress = Progress(sum(len(one.images) for one in asked))
         found = [
             segmentation.segment(
-                batch, settings["prompt"], find, cut, settings["threshold"], settings["text_threshold"],
-                settings["which"], settings["index"], on_picture=progress.advance, united=True,
+                one.images, one.prompt, find, cut, one.threshold, one.text_threshold, one.which, one.index,
+                on_picture=progress.advance, united=True,
             )
-            for batch, settings in zip(batches, given, strict=True)
+            for one in asked
         ]  # fmt: skip
-        segmentation.check_found(list(chain(*found)), given[0]["if_none"])
+        segmentation.check_found(list(chain(*found)), asked[0].if_none)
         masks = [
-            segmentation.masks_of(
-                here, (batch.shape[1], batch.shape[2]), settings["if_none"], settings["dilate"], settings["fill_holes"]
-            )
-            for here, batch, settings in zip(found, batches, given, strict=True)
+            segmentation.masks_of(here, size_of(one.images), one.if_none, one.dilate, one.fill_holes)
+            for here, one in zip(found, asked, strict=True)
         ]
         boxes = [segmentation.boxes_of(here) for here in found]
         overlays = [
-            plots.numbered_boxes(plots.with_masks(batch, mask), here, stop_if_asked)
-            for batch, mask, here in zip(batches, masks, boxes, strict=True)
+            plots.numbered_boxes(plots.with_masks(one.images, mask), here, stop_if_asked)
+            for one, mask, here in zip(asked, masks, boxes, strict=True)
         ]
-        pictures = [picture[None] for overlay in overlays for picture in overlay]
-        few = pictures[:: max(1, len(pictures) // 8)]
-        previews = [one for picture in few for one in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
-        return io.NodeOutput(masks, boxes, overlays, ui={"images": previews})
+        return io.NodeOutput(masks, boxes, overlays, ui={"images": previews_of(overlays, cls)})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The inputs for one batch of pictures."""
+
+    images: torch.Tensor
+    prompt: str
+    detector: str
+    segmenter: str
+    threshold: float
+    text_threshold: float
+    which: segmentation.Choice
+    index: int
+    dilate: int
+    fill_holes: bool
+    if_none: segmentation.IfNone
+
+
+def size_of(images: torch.Tensor) -> tuple[int, int]:
+    """Height and width of IMAGE."""
+    return images.shape[1], images.shape[2]
+
+
+def side_by_side(*lists: list[Any]) -> list[tuple[Any, ...]]:
+    """Lists of any lengths, row by row as ComfyUI does: a shorter one goes on with its last value."""
+    count = max(map(len, lists))
+    return [tuple(values[min(i, len(values) - 1)] for values in lists) for i in range(count)]
+
+
+def load(detector: str, segmenter: str) -> tuple[segmentation.Detector, segmentation.Segmenter]:
+    """The chosen models, read from their files."""
+    boxes_from = path_of(DETECTORS, detector, "Grounding DINO")
+    masks_from = path_of(SEGMENTERS, segmenter, "SAM")
+    device = torch_device()
+    make_room(4)
+    find = segmentation.load_detector(boxes_from, device, models_path(DETECTORS) / BERT)
+    return find, segmentation.load_segmenter(masks_from, device)
+
+
+def previews_of(overlays: list[torch.Tensor], cls: type[io.ComfyNode]) -> list[dict[str, Any]]:
+    """Eight of the pictures, or as many as there are, for the page."""
+    pictures = [picture[None] for overlay in overlays for picture in overlay]
+    few = pictures[:: max(1, len(pictures) // 8)]
+    return [one for picture in few for one in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
 
 
 NODES: list[type[io.ComfyNode]] = [PromptToSegmentation]

@@ -157,7 +157,8 @@ def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None, on_frame: 
 
     Example:
         >>> checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2
-        >>> flat, sharp = sharpness(torch.stack([torch.full((8, 8, 3), 0.5), checks[..., None].expand(-1, -1, 3).float()]))
+        >>> pictures = torch.stack([torch.full((8, 8), 0.5), checks.float()])[..., None].expand(-1, -1, -1, 3)
+        >>> flat, sharp = sharpness(pictures)
         >>> bool(flat < 1e-3 < sharp)
         True
     """

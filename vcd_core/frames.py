@@ -17,14 +17,14 @@ def check_finite(images: torch.Tensor, name: str = "images") -> None:
         >>> check_finite(clip)
         Traceback (most recent call last):
         ...
-        ValueError: images hold NaN or infinite values in frame 2. A VAE in half precision may give them: start ComfyUI \
-with --fp32-vae and decode again.
+        ValueError: images hold NaN or infinite values in frame 2. A VAE in half precision may give them: start \
+ComfyUI with --fp32-vae and decode again.
     """
     broken = broken_frames(images)
     if broken:
         raise ValueError(
-            f"{name} hold NaN or infinite values in {named(broken)}. A VAE in half precision may give them: start ComfyUI "
-            "with --fp32-vae and decode again."
+            f"{name} hold NaN or infinite values in {named(broken)}. A VAE in half precision may give them: start "
+            "ComfyUI with --fp32-vae and decode again."
         )
 
 

@@ -357,7 +357,10 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
     temporal = [key for key in keys if _is_temporal(key)]
     if any(_LORA.search(key) for key in keys):
         if not temporal:
-            return "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load LoRA', before this node"
+            return (
+                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load LoRA', before "
+                "this node"
+            )
         if lora:
             return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"
         return "it is a motion LoRA; choose it as motion_lora"

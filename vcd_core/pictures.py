@@ -160,7 +160,8 @@ def bucket(height: int, width: int, size: int) -> tuple[int, int]:
         (448, 640)
     """
     aspect = math.sqrt(height / width)
-    return tuple(max(BUCKET, round(size * side / BUCKET) * BUCKET) for side in (aspect, 1 / aspect))  # type: ignore[return-value]
+    tall, wide = (max(BUCKET, round(size * side / BUCKET) * BUCKET) for side in (aspect, 1 / aspect))
+    return tall, wide
 
 
 def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -13,7 +13,8 @@ _NEXT = r"""[,，]\s*(["']?)\s*[-+]?\d+(?:\.\d+)?\s*\{}\s*[:：]"""
 _BREAK = re.compile(rf"[|｜\n]|(?={_NEXT.format(1)}(?!\d))[,，]")
 _NUMBER_BREAK = re.compile(rf"[|｜\n]|(?={_NEXT.format(1)})[,，]")
 _QUOTED = re.compile(
-    rf"""(?:"((?:\\.|[^"\\\n])*)"|'((?:\\.|[^'\\\n]|(?<=\w)'(?=\w))*)')(?=\s*[,，]?\s*(?:[|｜\n]|$)|\s*{_NEXT.format(3)})"""
+    r"""(?:"((?:\\.|[^"\\\n])*)"|'((?:\\.|[^'\\\n]|(?<=\w)'(?=\w))*)')"""
+    rf"""(?=\s*[,，]?\s*(?:[|｜\n]|$)|\s*{_NEXT.format(3)})"""
 )
 _LIKE_A_KEY = re.compile(r"""["'“‘]?(?:frame\s*)?[-+]?(\d[\d.]*)\s*[a-z]{0,7}\s*["'”’]?\s*[:：=]""", re.IGNORECASE)
 _NUMBER_ALONE = re.compile(r"""["'“‘]?[-+]?\d[\d.]*(?:[^\w.]|$)""")

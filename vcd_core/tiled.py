@@ -7,7 +7,6 @@ are blended with weights that sum to one everywhere, so a constant stays constan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -75,8 +74,10 @@ def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, f
         >>> small = grid(12, 20, tile=8, overlap=2)
         >>> [tuple(t) for t in small.tiles[:2]]
         [(0, 0, 8, 8), (0, 6, 8, 8)]
-        >>> ones = torch.ones(1, 12, 20)
-        >>> torch.allclose(blend(ones, small, (t.cut(ones) for t in small.tiles)), ones, atol=1e-6)
+        >>> sums = torch.zeros(12, 20)
+        >>> for tile, weight in zip(*small):
+        ...     _ = tile.cut(sums).add_(weight)
+        >>> torch.allclose(sums, torch.ones(12, 20), atol=1e-6)
         True
     """
     rows, columns = starts(height, tile, overlap, shift[0]), starts(width, tile, overlap, shift[1])
@@ -85,14 +86,6 @@ def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, f
     tiles = [Tile(top, left, tall, wide) for top in rows for left in columns]
     weights = [r[:, None] * c[None, :] for r in row_weights for c in column_weights]
     return Grid(tiles, weights)
-
-
-def blend(like: torch.Tensor, grid: Grid, parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Put predictions together: ``sum(weight * part)``, in the shape, dtype and device of ``like`` [..., H, W]."""
-    out = torch.zeros_like(like)
-    for tile, weight, part in zip(grid.tiles, grid.weights, parts, strict=True):
-        tile.cut(out).add_(part * weight.to(part))
-    return out
 
 
 def shifts(step: int) -> tuple[float, float]:

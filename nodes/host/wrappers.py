@@ -25,7 +25,10 @@ def with_wrapper(model: Model, kind: str, key: str, wrapper: Callable[..., Any])
 def with_unet_call(model: Model, key: str, before: Callable[[torch.Tensor, dict[str, Any]], None]) -> Model:
     """A clone that calls ``before(x, transformer_options)`` ahead of every pass through the UNet."""
 
-    def wrapper(executor, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):  # type: ignore[no-untyped-def]
+    def wrapper(
+        executor: Any, x: torch.Tensor, timesteps: Any, context: Any = None, y: Any = None, control: Any = None,
+        transformer_options: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         before(x, transformer_options or {})
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 

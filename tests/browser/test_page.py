@@ -68,14 +68,15 @@ def test_the_run_button_makes_the_video(tab):
 RELEASE_GRAPH = {
     "nodes": [
         {
-            "id": 1, "type": "MagicAlbum3DGaussianNoise", "pos": [100, 100], "size": [315, 154], "flags": {}, "order": 0,
-            "mode": 0, "outputs": [{"name": "LATENT", "type": "LATENT", "links": [1], "slot_index": 0}],
+            "id": 1, "type": "MagicAlbum3DGaussianNoise", "pos": [100, 100], "size": [315, 154], "flags": {},
+            "order": 0, "mode": 0, "outputs": [{"name": "LATENT", "type": "LATENT", "links": [1], "slot_index": 0}],
             "properties": {"Node name for S&R": "MagicAlbum3DGaussianNoise"},
             "widgets_values": [320, 448, 12, 1234, "fixed", 0.15],
         },
         {
             "id": 2, "type": "PreviewAny", "pos": [500, 100], "size": [315, 154], "flags": {}, "order": 1, "mode": 0,
-            "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {}, "widgets_values": [],
+            "inputs": [{"name": "source", "type": "*", "link": 1}],
+            "outputs": [], "properties": {}, "widgets_values": [],
         },
     ],
     "links": [[1, 1, 0, 2, 0, "LATENT"]], "groups": [], "config": {}, "extra": {}, "version": 0.4,
@@ -145,10 +146,12 @@ def test_what_a_node_found_is_shown_in_it(tab, nodes_2):
     graph = {
         "nodes": [
             {"id": 1, "type": "VCD_IdLoader", "pos": [100, 100], "size": [320, 170], "flags": {}, "order": 0, "mode": 0,
-             "outputs": [{"name": "id", "type": "VCD_ID", "links": None}, {"name": "prompt", "type": "STRING", "links": [1]}],
+             "outputs": [{"name": "id", "type": "VCD_ID", "links": None},
+                         {"name": "prompt", "type": "STRING", "links": [1]}],
              "properties": {}, "widgets_values": ["vcd_tiny_robin.safetensors", "man", 0.6 if nodes_2 else 0.5]},
             {"id": 2, "type": "PreviewAny", "pos": [500, 100], "size": [320, 150], "flags": {}, "order": 1, "mode": 0,
-             "inputs": [{"name": "source", "type": "*", "link": 1}], "outputs": [], "properties": {}, "widgets_values": []},
+             "inputs": [{"name": "source", "type": "*", "link": 1}],
+              "outputs": [], "properties": {}, "widgets_values": []},
         ],
         "links": [[1, 1, 1, 2, 0, "STRING"]], "groups": [], "config": {}, "extra": {}, "version": 0.4,
     }  # fmt: skip

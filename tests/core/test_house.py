@@ -17,7 +17,7 @@ def name_of(path, root=ROOT):
 
 
 def imports(path, root=ROOT, top_level=False):
-    """The modules that a file names in its imports, relative ones resolved; with names that may be modules themselves."""
+    """The modules that a file imports, relative ones resolved; among them names that may be modules themselves."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = name_of(path, root).split(".")[: None if path.name == "__init__.py" else -1]
     for node in tree.body if top_level else ast.walk(tree):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcd_core.tiled import blend, grid, shifts, starts
+from vcd_core.tiled import grid, shifts, starts
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 150))
 
@@ -38,15 +38,6 @@ def test_no_more_tiles_than_needed():
     assert starts(128, 64, 8) == [0, 32, 64]
     assert starts(120, 64, 8) == [0, 56]
     assert starts(64, 64, 8) == starts(10, 64, 8) == [0]
-
-
-def test_blending_cut_tiles_gives_the_picture_back():
-    x = torch.randn(3, 4, 70, 90, generator=torch.Generator().manual_seed(0))
-    for step in range(4):
-        g = grid(70, 90, 32, 8, shifts(step))
-        assert torch.allclose(blend(x, g, (t.cut(x) for t in g.tiles)), x, atol=1e-5)
-    constant = torch.full((1, 70, 90), 3.7)
-    assert torch.allclose(blend(constant, g, (t.cut(constant) for t in g.tiles)), constant, atol=1e-5)
 
 
 def test_one_tile_is_the_picture():

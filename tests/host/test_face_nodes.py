@@ -14,8 +14,8 @@ TRACK = {
 }  # fmt: skip
 REFINE = {
     "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.8, "gamma": 0.1, "seed": 1,
-    "refine_size": 64, "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
-    "index": 0,
+    "refine_size": 64, "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False,
+    "which": "all", "index": 0,
 }  # fmt: skip
 
 

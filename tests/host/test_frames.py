@@ -29,11 +29,12 @@ def frames(count=4, framing="medium"):
 
 REFINE = {
     "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "gamma": 0.1, "seed": 1, "refine_size": 64,
-    "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all", "index": 0,
+    "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
+    "index": 0,
 }  # fmt: skip
 ENLARGE = {
-    "scale": 1.5, "tile_size": 128, "overlap": 16, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
-    "gamma": 0.1, "seed": 1,
+    "scale": 1.5, "tile_size": 128, "overlap": 16, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
+    "scheduler": "normal", "gamma": 0.1, "seed": 1,
 }  # fmt: skip
 
 

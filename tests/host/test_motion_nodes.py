@@ -528,7 +528,8 @@ def test_face_and_tiled_under_animatediff_evolved_and_its_windows(bench, ade, fu
     sampling = {"cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "gamma": 0.1, "seed": 1, "steps": 1}
     face = graph.VCD_FaceRefine(
         images=images, model=moved, vae=vae, positive=positive, negative=negative, **sampling, denoise=0.8,
-        refine_size=64, crop_factor=2.0, aspect=1.0, feather=4.0, paste_factor=1.6, match_colour=False, which="all", index=0,
+        refine_size=64, crop_factor=2.0, aspect=1.0, feather=4.0, paste_factor=1.6, match_colour=False, which="all",
+        index=0,
     )  # fmt: skip
     tiled = graph.VCD_TiledDenoise(
         images=images, model=moved, vae=vae, positive=positive, negative=negative, **sampling, denoise=0.3, scale=1.0,

@@ -8,8 +8,8 @@ from dev.server import QueueError
 from vcd_core import tiled as core
 
 DENOISE = {
-    "scale": 2.0, "tile_size": 64, "overlap": 16, "steps": 3, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
-    "denoise": 0.3, "gamma": 0.1, "seed": 5,
+    "scale": 2.0, "tile_size": 64, "overlap": 16, "steps": 3, "cfg": 4.0, "sampler_name": "euler",
+    "scheduler": "normal", "denoise": 0.3, "gamma": 0.1, "seed": 5,
 }  # fmt: skip
 
 

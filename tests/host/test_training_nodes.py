@@ -14,8 +14,9 @@ from dev.server import QueueError
 from vcd_core import training as core
 
 FAST = {
-    "name": "vcd_tests/anna", "class_word": "woman", "tokens": 4, "steps": 6, "batch": 2, "learning_rate": 0.01, "size": 64,
-    "fit": "crop around the mask", "template": "photo of a V*", "sample_every": 3, "resume": False, "seed": 3,
+    "name": "vcd_tests/anna", "class_word": "woman", "tokens": 4, "steps": 6, "batch": 2, "learning_rate": 0.01,
+    "size": 64, "fit": "crop around the mask", "template": "photo of a V*", "sample_every": 3, "resume": False,
+    "seed": 3,
 }  # fmt: skip
 
 

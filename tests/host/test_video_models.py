@@ -86,12 +86,13 @@ def test_the_next_length_is_asked_from_the_vae(pack, into, out, counts):
 
 
 ENLARGE = {
-    "scale": 1.5, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
-    "gamma": 0.1, "seed": 1,
+    "scale": 1.5, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
+    "scheduler": "normal", "gamma": 0.1, "seed": 1,
 }  # fmt: skip
 REFINE = {
     "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "gamma": 0.1, "seed": 1, "refine_size": 64,
-    "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all", "index": 0,
+    "crop_factor": 3.0, "aspect": 1.0, "feather": 4.0, "paste_factor": 1.6, "match_colour": False, "which": "all",
+    "index": 0,
 }  # fmt: skip
 
 

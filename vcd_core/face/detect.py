@@ -70,7 +70,8 @@ class YuNet(nn.Module):
         return torch.cat([self._rows(i, level) for i, level in enumerate((bottom, middle, top))], 1)
 
     def _rows(self, i: int, level: torch.Tensor) -> torch.Tensor:
-        out = {name: head[i](level).flatten(2).transpose(1, 2) for name, head in self.heads.items()}  # type: ignore[index]
+        maps = {name: head[i](level) for name, head in self.heads.items()}  # type: ignore[index]
+        out = {name: values.flatten(2).transpose(1, 2) for name, values in maps.items()}
         height, width = level.shape[-2:]
         cells = torch.stack(
             torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1

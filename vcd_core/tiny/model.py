@@ -1,7 +1,7 @@
 """What the tiny model is made of: its sizes, its picture autoencoder, its vocabulary, and its files.
 
 The UNet, the text encoder and the motion module are the host's and the pack's own classes at small sizes; they are put
-together in ``nodes/host.py``.  Here stands what does not need the host.
+together in ``nodes/host/tiny.py``.  Here stands what does not need the host.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ TEXT_WIDTH = 96
 SCALE = 0.18215  # SD 1.5's latent scale; the autoencoder's latents are whitened to it
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL_FILE = WEIGHTS / "vcd_tiny.safetensors"
-MOTION_END = 0.85  # where in the sampling its motion ends: the last steps draw details better frame by frame
-SAMPLER, CFG = "euler_ancestral", 2.0  # whose fresh noise mends what a step got wrong, such as an eye
 MOTION_FILE = WEIGHTS / "motion" / "vcd_tiny_motion.safetensors"
 IDENTITY_FILE = WEIGHTS / "identities" / "vcd_tiny_robin.safetensors"
 

@@ -40,8 +40,12 @@ HATS: dict[str, Colour | None] = {
     "top hat": (34, 32, 40),
 }
 SHIRTS: dict[str, Colour] = {
-    "red": (214, 44, 44), "blue": (44, 80, 210), "green": (44, 150, 66), "yellow": (242, 212, 56), "white": (240, 240, 240),
-}  # fmt: skip
+    "red": (214, 44, 44),
+    "blue": (44, 80, 210),
+    "green": (44, 150, 66),
+    "yellow": (242, 212, 56),
+    "white": (240, 240, 240),
+}
 SCENES = ("beach", "city", "forest", "snow", "night")
 ACTIONS = ("walking", "waving", "jumping", "standing")
 FRAMINGS = ("close-up", "medium", "far away")
@@ -465,57 +469,75 @@ class _Layer:
             self._round(-0.9, -0.62, 1.35, -0.42, 0.1, _shade(colour, 0.74))
 
 
+class _Scenery:
+    """A background; units are pixels of the frame."""
+
+    def __init__(self) -> None:
+        self.page = Image.new("RGB", (SIZE * SAMPLES, SIZE * SAMPLES))
+        self._pen = ImageDraw.Draw(self.page)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
+        self._pen.rectangle([v * SAMPLES for v in (x0, y0, x1, y1)], fill=colour)
+
+    def disc(self, x: float, y: float, r: float, colour: Colour) -> None:
+        self._pen.ellipse([v * SAMPLES for v in (x - r, y - r, x + r, y + r)], fill=colour)
+
+    def shape(self, points: list[tuple[float, float]], colour: Colour) -> None:
+        self._pen.polygon([(x * SAMPLES, y * SAMPLES) for x, y in points], fill=colour)
+
+
 def _background(clip: Clip) -> Image.Image:
-    rng = random.Random(clip.seed)
-    side = SIZE * SAMPLES
-    page = Image.new("RGB", (side, side))
-    pen = ImageDraw.Draw(page)
+    scenery = _Scenery()
+    _SCENERIES[clip.scene](scenery, random.Random(clip.seed))
+    return scenery.page
 
-    def box(x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
-        pen.rectangle([v * SAMPLES for v in (x0, y0, x1, y1)], fill=colour)
 
-    def disc(x: float, y: float, r: float, colour: Colour) -> None:
-        pen.ellipse([v * SAMPLES for v in (x - r, y - r, x + r, y + r)], fill=colour)
+def _beach(scenery: _Scenery, rng: random.Random) -> None:
+    horizon = rng.randint(52, 62)
+    scenery.box(0, 0, 128, horizon, (134, 206, 250))
+    scenery.box(0, horizon, 128, 90, (34, 122, 204))
+    scenery.box(0, 86, 128, 128, (240, 216, 152))
+    scenery.disc(rng.randint(12, 116), rng.randint(12, 30), 10, (255, 236, 96))
 
-    def shape(points: list[tuple[float, float]], colour: Colour) -> None:
-        pen.polygon([(x * SAMPLES, y * SAMPLES) for x, y in points], fill=colour)
 
-    if clip.scene == "beach":
-        horizon = rng.randint(52, 62)
-        box(0, 0, 128, horizon, (134, 206, 250))
-        box(0, horizon, 128, 90, (34, 122, 204))
-        box(0, 86, 128, 128, (240, 216, 152))
-        disc(rng.randint(12, 116), rng.randint(12, 30), 10, (255, 236, 96))
-    elif clip.scene == "city":
-        box(0, 0, 128, 128, (188, 206, 222))
-        x = -rng.randint(0, 10)
-        while x < 128:
-            width, top, grey = rng.randint(18, 28), rng.randint(14, 60), rng.randint(88, 140)
-            box(x, top, x + width - 1, 104, (grey, grey, grey + 14))
-            for wy in range(top + 5, 100, 9):
-                for wx in range(x + 3, x + width - 5, 7):
-                    box(wx, wy, wx + 3, wy + 4, (250, 234, 150))
-            x += width
-        box(0, 102, 128, 128, (82, 82, 88))
-    elif clip.scene == "forest":
-        box(0, 0, 128, 94, (172, 220, 192))
-        box(0, 90, 128, 128, (72, 142, 54))
-        for x in range(-6, 136, 17):
-            at, tall = x + rng.randint(-4, 4), rng.randint(48, 70)
-            box(at - 3, 76, at + 3, 96, (102, 66, 36))
-            shape([(at - 13, 82), (at + 13, 82), (at, 82 - tall)], (26, rng.randint(92, 124), 52))
-    elif clip.scene == "snow":
-        box(0, 0, 128, 128, (202, 222, 244))
-        peak = rng.randint(20, 108)
-        shape([(peak - 52, 94), (peak + 52, 94), (peak, 28)], (150, 166, 190))
-        shape([(peak - 16, 48), (peak + 16, 48), (peak, 28)], (255, 255, 255))
-        box(0, 90, 128, 128, (250, 252, 255))
-        for _ in range(20):
-            disc(rng.randint(0, 127), rng.randint(0, 88), 1.7, (255, 255, 255))
-    else:
-        box(0, 0, 128, 128, (18, 20, 62))
-        box(0, 98, 128, 128, (28, 40, 48))
-        disc(rng.randint(12, 116), rng.randint(12, 32), 11, (246, 240, 202))
-        for _ in range(20):
-            disc(rng.randint(0, 127), rng.randint(0, 90), 1.1, (255, 255, 230))
-    return page
+def _city(scenery: _Scenery, rng: random.Random) -> None:
+    scenery.box(0, 0, 128, 128, (188, 206, 222))
+    x = -rng.randint(0, 10)
+    while x < 128:
+        width, top, grey = rng.randint(18, 28), rng.randint(14, 60), rng.randint(88, 140)
+        scenery.box(x, top, x + width - 1, 104, (grey, grey, grey + 14))
+        for wy in range(top + 5, 100, 9):
+            for wx in range(x + 3, x + width - 5, 7):
+                scenery.box(wx, wy, wx + 3, wy + 4, (250, 234, 150))
+        x += width
+    scenery.box(0, 102, 128, 128, (82, 82, 88))
+
+
+def _forest(scenery: _Scenery, rng: random.Random) -> None:
+    scenery.box(0, 0, 128, 94, (172, 220, 192))
+    scenery.box(0, 90, 128, 128, (72, 142, 54))
+    for x in range(-6, 136, 17):
+        at, tall = x + rng.randint(-4, 4), rng.randint(48, 70)
+        scenery.box(at - 3, 76, at + 3, 96, (102, 66, 36))
+        scenery.shape([(at - 13, 82), (at + 13, 82), (at, 82 - tall)], (26, rng.randint(92, 124), 52))
+
+
+def _snow(scenery: _Scenery, rng: random.Random) -> None:
+    scenery.box(0, 0, 128, 128, (202, 222, 244))
+    peak = rng.randint(20, 108)
+    scenery.shape([(peak - 52, 94), (peak + 52, 94), (peak, 28)], (150, 166, 190))
+    scenery.shape([(peak - 16, 48), (peak + 16, 48), (peak, 28)], (255, 255, 255))
+    scenery.box(0, 90, 128, 128, (250, 252, 255))
+    for _ in range(20):
+        scenery.disc(rng.randint(0, 127), rng.randint(0, 88), 1.7, (255, 255, 255))
+
+
+def _night(scenery: _Scenery, rng: random.Random) -> None:
+    scenery.box(0, 0, 128, 128, (18, 20, 62))
+    scenery.box(0, 98, 128, 128, (28, 40, 48))
+    scenery.disc(rng.randint(12, 116), rng.randint(12, 32), 11, (246, 240, 202))
+    for _ in range(20):
+        scenery.disc(rng.randint(0, 127), rng.randint(0, 90), 1.1, (255, 255, 230))
+
+
+_SCENERIES = {"beach": _beach, "city": _city, "forest": _forest, "snow": _snow, "night": _night}
