@@ -71,8 +71,8 @@ def true_clips(
     """Rendered clips as bytes [count, F, 3, 64, 64], a share of them flickering, and the numbers of their actions."""
     rng, generator, seen, actions = random.Random(seed), torch.Generator().manual_seed(seed), [], []
     for number in range(count):
-        clip = world.random_clip(rng, rng.choice(people) if people else None)
-        images = torch.stack([torch.tensor(frame.image) for frame in world.render_clip(clip)]) / 255
+        clip = world.random_take(rng, rng.choice(people) if people else None)
+        images = torch.stack([torch.tensor(frame.image) for frame in world.render_take(clip)]) / 255
         if number < flicker * count:
             images = flickering(vae, images, generator)
         seen.append((halved(images) * 255).round().byte())

@@ -18,7 +18,7 @@ CONTRAST = 0.12  # the least standard deviation of the light in an eye's place; 
 FACE = 0.3  # the least score of a face whose eyes are looked for
 
 
-def shown(clip: world.Clip) -> bool:
+def shown(clip: world.Take) -> bool:
     """Whether a clip's eyes are large enough to be judged, and not behind dark glass."""
     return clip.framing == "close-up" and clip.people[0].glasses != "sunglasses"
 
@@ -47,7 +47,7 @@ def accuracy(vae: Any, count: int = 200) -> float:
     rng, people = random.Random(99), world.identities(12, seed=3)
     frames: list[np.ndarray] = []
     while len(frames) < count:
-        clip = world.random_clip(rng, rng.choice(people), framing="close-up")
+        clip = world.random_take(rng, rng.choice(people), framing="close-up")
         if shown(clip):
             frames.append(world.render(clip, rng.randrange(world.FRAMES)).image)
     images = torch.from_numpy(np.stack(frames)).float() / 255

@@ -85,7 +85,7 @@ def weak_detections() -> None:
     rng = random.Random(4)
     covered, wrong, total = {"with": 0, "without": 0}, {"with": 0, "without": 0}, 0
     for _ in range(FAR_CLIPS):
-        frames = world.render_clip(world.random_clip(rng, framing="far away"))
+        frames = world.render_take(world.random_take(rng, framing="far away"))
         images = torch.from_numpy(np.stack([f.image for f in frames])).float() / 255
         strong, tracks = tracks_of(images)
         for kind, found in (("with", tracks), ("without", follow(images, strong))):
@@ -106,8 +106,8 @@ def weak_detections() -> None:
 
 def travelling() -> None:
     """How much of the picture is refined: a window that follows against one union box for the clip."""
-    clip = world.random_clip(random.Random(4), framing="far away", action="walking")
-    frames = world.render_clip(clip)
+    clip = world.random_take(random.Random(4), framing="far away", action="walking")
+    frames = world.render_take(clip)
     images = torch.from_numpy(np.stack([f.image for f in frames])).float() / 255
     boxes = np.array([f.faces[0] for f in frames])
     place = windows(Track(0, boxes, np.ones(len(boxes), bool)), *images.shape[1:3])

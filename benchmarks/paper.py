@@ -128,7 +128,7 @@ class Judge:
             rng = random.Random(500)
             pictures, faces = [], []
             for i in range(6):
-                clip = world.random_clip(rng, person, framing=("close-up", "medium")[i % 2], scene=world.SCENES[i % 5])
+                clip = world.random_take(rng, person, framing=("close-up", "medium")[i % 2], scene=world.SCENES[i % 5])
                 frame = world.render(clip, 3)
                 image = torch.tensor(frame.image).float() / 255
                 x, y, w, h = frame.faces[0]

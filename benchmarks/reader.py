@@ -75,7 +75,7 @@ def matches(read: dict[str, str], person: world.Person, names: tuple[str, ...] =
     return sum(read[name] == value for name, value in wanted.items()) / len(wanted)
 
 
-def face_square(clip: world.Clip, box: world.Box, rng: random.Random) -> tuple[int, int, int]:
+def face_square(clip: world.Take, box: world.Box, rng: random.Random) -> tuple[int, int, int]:
     """Left, top and side of a square around a face: what a face crop or one half of a picture shows."""
     x, y, w, h = box
     side = min(world.SIZE, max(24, int(max(w, h) * rng.uniform(1.8, 3.2))))
@@ -85,7 +85,7 @@ def face_square(clip: world.Clip, box: world.Box, rng: random.Random) -> tuple[i
 
 
 def _draw(rng: random.Random, person: world.Person | None, crop: bool) -> tuple[np.ndarray, dict[str, int]]:
-    clip = world.random_clip(rng, person, framing=rng.choices(world.FRAMINGS, (0.45, 0.45, 0.1))[0])
+    clip = world.random_take(rng, person, framing=rng.choices(world.FRAMINGS, (0.45, 0.45, 0.1))[0])
     crop = crop and clip.framing != "far away"
     frame = world.render(clip, rng.randrange(world.FRAMES), side=3 * world.SIZE if crop else world.SIZE)
     picture, shown = frame.image, clip.people[0]
@@ -173,7 +173,7 @@ def accuracy(reader: Reader, vae: Any, count: int = 400) -> dict[str, dict[str, 
 def mark() -> str:
     """What the reader depends on: the autoencoder, the world, and how it learns."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in READER_FILES))
-    for key, value in sorted(tiny.part(tiny.load_weights(), "vae").items()):
+    for key, value in sorted(tiny.weights_of(tiny.load_weights(), "vae").items()):
         digest.update(key.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -65,7 +65,7 @@ def draw(studio: Studio, folder: Path) -> tuple[list[Sample], list[Pair], dict[s
         "euler, cfg 3": {"sampler": "euler", "cfg": 3.0},
     }
     for number in range(COUNT):
-        clip = world.random_clip(rng)
+        clip = world.random_take(rng)
         caption = world.caption(clip)
         prompt = studio.prompt(caption)
         picture = studio.draw(prompt, 100 + number, 1, 0, STEPS, moving=False)

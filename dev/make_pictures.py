@@ -151,7 +151,7 @@ def main() -> None:
 
     rng = random.Random(4)
     crowd = (world.random_person(rng), world.random_person(rng))
-    drawn = [f.image for f in world.render_clip(world.Clip(crowd, "city", "walking", "close-up", 6))]
+    drawn = [f.image for f in world.render_take(world.Take(crowd, "city", "walking", "close-up", 6))]
     pair = torch.stack([torch.from_numpy(image) for image in drawn]).float() / 255
     node = studio.module("nodes.face")
     save(

@@ -31,7 +31,7 @@ def pictures_of(
     rng = random.Random(seed)
     images, masks = [], []
     for i in range(count):
-        clip = world.random_clip(rng, person, framing="close-up", scene=scene or world.SCENES[i % len(world.SCENES)])
+        clip = world.random_take(rng, person, framing="close-up", scene=scene or world.SCENES[i % len(world.SCENES)])
         frame = world.render(clip, rng.randrange(world.FRAMES))
         images.append(torch.tensor(frame.image).float() / 255)
         masks.append(torch.from_numpy(frame.masks[0]))
@@ -97,7 +97,7 @@ class Studio:
     def prompt(self, text: str, *identities: Any) -> Any:
         """The conditioning of a prompt; ``V*`` is the first identity."""
         identity = self.module("nodes.identity")
-        return identity.encode(self.clip, text, {f"id{i}": one for i, one in enumerate(identities)})
+        return identity.encode_prompt(self.clip, text, {f"id{i}": one for i, one in enumerate(identities)})
 
     @torch.inference_mode()
     def draw(

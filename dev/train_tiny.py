@@ -243,7 +243,7 @@ def train_vae(folder: Path, minutes: float) -> None:
 
     def refill(count: int) -> None:
         for _ in range(count):
-            clip = world.random_clip(rng)
+            clip = world.random_take(rng)
             frame = world.render(clip, rng.randrange(world.FRAMES))
             pool.append((to_tensor([frame.image])[0], frame.faces[0]))
         del pool[: max(0, len(pool) - 3000)]
@@ -268,7 +268,7 @@ def train_vae(folder: Path, minutes: float) -> None:
         loss = (difference.abs() * weights).sum() / weights.sum() / 3 + 0.5 * edges + difference.pow(2).mean()
         return loss + 1e-3 * latents.pow(2).mean(), 24
 
-    test = [world.render(world.random_clip(random.Random(900 + i)), i % 16) for i in range(48)]
+    test = [world.render(world.random_take(random.Random(900 + i)), i % 16) for i in range(48)]
     pictures = to_tensor([frame.image for frame in test])
 
     def report() -> str:
@@ -416,7 +416,7 @@ def _out_of_place(encoder: nn.Module) -> None:
             layer.forward = MethodType(forward, layer)
 
 
-def kept(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], list[world.Clip]]]) -> tuple[Any, Any]:
+def kept(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], list[world.Take]]]) -> tuple[Any, Any]:
     """What ``make`` gives, latents and the clips they come from, made once and kept at ``path``."""
     if not path.is_file():
         latents, clips = make()
@@ -425,9 +425,9 @@ def kept(path: Path, make: Callable[[], tuple[dict[str, torch.Tensor], list[worl
     return stored, pickle.loads(stored.pop("clips"))  # noqa: S301  (our own file)
 
 
-def pair(rng: random.Random) -> world.Clip:
+def pair(rng: random.Random) -> world.Take:
     """A clip of two people, large enough to be told apart."""
-    first, second = world.random_clip(rng), world.random_clip(rng)
+    first, second = world.random_take(rng), world.random_take(rng)
     return replace(first, people=first.people + second.people, framing=rng.choice(world.FRAMINGS[:2]))
 
 
@@ -457,10 +457,10 @@ class Album:
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
         self.pairs = range(count // 8)
 
-        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Take]]:
             rng = random.Random(5)
             stored: dict[str, list[torch.Tensor]] = {"small": [], "large": [], "weights": []}
-            clips = [(pair if i in self.pairs else world.random_clip)(rng) for i in range(count)]
+            clips = [(pair if i in self.pairs else world.random_take)(rng) for i in range(count)]
             for start in range(0, count, 50):
                 part = clips[start : start + 50]
                 frames = [world.render(clip, rng.randrange(world.FRAMES)) for clip in part]
@@ -476,7 +476,7 @@ class Album:
         self.weights = {128: stored["weights"], 64: F.avg_pool2d(stored["weights"].float(), 2).half()}
 
 
-def part_of(clip: world.Clip, rng: random.Random, indices: range) -> list[np.ndarray]:
+def part_of(clip: world.Take, rng: random.Random, indices: range) -> list[np.ndarray]:
     """A part of a clip's frames, enlarged up to three times: what a tile or a face crop shows; half of them at the
     face."""
     side = rng.randrange(world.SIZE * 5 // 4, world.SIZE * world.SAMPLES)
@@ -503,9 +503,9 @@ class Parts:
     LATEST = 400
 
     def __init__(self, folder: Path, painter: Painter, count: int, frames: int) -> None:
-        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Take]]:
             rng, latents = random.Random(6), []
-            clips = [world.random_clip(rng) for _ in range(count)]
+            clips = [world.random_take(rng) for _ in range(count)]
             for clip in clips:
                 first = rng.randrange(world.FRAMES - frames + 1)
                 latents.append(painter.latents(part_of(clip, rng, range(first, first + frames))))
@@ -514,7 +514,7 @@ class Parts:
         stored, self.clips = kept(folder / f"parts-{count}x{frames}.pt", make)
         self.latents: torch.Tensor = stored["latents"]
 
-    def pick(self, rng: random.Random) -> tuple[torch.Tensor, world.Clip]:
+    def pick(self, rng: random.Random) -> tuple[torch.Tensor, world.Take]:
         i = rng.randrange(len(self.clips))
         return self.latents[i].float(), self.clips[i]
 
@@ -587,7 +587,7 @@ def train_frames(folder: Path, minutes: float, side: int, before: str | None, pe
 
 
 @torch.no_grad()
-def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Clip], side: int) -> str:
+def gaps(painter: Painter, latents: torch.Tensor, clips: list[world.Take], side: int) -> str:
     """How much worse the noise at t = 700 is predicted when one attribute of the caption is wrong: what words do."""
     chosen = [i for i, c in enumerate(clips) if side == 128 or c.framing != "far away"][:128]
     rng = random.Random(5)
@@ -627,12 +627,12 @@ class ClipAlbum:
     def __init__(self, folder: Path, painter: Painter, count: int) -> None:
         self.pairs = range(count // 8)
 
-        def make() -> tuple[dict[str, torch.Tensor], list[world.Clip]]:
+        def make() -> tuple[dict[str, torch.Tensor], list[world.Take]]:
             rng = random.Random(8)
             stored: dict[str, list[torch.Tensor]] = {"latents": [], "weights": []}
-            clips = [(pair if i in self.pairs else world.random_clip)(rng) for i in range(count)]
+            clips = [(pair if i in self.pairs else world.random_take)(rng) for i in range(count)]
             for clip in clips:
-                frames = world.render_clip(clip)
+                frames = world.render_take(clip)
                 stored["latents"].append(painter.latents([frame.image for frame in frames]))
                 stored["weights"].append(torch.stack([emphasis(frame) for frame in frames]))
             return {name: torch.stack(parts) for name, parts in stored.items()}, clips
@@ -746,7 +746,7 @@ def train_motion(folder: Path, minutes: float, peers: Peers) -> None:
 
 def begin(folder: Path) -> None:
     """Let a new folder begin where an earlier training got to: its autoencoder; its frames and its motion as starts."""
-    torch.save(tiny.part(tiny.load_weights(), "vae"), folder / "vae.pt")
+    torch.save(tiny.weights_of(tiny.load_weights(), "vae"), folder / "vae.pt")
     shutil.copyfile(tiny.MODEL_FILE, folder / "start.safetensors")
     (folder / "start.txt").write_text(f"from {tiny.MODEL_FILE.name}\n")
 

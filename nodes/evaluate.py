@@ -221,24 +221,24 @@ def check(given: Given) -> None:
         _ = given.face_likeness  # reads the file
 
 
-def as_text(clips: dict[str, list[Figure]], missing: list[str]) -> str:
+def as_text(videos: dict[str, list[Figure]], missing: list[str]) -> str:
     """A table in Markdown, figures down, clips across, with what is missing below and what the chart's numbers mean."""
-    names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
-    lines = [f"| | {' | '.join(clips)} | paper: SD, VCD |", "|" + "---|" * (len(clips) + 2)]
+    names = list(dict.fromkeys(figure.name for figures in videos.values() for figure in figures))
+    lines = [f"| | {' | '.join(videos)} | paper: SD, VCD |", "|" + "---|" * (len(videos) + 2)]
     for name in names:
         values = [
-            next((core.as_number(f.mean, ".3f") for f in figures if f.name == name), "") for figures in clips.values()
+            next((core.as_number(f.mean, ".3f") for f in figures if f.name == name), "") for figures in videos.values()
         ]
         paper = ", ".join(f"{value:.3f}" for value in core.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
-    if short := plots.chart_stand_ins(clips):
+    if short := plots.chart_stand_ins(videos):
         lines += ["", fonts.said(short)]
     if missing:
         lines += ["", "Not computed, or in part:", *(f"- {line}" for line in missing)]
     return "\n".join(lines)
 
 
-def one_clip(batches: list[torch.Tensor], name: str) -> torch.Tensor:
+def one_video(batches: list[torch.Tensor], name: str) -> torch.Tensor:
     """The clip that a list input holds: one batch of frames, or a list of single frames of one size."""
     if len({batch.shape[1:3] for batch in batches}) == 1 and (len(batches) == 1 or all(len(b) == 1 for b in batches)):
         return torch.cat(batches)
@@ -349,7 +349,7 @@ class Evaluate(io.ComfyNode):
         faces: list[Faces | None] | None = None,
     ) -> io.NodeOutput:
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
-        figures, missing = measure(Given(in_colour(one_clip(images, "images")), *shared, first(faces)))
+        figures, missing = measure(Given(in_colour(one_video(images, "images")), *shared, first(faces)))
         text, chart = as_text({"this clip": figures}, missing), plots.figures_chart({"this clip": figures}, core.PAPER)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
@@ -406,8 +406,8 @@ class Compare(io.ComfyNode):
         prompt: list[str] | None = None,
         face_model: list[str] | None = None,
     ) -> io.NodeOutput:
-        given = [one_clip(batches, name) for name, batches in clips.items() if batches]
-        named = name_clips(names[0], given)
+        given = [one_video(batches, name) for name, batches in clips.items() if batches]
+        named = named_videos(names[0], given)
         check_sizes(named)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
         progress = Progress(len(named))
@@ -421,11 +421,11 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
 
 
-def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def named_videos(names: str, videos: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The clips under the names that were written, numbered where there are none or one is written twice."""
     written = [name.strip() for name in names.split(",")]
     named: dict[str, torch.Tensor] = {}
-    for i, images in enumerate(clips):
+    for i, images in enumerate(videos):
         name = written[i] if i < len(written) and written[i] else f"clip {i + 1}"
         while name in named:
             name += f" {i + 1}"
@@ -433,9 +433,9 @@ def name_clips(names: str, clips: list[torch.Tensor]) -> dict[str, torch.Tensor]
     return named
 
 
-def check_sizes(clips: dict[str, torch.Tensor]) -> None:
+def check_sizes(videos: dict[str, torch.Tensor]) -> None:
     """Raise where clips that are compared differ in size."""
-    sizes = {name: (images.shape[2], images.shape[1]) for name, images in clips.items()}
+    sizes = {name: (images.shape[2], images.shape[1]) for name, images in videos.items()}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {w}x{h}" for name, (w, h) in sizes.items())
         raise ValueError(

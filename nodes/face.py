@@ -506,7 +506,7 @@ def refined_faces(
     for number, turn in enumerate(turns):
         crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
         picture = (images.shape[1], images.shape[2])
-        cut = Cut(frames=turn.track.frames, region=turn.own_windows, clip=len(images), picture=picture, size=size)
+        cut = Cut(frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size)
         positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
         try:
             refined = stage.refine(crops, positive, cut.conditioning(negative), progress)

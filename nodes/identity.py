@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,16 +182,16 @@ class IdTextEncode(io.ComfyNode):
             core.check_width(identity.tokens, text_widths(clip))
         keys = core.parse_schedule(prompt)
         if keys is None:
-            return io.NodeOutput(encode(clip, prompt, found))
+            return io.NodeOutput(encode_prompt(clip, prompt, found))
         if keys[-1][0] >= frames:
             raise ValueError(
                 f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the "
                 f"length of "
                 "the clip."
             )
-        prompts = [encode(clip, text, found) for _, text in keys]
+        prompts = [encode_prompt(clip, text, found) for _, text in keys]
         weights = core.schedule_weights([start for start, _ in keys], frames, blend)
-        return io.NodeOutput(blend_conditioning(prompts, weights, encode(clip, "", {})))
+        return io.NodeOutput(blend_conditioning(prompts, weights, encode_prompt(clip, "", {})))
 
 
 def by_name(identities: list[Identity]) -> dict[str, Identity]:
@@ -205,11 +206,11 @@ def by_name(identities: list[Identity]) -> dict[str, Identity]:
     return named
 
 
-def encode(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
+def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
     """The conditioning of a prompt with identities in it."""
     marks = {name: f"vcd_id_{i}" for i, name in enumerate(identities)}
     written = {name: f"embedding:{mark}" for name, mark in marks.items()}
-    text = core.place(prompt, written, {name: identity.class_word for name, identity in identities.items()})
+    text = core.insert(prompt, written, {name: identity.class_word for name, identity in identities.items()})
     vectors = {marks[name]: identity.tokens.by_encoder() for name, identity in identities.items()}
     strengths = {marks[name]: identity.strength for name, identity in identities.items()}
     return encode_text(clip, text, vectors, strengths)
@@ -244,7 +245,7 @@ class IdSave(io.ComfyNode):
         tokens = IdTokens(id.tokens.name, id.tokens.vectors, {**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
-        file = path.relative_to(folder.resolve()).as_posix()
+        file = path.relative_to(os.path.abspath(folder)).as_posix()
         return io.NodeOutput(file, ui=ui_text(f"Saved as {file}: {tokens.describe()}"))
 
 

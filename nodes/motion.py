@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vcd_core import motion as core
-from ..vcd_core.motion import MotionModel, MotionModule, Place
+from ..vcd_core.motion import Level, MotionModel, MotionModule
 from .host.files import add_model_folder, model_file, model_files, refusal
 from .host.model import Model, kind_of, operations
 from .host.motion import (
@@ -20,7 +20,7 @@ from .host.motion import (
     without_norms_over_frames,
 )
 from .host.text import with_rows_held
-from .host.wrappers import WhileSampling, clip_frames, with_unet_call
+from .host.wrappers import WhileSampling, frames_of_each, with_unet_call
 from .inputs import CATEGORY
 
 KEY = "vcd_motion"
@@ -34,37 +34,37 @@ add_model_folder(FILES, "animatediff_models", EXTENSIONS)
 add_model_folder(LORAS, "animatediff_motion_lora", EXTENSIONS)
 
 
-def apply(
+def with_motion(
     model: Model,
     motion: MotionModel,
     strength: float,
-    scales: dict[Place, float],
-    part: tuple[float, float] = (0.0, 1.0),
+    scales: dict[Level, float],
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> Model:
-    """``model`` with motion modules in its UNet; each adds its branch with ``strength`` times its place's scale.
+    """``model`` with motion modules in its UNet; each adds its branch with ``strength`` times its level's scale.
 
     Args:
-        part: where in the sampling, from 0 to 1, they begin and end to add it.
+        span: where in the sampling, from 0 to 1, they begin and end to add it.
 
     Raises:
-        ValueError: a model whose UNet is not SD 1.5-shaped, or a part that ends before it begins.
+        ValueError: a model whose UNet is not SD 1.5-shaped, or a span that ends before it begins.
     """
-    if not 0 <= part[0] < part[1] <= 1:
+    if not 0 <= span[0] < span[1] <= 1:
         raise ValueError(
-            f"start_percent is {part[0]:g} and end_percent {part[1]:g}; expected 0 <= start_percent < end_percent <= 1."
+            f"start_percent is {span[0]:g} and end_percent {span[1]:g}; expected 0 <= start_percent < end_percent <= 1."
         )
     list(core.slots(model.model.diffusion_model, motion))
-    longest, clip = motion.info.frames, {"frames": 1}
+    longest, seen = motion.info.frames, {"frames": 1}
     warned: set[int] = set()
-    on = WhileSampling(part)
+    on = WhileSampling(span)
 
     def call(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
         assert isinstance(module, MotionModule)
-        return module(x, frames, strength * scales[module.place]) if on.now else x
+        return module(x, frames, strength * scales[module.level]) if on.now else x
 
     def before(x: torch.Tensor, transformer_options: dict[str, Any]) -> None:
-        frames = clip_frames(x.shape[0], transformer_options)
-        clip["frames"] = frames if on.update(transformer_options) else 1
+        frames = frames_of_each(x.shape[0], transformer_options)
+        seen["frames"] = frames if on.update(transformer_options) else 1
         core.check_frames(x.shape[0], frames, longest)
         if frames < FEWEST and frames not in warned:
             warned.add(frames)
@@ -72,7 +72,7 @@ def apply(
 
     model = with_blocks(model, KEY, motion, MotionModule, core.slots, call)
     if motion.info.version == "v1":  # the v1 modules were trained with norms over the whole clip
-        model = with_norms_over_frames(model, f"{KEY}_norms", lambda: clip["frames"])
+        model = with_norms_over_frames(model, f"{KEY}_norms", lambda: seen["frames"])
     else:
         model = without_norms_over_frames(model, f"{KEY}_norms")
     model = with_rows_held(with_hints_of_windows(model, KEY), f"{KEY}_rows")
@@ -87,16 +87,16 @@ class MotionModuleNode(io.ComfyNode):
                 name, default=default, min=0.0, max=1.0, step=0.001, optional=True, advanced=True, tooltip=tooltip
             )
 
-        def scale(place: str) -> io.Float.Input:
+        def scale(level: str) -> io.Float.Input:
             return io.Float.Input(
-                f"{place}_scale",
+                f"{level}_scale",
                 default=1.0,
                 min=0.0,
                 max=2.0,
                 step=0.05,
                 optional=True,
                 advanced=True,
-                tooltip=f"Multiplies the strength of the modules in the UNet's {place} part.",
+                tooltip=f"Multiplies the strength of the modules in the UNet's {level} part.",
             )
 
         return io.Schema(
@@ -180,8 +180,8 @@ class MotionModuleNode(io.ComfyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         motion = load(model, motion_module, motion_lora, lora_strength)
-        scales: dict[Place, float] = {"down": down_scale, "mid": mid_scale, "up": up_scale}
-        model = apply(model, motion, strength, scales, (start_percent, end_percent))
+        scales: dict[Level, float] = {"down": down_scale, "mid": mid_scale, "up": up_scale}
+        model = with_motion(model, motion, strength, scales, (start_percent, end_percent))
         return io.NodeOutput(with_beta_schedule(model, f"{KEY}_betas", SCHEDULES[beta_schedule]))
 
 

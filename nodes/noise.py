@@ -16,9 +16,9 @@ NOISE_CATEGORY = f"{CATEGORY}/noise"
 ALIASES = ["3d gaussian noise", "magic me", "video custom diffusion", "vcd", "correlated noise"]
 
 
-def clip_gamma(gamma: float, schedule: str, frames: int, part: bool = False) -> core.Gamma:
+def gamma_of(gamma: float, schedule: str, frames: int, goes_on: bool = False) -> core.Gamma:
     """The gamma of a clip of this many frames, or of so many of a longer one, from the two widgets."""
-    return core.parse_schedule(schedule, frames, part) if schedule.strip() else gamma
+    return core.parse_schedule(schedule, frames, goes_on) if schedule.strip() else gamma
 
 
 def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
@@ -93,7 +93,7 @@ class NoisePriorLatent(io.ComfyNode):
                 "or neither for noise of unit variance."
             )
         shape = (frames, 4, height // 8, width // 8)
-        noise = core.sample(shape, clip_gamma(gamma, gamma_schedule, frames), seed, layout, closed_loop)
+        noise = core.sample(shape, gamma_of(gamma, gamma_schedule, frames), seed, layout, closed_loop)
         if model is not None and sigmas is not None:
             channels, dimensions = latent_channels(model)
             if (channels, dimensions) != (4, 2):
@@ -123,7 +123,7 @@ class CorrelatedNoise:
         dim = core.frame_dim(samples.ndim)
         picked = batch_index if dim == 0 else None
         frames = samples.shape[dim] if picked is None else max(picked) + 1
-        gamma = clip_gamma(self.gamma, self.gamma_schedule, frames, part=picked is not None)
+        gamma = gamma_of(self.gamma, self.gamma_schedule, frames, goes_on=picked is not None)
         noise = core.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
         return noise.to(samples.dtype)
 
@@ -213,10 +213,10 @@ class ApplyNoisePrior(io.ComfyNode):
         def correlate(noise: torch.Tensor, frames: list[int] | None) -> torch.Tensor:
             dim = core.frame_dim(noise.ndim)
             if frames is None:
-                return core.correlate(noise, clip_gamma(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
+                return core.correlate(noise, gamma_of(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
             if closed_loop:
                 raise ValueError(core.PART_OF_A_LOOP)
-            return core.correlate_picked(noise, clip_gamma(gamma, gamma_schedule, max(frames) + 1, part=True), frames)
+            return core.correlate_picked(noise, gamma_of(gamma, gamma_schedule, max(frames) + 1, goes_on=True), frames)
 
         return io.NodeOutput(with_noise_prior(model, correlate, each_step))
 
@@ -250,11 +250,11 @@ class NoisePriorPreview(io.ComfyNode):
         cls, frames: int, gamma: float, seed: int, gamma_schedule: str = "", closed_loop: bool = False
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
-        clip = clip_gamma(gamma, gamma_schedule, frames)
-        noise = core.sample((frames, 4, 64, 64), clip, seed, closed_loop=closed_loop)
-        label = f"gamma {gamma:g}" if clip is gamma else f"gamma {gamma_schedule.strip()}"
+        steps = gamma_of(gamma, gamma_schedule, frames)
+        noise = core.sample((frames, 4, 64, 64), steps, seed, closed_loop=closed_loop)
+        label = f"gamma {gamma:g}" if steps is gamma else f"gamma {gamma_schedule.strip()}"
         figure = plots.noise_prior_figure(
-            core.covariance(frames, clip, closed_loop), core.measured_covariance(noise), noise, label
+            core.covariance(frames, steps, closed_loop), core.measured_covariance(noise), noise, label
         )
         return io.NodeOutput(figure, plots.noise_frames(noise, size=256), ui=ui.PreviewImage(figure, cls=cls))
 

@@ -15,7 +15,7 @@ NO_FOLDER = "no folders found"
 UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that this node names and leaves out
 
 
-def place_of(folder: str) -> Path:
+def picture_folder(folder: str) -> Path:
     """Where a chosen folder lies."""
     return input_subfolder(spelled(folder, input_subfolders()))
 
@@ -50,22 +50,22 @@ class Pictures(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:
-        files = sorted(place_of(folder).iterdir())
+        files = sorted(picture_folder(folder).iterdir())
         return repr([(file.name, file.stat().st_mtime) for file in files])
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
         try:
-            return folder is None or bool(place_of(folder))
+            return folder is None or bool(picture_folder(folder))
         except ValueError as error:
             return str(error)
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        place = place_of(folder)
-        found = core.open_pictures(place)
+        path = picture_folder(folder)
+        found = core.open_pictures(path)
         images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
-        files = (file for file in place.iterdir() if not file.name.startswith("."))
+        files = (file for file in path.iterdir() if not file.name.startswith("."))
         other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
         note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
         return io.NodeOutput(images, masks, ui=ui_text(f"{len(found)} pictures{note}"))

@@ -22,13 +22,13 @@ def load_tiny() -> tuple[Model, object, object]:
     """MODEL, CLIP and VAE of the tiny model with its weights."""
     weights = tiny.load_weights()
     autoencoder = tiny.PictureAutoencoder()
-    autoencoder.load_state_dict(tiny.part(weights, "vae"))
+    autoencoder.load_state_dict(tiny.weights_of(weights, "vae"))
     model, clip, vae = small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, embedding_folders())
-    model.model.diffusion_model.load_state_dict(tiny.part(weights, "unet"))
+    model.model.diffusion_model.load_state_dict(tiny.weights_of(weights, "unet"))
     encoder = clip.cond_stage_model.clip_l.transformer
     table = torch.zeros(encoder.get_input_embeddings().weight.shape)  # words it does not know count as nothing
     table[weights["words"]] = weights["table"]
-    text = {f"text_model.{key}": value for key, value in tiny.part(weights, "text").items()}
+    text = {f"text_model.{key}": value for key, value in tiny.weights_of(weights, "text").items()}
     text["text_model.embeddings.token_embedding.weight"] = table
     # as a state dict: where the host loads weights lazily, there is nothing to copy into
     encoder.load_state_dict({**text, "text_projection.weight": torch.eye(tiny.TEXT_WIDTH)})

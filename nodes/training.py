@@ -20,7 +20,7 @@ from .host.model import Model, kind_of
 from .host.sampling import Sampling, sample
 from .host.training import TrainingModel, gradients, recomputed
 from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
-from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode
+from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode_prompt
 from .inputs import IdType, seed_input
 
 LossMap = io.Custom("LOSS_MAP")
@@ -276,7 +276,7 @@ class _Show:
         backend, settings = self.backend, self.settings
         identity = Identity(IdTokens("id", vectors.clone()), settings.class_word)
         with torch.no_grad():
-            positive, negative = (encode(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
+            positive, negative = (encode_prompt(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
             shape = (1, 4, settings.size // 8, settings.size // 8)
             noise = torch.randn(shape, generator=core.generator(settings.seed, "sample"))
             sampling = Sampling(20, 7.0, "euler", "normal", 1.0, settings.seed)

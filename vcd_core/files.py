@@ -150,20 +150,34 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
         raise
 
 
+def inside(folder: str | Path, name: str) -> Path | None:
+    """The path of a name in a folder; None for an absolute one and one whose ``..`` leads out.
+
+    Names are judged as they are written: a folder may be a link or hold some, to wherever their owner keeps his files.
+
+    Example:
+        >>> inside("/models", "people/me").as_posix(), inside("/models", "../me"), inside("/models", "/models/me")
+        ('/models/people/me', None, None)
+    """
+    top = os.path.abspath(folder)
+    path = Path(os.path.abspath(os.path.join(top, name)))
+    return path if not os.path.isabs(name) and path.is_relative_to(top) else None
+
+
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:
     """Where a safetensors file of this name goes.
 
     Args:
-        folder: the name must stay inside it.
+        folder: the name must stay inside it; it may be a link, or hold linked folders.
         name: a file name, with subfolders if wanted.
         overwrite: take the name as it is; otherwise the next free number is appended where a file has it.
 
     Raises:
-        ValueError: a name that is empty or leaves the folder.
+        ValueError: a name that is empty, absolute, or leaves the folder.
     """
     name = name.strip().removesuffix(".safetensors")
-    target = (folder / f"{name}.safetensors").resolve()
-    if not name or name.endswith(("/", "\\")) or not target.is_relative_to(folder.resolve()):
+    target = inside(folder, f"{name}.safetensors")
+    if target is None or not name or name.endswith(("/", "\\")):
         raise ValueError(
             f"{name!r} is not a file name inside {folder}. Use letters, digits and subfolders, without '..'."
         )

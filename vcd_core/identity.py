@@ -139,7 +139,7 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
 _MARK = re.compile(r"V\*|<([^<>\n]+)>")
 
 
-def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, str]) -> str:
+def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, str]) -> str:
     """A prompt with ``V*`` and ``<name>`` replaced by what stands for each identity, its class word behind it.
 
     Args:
@@ -153,11 +153,11 @@ def place(prompt: str, identities: Mapping[str, str], class_words: Mapping[str, 
         ValueError: ``V*`` without an identity, or a name that is not connected.
 
     Example:
-        >>> place("photo of V* on the beach", {"me": "embedding:me"}, {"me": "man"})
+        >>> insert("photo of V* on the beach", {"me": "embedding:me"}, {"me": "man"})
         'photo of embedding:me man on the beach'
-        >>> place("(<me>:1.2), smiling", {"me": "embedding:me"}, {"me": "man"})
+        >>> insert("(<me>:1.2), smiling", {"me": "embedding:me"}, {"me": "man"})
         '(embedding:me man:1.2), smiling'
-        >>> place("(<me>:1.2) man", {"me": "embedding:me"}, {"me": "man"})
+        >>> insert("(<me>:1.2) man", {"me": "embedding:me"}, {"me": "man"})
         '(embedding:me:1.2) man'
     """
 
@@ -229,9 +229,9 @@ def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor
         weights[frame, current] = 1.0
         if current + 1 < len(starts):
             begin, change = starts[current], starts[current + 1]
-            part = 1 - (change - frame) / min(blend, change - begin)
-            if part > 0:
-                weights[frame, current], weights[frame, current + 1] = 1 - part, part
+            share = 1 - (change - frame) / min(blend, change - begin)
+            if share > 0:
+                weights[frame, current], weights[frame, current + 1] = 1 - share, share
     return weights
 
 

@@ -21,7 +21,7 @@ from . import files
 
 HEADS = 8
 SD15_CHANNELS = (320, 640, 1280, 1280)
-Place = Literal["down", "mid", "up"]
+Level = Literal["down", "mid", "up"]
 _ATTENTION_BATCH = 1 << 15  # fused attention kernels take no more than 65535 sequences at once
 _FIRST = "down_blocks.0.motion_modules.0.temporal_transformer"
 _ENCODING = ".pos_encoder.pe"
@@ -111,9 +111,9 @@ class _TemporalTransformer(nn.Module):
 class MotionModule(nn.Module):
     """One motion module: features [clips * frames, C, h, w] -> the same, its branch added with ``strength``."""
 
-    def __init__(self, width: int, frames: int, place: Place, ops: Any = nn) -> None:
+    def __init__(self, width: int, frames: int, level: Level, ops: Any = nn) -> None:
         super().__init__()
-        self.place, self.frames = place, frames
+        self.level, self.frames = level, frames
         self.temporal_transformer = _TemporalTransformer(width, frames, ops)
 
     def forward(self, x: torch.Tensor, frames: int, strength: float = 1.0) -> torch.Tensor:
@@ -123,9 +123,9 @@ class MotionModule(nn.Module):
 
 
 class _Resolution(nn.Module):
-    def __init__(self, count: int, width: int, frames: int, place: Place, ops: Any) -> None:
+    def __init__(self, count: int, width: int, frames: int, level: Level, ops: Any) -> None:
         super().__init__()
-        self.motion_modules = nn.ModuleList([MotionModule(width, frames, place, ops) for _ in range(count)])
+        self.motion_modules = nn.ModuleList([MotionModule(width, frames, level, ops) for _ in range(count)])
 
 
 class MotionModel(nn.Module):

@@ -127,8 +127,8 @@ def sample(
             )
         if closed_loop and len(shape) == 4 and list(batch_index) != list(range(len(batch_index))):
             raise ValueError(PART_OF_A_LOOP)
-        clip = (max(batch_index) + 1, *shape[1:])
-        return _draw(clip, gamma, seed, layout, closed_loop, frame_by_frame=True)[list(batch_index)]
+        whole = (max(batch_index) + 1, *shape[1:])
+        return _draw(whole, gamma, seed, layout, closed_loop, frame_by_frame=True)[list(batch_index)]
     return _draw(shape, gamma, seed, layout, closed_loop)
 
 
@@ -197,7 +197,7 @@ def check_gamma(gamma: float) -> None:
         raise ValueError(f"gamma is {gamma}; expected a number from 0 (independent frames) to 1 (one noise for all).")
 
 
-def parse_schedule(text: str, frames: int, part: bool = False) -> list[float]:
+def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
     Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
@@ -205,7 +205,7 @@ def parse_schedule(text: str, frames: int, part: bool = False) -> list[float]:
     towards one beyond its end the line is drawn as in a longer clip.
 
     Args:
-        part: the clip goes on behind these frames, so a list may too.
+        goes_on: the clip goes on behind these frames, so a list may too.
 
     Raises:
         ValueError: text that is neither, keyframes below 0 or that do not rise, a wrong count, or a gamma outside 0..1.
@@ -226,7 +226,7 @@ def parse_schedule(text: str, frames: int, part: bool = False) -> list[float]:
     _check_keys(keys)
     if keys:
         return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
-    return transitions(frames, values[: frames - 1] if part else values)
+    return transitions(frames, values[: frames - 1] if goes_on else values)
 
 
 def _check_keys(keys: list[tuple[int, float]]) -> None:

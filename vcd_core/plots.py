@@ -159,41 +159,41 @@ LABELS = (
 
 
 def figures_chart(
-    clips: dict[str, list[Figure]], paper: dict[str, tuple[float, float]], width: int = 960
+    videos: dict[str, list[Figure]], paper: dict[str, tuple[float, float]], width: int = 960
 ) -> torch.Tensor:
     """Bars of every figure, clip beside clip, and their curves along the clips.
 
     A figure without a mean (NaN or infinite values, or none) has "not computed" for its bar; its curve has gaps there.
 
     Args:
-        clips: name -> its figures; a name that no typeface here can write stands as a number (:func:`chart_stand_ins`).
+        videos: name -> its figures; a name that no typeface here can write is a number (:func:`chart_stand_ins`).
         paper: figure -> the paper's values for plain Stable Diffusion and for VCD, drawn as marks at the bars.
 
     Returns:
         IMAGE [1, H, width, 3].
     """
-    names = list(dict.fromkeys(figure.name for figures in clips.values() for figure in figures))
-    short = chart_stand_ins(clips)
-    row, margin, legend = max(96, 30 + 7 * len(clips)), 28, 30 + 20 * ((len(clips) + 3) // 4)
+    names = list(dict.fromkeys(figure.name for figures in videos.values() for figure in figures))
+    short = chart_stand_ins(videos)
+    row, margin, legend = max(96, 30 + 7 * len(videos)), 28, 30 + 20 * ((len(videos) + 3) // 4)
     page = Image.new("RGB", (width, margin + legend + row * max(1, len(names)) + margin), PAPER)
     draw = ImageDraw.Draw(page)
-    for i, clip in enumerate(clips):
+    for i, video in enumerate(videos):
         x, y = margin + (i % 4) * (width - 2 * margin) // 4, 14 + 20 * (i // 4)
         draw.rectangle([x, y + 3, x + 12, y + 15], fill=SERIES[i % len(SERIES)])
-        _write(draw, (x + 18, y), short.get(clip, clip[:26]), INK, 14)
+        _write(draw, (x + 18, y), short.get(video, video[:26]), INK, 14)
     if any(name in paper for name in names):
         draw.text((margin, legend - 8), "marks at the bars: the paper's SD (grey) and VCD (dark)", GREY, font(13))
     for number, name in enumerate(names):
-        found = {i: f for i, figures in enumerate(clips.values()) for f in figures if f.name == name}
+        found = {i: f for i, figures in enumerate(videos.values()) for f in figures if f.name == name}
         _figure_row(
             draw, name, found, paper.get(name), (margin, margin + legend + row * number), (width - 2 * margin, row)
         )
     return to_tensor(page)
 
 
-def chart_stand_ins(clips: Iterable[str]) -> dict[str, str]:
+def chart_stand_ins(videos: Iterable[str]) -> dict[str, str]:
     """The clips' names that :func:`figures_chart` draws as another text, and which."""
-    return stand_ins(clips, "clip")
+    return stand_ins(videos, "clip")
 
 
 def _write(

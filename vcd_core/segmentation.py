@@ -332,9 +332,9 @@ def _predictor_segmenter(predictor: Any, device: torch.device | str) -> Segmente
 def _original_detector(path: Path, device: torch.device | str, bert: Path | None) -> Detector:
     check_groundingdino()
     if bert is None or not (bert / "config.json").is_file():
-        place = bert or Path("models/grounding-dino/bert-base-uncased")
+        folder = bert or Path("models/grounding-dino/bert-base-uncased")
         raise BackEndMissing(
-            f"{path.name} needs BERT's tokenizer and configuration in {place} (config.json, vocab.txt, "
+            f"{path.name} needs BERT's tokenizer and configuration in {folder} (config.json, vocab.txt, "
             "tokenizer_config.json); nothing is downloaded while ComfyUI runs."
         )
     import groundingdino

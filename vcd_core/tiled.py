@@ -58,10 +58,10 @@ def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int
         return [0]
     count = math.ceil((length - overlap) / (tile - overlap))
     stride = (length - tile) / (count - 1)
-    places = [stride * i for i in range(count)]
+    begins = [stride * i for i in range(count)]
     if shift % 1:
-        places = [stride * (i - shift % 1) for i in range(count + 1)]
-    return sorted({min(max(round(place), 0), length - tile) for place in places})
+        begins = [stride * (i - shift % 1) for i in range(count + 1)]
+    return sorted({min(max(round(begin), 0), length - tile) for begin in begins})
 
 
 def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, float] = (0.0, 0.0)) -> Grid:
@@ -102,23 +102,23 @@ def check(tile: int, overlap: int) -> None:
         raise ValueError(f"The overlap is {overlap} and the tile {tile}; the overlap must be smaller than the tile.")
 
 
-def _axis_weights(places: list[int], tile: int, length: int) -> list[torch.Tensor]:
+def _axis_weights(begins: list[int], tile: int, length: int) -> list[torch.Tensor]:
     """Raised-cosine ramps across each overlap, divided by their sum (float64 inside, float32 out)."""
     raw = []
-    for i, start in enumerate(places):
+    for i, start in enumerate(begins):
         at = torch.arange(tile, dtype=torch.float64) + 0.5
         weight = torch.ones(tile, dtype=torch.float64)
         if i > 0:
-            into = places[i - 1] + tile - start
+            into = begins[i - 1] + tile - start
             weight *= _ramp(at / into)
-        if i + 1 < len(places):
-            out = start + tile - places[i + 1]
+        if i + 1 < len(begins):
+            out = start + tile - begins[i + 1]
             weight *= _ramp((tile - at) / out)
         raw.append(weight)
     total = torch.zeros(length, dtype=torch.float64)
-    for start, weight in zip(places, raw, strict=True):
+    for start, weight in zip(begins, raw, strict=True):
         total[start : start + tile] += weight
-    return [(weight / total[start : start + tile]).float() for start, weight in zip(places, raw, strict=True)]
+    return [(weight / total[start : start + tile]).float() for start, weight in zip(begins, raw, strict=True)]
 
 
 def _ramp(x: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ class Settings:
         class_word: what it is, written behind the tokens.
         template: the caption; ``V*`` is the tokens and the class word.
         initial_words: words whose vectors the tokens start from, in turn; empty: the class word.
-        unmasked: the part of the draws that count the whole picture; 1 trains without masks.
+        unmasked: the share of the draws that count the whole picture; 1 trains without masks.
         variants: how many augmentations of each picture are drawn, encoded once and kept.
         clamp_norm: keep each token's norm at most at the vocabulary's mean.
     """

@@ -91,7 +91,7 @@ class Cut:
         frames: which of the clip's frames, by number; None: all.
         region: a tile in latent cells, or windows in pixels, one for each of the frames; None: the whole picture.
         size: height and width to which windows are resampled.
-        clip: how many frames the clip has.
+        length: how many frames the clip has.
         picture: height and width of its whole pictures, in the region's units.
         hints: shared by the cuts of a picture, which so enlarge and encode a hint once.
     """
@@ -99,7 +99,7 @@ class Cut:
     frames: Sequence[int] | None = None
     region: Tile | Windows | None = None
     size: tuple[int, int] = (0, 0)
-    clip: int = 1
+    length: int = 1
     picture: tuple[int, int] = (0, 0)
     hints: Hints = field(default_factory=Hints)
     controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
@@ -197,7 +197,7 @@ class Cut:
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """The frames' rows of ``values`` [clip, ...]; one row, or rows for something else, as they are."""
-        if self.frames is None or self.clip == 1 or len(values) != self.clip:
+        if self.frames is None or self.length == 1 or len(values) != self.length:
             return values
         return values[torch.as_tensor(list(self.frames))]
 

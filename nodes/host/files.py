@@ -11,6 +11,8 @@ from typing import Any
 
 import folder_paths
 
+from ...vcd_core.files import inside
+
 SETTLED = 3_000_000_000  # ns; a folder that changed later than that may change again within one tick of its clock
 
 _read: dict[str, tuple[int, list[str], list[str]]] = {}  # folder -> when it changed, its own folders, its links
@@ -48,8 +50,8 @@ def model_file(name: str, file: str) -> str:
     sought."""
     path = folder_paths.get_full_path(name, spelled(file, model_files(name)))
     if path is None:
-        places = "\n".join(folder_paths.get_folder_paths(name))
-        raise ValueError(f"{file} is not there. It is not in:\n{places}")
+        folders = "\n".join(folder_paths.get_folder_paths(name))
+        raise ValueError(f"{file} is not there. It is not in:\n{folders}")
     return path
 
 
@@ -77,9 +79,9 @@ def model_folders(name: str) -> list[str]:
     places."""
     found = {
         entry.name
-        for place in folder_paths.get_folder_paths(name)
-        if os.path.isdir(place)
-        for entry in os.scandir(place)
+        for folder in folder_paths.get_folder_paths(name)
+        if os.path.isdir(folder)
+        for entry in os.scandir(folder)
         if os.path.isfile(os.path.join(entry.path, "config.json"))
     }
     return sorted(found)
@@ -93,12 +95,12 @@ def models_path(name: str) -> Path:
 def model_path(name: str, choice: str) -> Path:
     """The path of a chosen file or folder; a name that leaves its place, or one that is gone, raises."""
     choice = spelled(choice, [*model_folders(name), *model_files(name)])
-    places = folder_paths.get_folder_paths(name)
-    for place in places:
-        path = _inside(place, choice)
+    folders = folder_paths.get_folder_paths(name)
+    for folder in folders:
+        path = inside(folder, choice)
         if path is not None and path.exists():
             return path
-    raise ValueError(f"{choice} is not in {' or '.join(places)}.")
+    raise ValueError(f"{choice} is not in {' or '.join(folders)}.")
 
 
 def input_subfolders() -> list[str]:
@@ -147,20 +149,10 @@ def _is_link(entry: os.DirEntry[str]) -> bool:
 def input_subfolder(name: str) -> Path:
     """The path of a folder under the input folder, which may be a link; a name that leaves it, or is gone, raises."""
     top = folder_paths.get_input_directory()
-    path = _inside(top, name)
+    path = inside(top, name)
     if path is None or not path.is_dir():
         raise ValueError(f"{name} is not a folder in {top}.")
     return path
-
-
-def _inside(place: str, name: str) -> Path | None:
-    """The path of a name in a folder; None for an absolute one and one whose ``..`` leads out.
-
-    Names are judged as they are written: a folder may be a link or hold some, to wherever their owner keeps his files.
-    """
-    top = os.path.abspath(place)
-    path = Path(os.path.abspath(os.path.join(top, name)))
-    return path if not os.path.isabs(name) and path.is_relative_to(top) else None
 
 
 def output_folder(name: str) -> Path:

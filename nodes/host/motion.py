@@ -17,7 +17,7 @@ from einops import rearrange
 from .cut import Cut
 from .model import Model
 from .ui import warn
-from .wrappers import clip_frames, with_wrapper
+from .wrappers import frames_of_each, with_wrapper
 
 ByOwner = Callable[[Model], None]
 _AROUND_SAMPLING = (
@@ -108,7 +108,7 @@ def with_blocks(
                 del block[at]
 
     def patch(layer, x, emb, context, transformer_options, *_):  # type: ignore[no-untyped-def]
-        return call(layer, x, clip_frames(x.shape[0], transformer_options))
+        return call(layer, x, frames_of_each(x.shape[0], transformer_options))
 
     _change_while_sampling(model, key, inject, eject)
     patches = model.model_options["transformer_options"].setdefault("patches", {})
@@ -150,8 +150,8 @@ def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) ->
     """
 
     def pooled(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-        clip = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames())
-        return rearrange(type(norm).forward(norm, clip), "b c (f h) w -> (b f) c h w", f=frames())
+        video = rearrange(x, "(b f) c h w -> b c (f h) w", f=frames())
+        return rearrange(type(norm).forward(norm, video), "b c (f h) w -> (b f) c h w", f=frames())
 
     def norms(owner: Model) -> list[torch.nn.GroupNorm]:
         unet = owner.model.diffusion_model

@@ -50,10 +50,10 @@ def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Mod
         def start(drawn: torch.Tensor) -> torch.Tensor:
             if frames is None:
                 return correlate(drawn, None)
-            clip = _draw(noise, seed, max(frames) + 1).float()
-            if not torch.equal(clip[frames], drawn.float().cpu()):  # another wrapper changed it on its way here
+            whole = _draw(noise, seed, max(frames) + 1).float()
+            if not torch.equal(whole[frames], drawn.float().cpu()):  # another wrapper changed it on its way here
                 return correlate(drawn, frames)
-            return correlate(clip, list(range(len(clip))))[frames].to(drawn)
+            return correlate(whole, list(range(len(whole))))[frames].to(drawn)
 
         if each_step:
             sampler = _with_step_noise(sampler, lambda drawn: correlate(drawn, frames))

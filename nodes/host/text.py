@@ -67,8 +67,8 @@ def encode_text(
 
 class _Row(NamedTuple):
     name: str
-    place: int  # among the rows of this name
-    last: int  # the place of its last row
+    number: int  # among the rows of this name
+    last: int  # the number of its last row
 
 
 Rows = dict[int, _Row]  # by the address of the vector
@@ -85,9 +85,9 @@ def _whole(tokens: Tokens, rows: Rows) -> bool:
     for chunk in itertools.chain.from_iterable(tokens.values()):
         before: _Row | None = None
         for row in [*(_row_of(entry, rows) for entry in chunk), None]:
-            begun = before is not None and before.place < before.last
-            expected = before._replace(place=before.place + 1) if before and begun else None
-            if row != expected and (expected or (row and row.place)):
+            begun = before is not None and before.number < before.last
+            expected = before._replace(number=before.number + 1) if before and begun else None
+            if row != expected and (expected or (row and row.number)):
                 return False
             before = row
     return True

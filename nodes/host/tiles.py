@@ -17,7 +17,7 @@ from .controls import Hints
 from .cut import Cut
 from .memory import raise_unless_memory
 from .model import Model
-from .wrappers import CLIPS_IN_BATCH, with_wrapper
+from .wrappers import VIDEOS_IN_BATCH, with_wrapper
 
 GridOf = Callable[[int, int, int], Grid]
 
@@ -145,7 +145,7 @@ class _Step:
         stacked = torch.cat([self.grid.tiles[number].cut(self.x) for number in group])
         options = self.model_options
         if len(group) > 1:
-            for_all = {**options.get("transformer_options", {}), CLIPS_IN_BATCH: len(group)}
+            for_all = {**options.get("transformer_options", {}), VIDEOS_IN_BATCH: len(group)}
             options = {**options, "transformer_options": for_all}
         timestep = torch.cat([self.timestep] * len(group))
         cut = self._cut(group[0])
@@ -153,7 +153,7 @@ class _Step:
 
     def _cut(self, number: int) -> Cut:
         picture = (self.x.shape[-2], self.x.shape[-1])
-        return Cut(region=self.grid.tiles[number], clip=len(self.x), picture=picture, hints=self.hints)
+        return Cut(region=self.grid.tiles[number], length=len(self.x), picture=picture, hints=self.hints)
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:

@@ -113,7 +113,7 @@ class TrainingModel:
         mark = {self.MARK: f"embedding:{self.MARK}"}
         sections = []
         for caption in captions:
-            written = identity.place(caption, mark, {self.MARK: self.class_word})
+            written = identity.insert(caption, mark, {self.MARK: self.class_word})
             tokens = tokenizer_with(self.clip, known).tokenize_with_weights(written)["l"]
             if len(tokens) != 1:
                 raise ValueError(

@@ -11,7 +11,7 @@ import torch
 
 from .model import Model
 
-CLIPS_IN_BATCH = "vcd_clips_in_batch"  # transformer option: how many clips each conditioning's batch holds
+VIDEOS_IN_BATCH = "vcd_videos_in_batch"  # transformer option: how many clips each conditioning's batch holds
 
 
 def with_wrapper(model: Model, kind: str, key: str, wrapper: Callable[..., Any]) -> Model:
@@ -36,13 +36,13 @@ def with_unet_call(model: Model, key: str, before: Callable[[torch.Tensor, dict[
 
 
 class WhileSampling:
-    """Whether the sampler is within a part of the sampling, given from 0 to 1 as for the host's ControlNets.
+    """Whether the sampler is within a span of the sampling, given from 0 to 1 as for the host's ControlNets.
 
     ``attached(model, key)`` is a clone that tells it, before each sampling, what noise its own schedule has there.
     """
 
-    def __init__(self, part: tuple[float, float]) -> None:
-        self.part, self.now = part, True
+    def __init__(self, span: tuple[float, float]) -> None:
+        self.span, self.now = span, True
         self.sigmas = (math.inf, 0.0)
 
     def attached(self, model: Model, key: str) -> Model:
@@ -54,20 +54,20 @@ class WhileSampling:
 
     def _begin(self, owner: Model) -> None:
         sampling = owner.get_model_object("model_sampling")
-        first, last = (float(sampling.percent_to_sigma(value)) for value in self.part)
+        first, last = (float(sampling.percent_to_sigma(value)) for value in self.span)
         self.sigmas = (first, last)
 
     def update(self, transformer_options: dict[str, Any]) -> bool:
-        """Whether the step that these options belong to is within the part; kept in ``now``."""
+        """Whether the step that these options belong to is within the span; kept in ``now``."""
         sigmas = transformer_options.get("sigmas")
-        if self.part != (0.0, 1.0) and sigmas is not None:
+        if self.span != (0.0, 1.0) and sigmas is not None:
             self.now = self.sigmas[0] >= float(sigmas.flatten()[0]) > self.sigmas[1]
         return self.now
 
 
-def clip_frames(batch: int, transformer_options: dict[str, Any]) -> int:
+def frames_of_each(batch: int, transformer_options: dict[str, Any]) -> int:
     """The frames of one clip in a UNet batch: the host stacks whole clips, one for each conditioning."""
-    clips = len(transformer_options.get("cond_or_uncond", (0,))) * transformer_options.get(CLIPS_IN_BATCH, 1)
-    if batch % clips:
-        raise ValueError(f"A batch of {batch} frames cannot be divided into {clips} clips.")
-    return batch // clips
+    videos = len(transformer_options.get("cond_or_uncond", (0,))) * transformer_options.get(VIDEOS_IN_BATCH, 1)
+    if batch % videos:
+        raise ValueError(f"A batch of {batch} frames cannot be divided into {videos} clips.")
+    return batch // videos

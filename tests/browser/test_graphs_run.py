@@ -70,7 +70,7 @@ def files(page_server):
         save_file({"emb_params": torch.randn(4, 768) * 0.02}, path)
     frames = [
         frame.image
-        for frame in world.render_clip(world.random_clip(__import__("random").Random(1), framing="close-up"))
+        for frame in world.render_take(world.random_take(__import__("random").Random(1), framing="close-up"))
     ]
     frames = frames[:9]
     pictures = base / "input" / "vcd_graph_tests"

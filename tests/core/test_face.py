@@ -30,10 +30,10 @@ from vcd_core.tiny import world
 
 def clip_of(framing="close-up", action="walking", seed=0, people=1):
     rng = random.Random(seed)
-    clip = world.random_clip(rng, framing=framing, action=action)
+    clip = world.random_take(rng, framing=framing, action=action)
     if people > 1:
         clip = world.replace(clip, people=tuple(world.random_person(rng) for _ in range(people)))
-    frames = world.render_clip(clip)
+    frames = world.render_take(clip)
     return torch.from_numpy(np.stack([f.image for f in frames])).float() / 255, frames
 
 
@@ -41,7 +41,7 @@ def test_drawn_faces_are_found():
     rng, found = random.Random(3), {"close-up": 0, "medium": 0}
     for framing in found:
         for _ in range(60):
-            frame = world.render(world.random_clip(rng, framing=framing), rng.randrange(16))
+            frame = world.render(world.random_take(rng, framing=framing), rng.randrange(16))
             faces = detect(torch.from_numpy(frame.image.copy())[None].float() / 255)[0]
             found[framing] += any(iou(face.box, frame.faces[0]) > 0.4 for face in faces)
     assert min(found.values()) >= 0.85 * 60, found

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core.identity import IdTokens, check_width, load, place, save
+from vcd_core.identity import IdTokens, check_width, insert, load, save
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
 VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
@@ -190,6 +190,17 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_saving_follows_linked_folders(tmp_path):
+    """The embeddings, or one of their sub-folders, may lie on another disk; the name stays what the lists show."""
+    (tmp_path / "disk" / "people").mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "embeddings").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "linked").symlink_to(tmp_path / "disk" / "people")
+    path = save(IdTokens("me", VECTORS), tmp_path / "embeddings", "linked/me")
+    assert path == tmp_path / "embeddings" / "linked" / "me.safetensors"
+    assert (tmp_path / "disk" / "people" / "me.safetensors").exists()
+
+
 def full_disk(path, content):
     with path.open("wb") as file:
         file.write(content[:5])
@@ -247,20 +258,20 @@ def test_marks_become_tokens_and_class_words(prompt, expected):
         with pytest.raises(
             ValueError, match="names <lora:x>, which is not connected; connected are <me>, <dog>, <my dog>"
         ):
-            place(prompt, names, words)
+            insert(prompt, names, words)
     else:
-        assert place(prompt, names, words) == expected
+        assert insert(prompt, names, words) == expected
 
 
 def test_names_that_differ_by_a_space_stay_apart():
-    assert place("<a b>, <a_b>", {"a b": "E", "a_b": "F"}, {}) == "E, F"
-    assert place("<a b>, <a_b>", {"a_b": "F", "a b": "E"}, {}) == "E, F"
+    assert insert("<a b>, <a_b>", {"a b": "E", "a_b": "F"}, {}) == "E, F"
+    assert insert("<a b>, <a_b>", {"a_b": "F", "a b": "E"}, {}) == "E, F"
 
 
 def test_names_are_the_same_with_letters_composed_or_not():
     composed, apart = "Jos\u00e9 \u00c5", "Jose\u0301 A\u030a"
     for name, typed in ((composed, apart), (apart, composed)):
-        assert place(f"<{typed}>, <{typed.replace(' ', '_')}>", {name: "E"}, {}) == "E, E"
+        assert insert(f"<{typed}>, <{typed.replace(' ', '_')}>", {name: "E"}, {}) == "E, E"
 
 
 def test_a_loaded_name_has_its_letters_composed(tmp_path):
@@ -268,6 +279,6 @@ def test_a_loaded_name_has_its_letters_composed(tmp_path):
 
 
 def test_marks_without_identities():
-    assert place("a <tag> here", {}, {}) == "a <tag> here"
+    assert insert("a <tag> here", {}, {}) == "a <tag> here"
     with pytest.raises(ValueError, match="no identity is connected"):
-        place("photo of V*", {}, {})
+        insert("photo of V*", {}, {})

@@ -270,7 +270,7 @@ class Unet(torch.nn.Module):
 def test_modules_stand_where_animatediff_puts_them():
     unet, model = Unet(), build(small_file())
     placed = list(slots(unet, model))
-    assert [module.place for *_, module in placed] == ["down"] * 8 + ["mid"] + ["up"] * 12
+    assert [module.level for *_, module in placed] == ["down"] * 8 + ["mid"] + ["up"] * 12
     for block, at, module in placed:
         block.insert(at, module)
     kinds = [[type(part).__name__ for part in block] for block in [*unet.input_blocks, *unet.output_blocks]]

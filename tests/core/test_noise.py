@@ -213,9 +213,9 @@ def test_keys_that_are_no_frames_are_refused_by_name(text, message):
 
 
 def test_a_part_of_a_clip_takes_the_beginning_of_its_schedule():
-    assert parse_schedule("0.1, 0.2, 0.3, 0.4", 3, part=True) == [0.1, 0.2]
+    assert parse_schedule("0.1, 0.2, 0.3, 0.4", 3, goes_on=True) == [0.1, 0.2]
     with pytest.raises(ValueError, match=r"1 values.*3 frames.*2 transitions"):
-        parse_schedule("0.1", 3, part=True)
+        parse_schedule("0.1", 3, goes_on=True)
 
 
 def test_a_part_of_a_closed_loop_is_refused():

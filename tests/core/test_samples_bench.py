@@ -82,7 +82,7 @@ def test_reading_takes_frames_of_any_size():
 def test_a_close_up_that_lost_an_eye_is_told_from_a_whole_one():
     rng = random.Random(4)
     clips = [
-        world.random_clip(rng, person, framing="close-up", action="standing") for person in world.identities(8, seed=3)
+        world.random_take(rng, person, framing="close-up", action="standing") for person in world.identities(8, seed=3)
     ]
     shown = [clip for clip in clips if eyes.shown(clip)]
     assert len(shown) > 4
@@ -101,4 +101,4 @@ def test_eyes_are_not_looked_for_behind_dark_glass_or_far_away():
         ("close-up", "none", True), ("close-up", "sunglasses", False), ("far away", "none", False),
     ):  # fmt: skip
         person = replace(world.identities(1)[0], glasses=glasses)
-        assert eyes.shown(world.random_clip(random.Random(1), person, framing=framing)) == shown
+        assert eyes.shown(world.random_take(random.Random(1), person, framing=framing)) == shown

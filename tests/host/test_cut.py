@@ -23,7 +23,7 @@ def conds(pack):
 
 
 def tile(cut, pack):
-    return cut.Cut(region=pack("vcd_core.tiled").Tile(*TILE), clip=3, picture=WHOLE)
+    return cut.Cut(region=pack("vcd_core.tiled").Tile(*TILE), length=3, picture=WHOLE)
 
 
 def numbered(*shape):
@@ -62,7 +62,7 @@ def test_what_no_rule_knows_is_refused_by_name(cut, pack, conds):
     entry = {"model_conds": {"of_another_pack": conds.CONDRegular(numbered(1, 8, 8, 12))}}
     with pytest.raises(ValueError, match="'of_another_pack'"):
         tile(cut, pack).entries([entry])
-    frames = cut.Cut(frames=range(1, 3), clip=3, picture=(64, 64))
+    frames = cut.Cut(frames=range(1, 3), length=3, picture=(64, 64))
     for value in (numbered(3, 5), [numbered(3)], {"a": [numbered(1)]}, object()):
         with pytest.raises(ValueError, match="'of_another_pack'"):
             frames.conditioning([[numbered(3, 7, 8), {"of_another_pack": value}]])
@@ -74,7 +74,7 @@ def test_numbers_and_texts_need_no_rule(cut, conds, pack):
 
 
 def test_rows_of_frames_are_taken_and_one_for_all_stays(cut):
-    frames = cut.Cut(frames=[2, 0], clip=3, picture=(64, 64))
+    frames = cut.Cut(frames=[2, 0], length=3, picture=(64, 64))
     text, pooled, one = numbered(3, 7, 8), numbered(3, 5), numbered(1, 7)
     ((rows, options),) = frames.conditioning(
         [[text, {"pooled_output": pooled, "attention_mask": one, "strength": 0.5}]]
@@ -134,7 +134,7 @@ def test_control_nets_share_weights_and_see_their_part_of_the_hint(cut, pack):
     assert torch.equal(found.cond_hint_original, under(chained.cond_hint_original, 8))
     assert torch.equal(found.previous_controlnet.cond_hint_original, under(first.cond_hint_original, 8))
     assert chained.cond_hint == "encoded before"
-    frames = cut.Cut(frames=[4, 1], clip=5).control(first)
+    frames = cut.Cut(frames=[4, 1], length=5).control(first)
     assert torch.equal(frames.cond_hint_original, first.cond_hint_original[[1, 1]])  # three hints, repeated: 0 1 2 0 1
 
 
@@ -142,7 +142,7 @@ def test_windows_see_masks_and_areas_as_the_pictures(cut, pack):
     crops = pack("vcd_core.face.crop")
     centres = np.array([[20.0, 12.0], [24.0, 12.0]])
     place = crops.Windows(0, centres, (16.0, 16.0), np.zeros((2, 4)))
-    window = cut.Cut(frames=range(1, 3), region=place, size=(16, 16), clip=3, picture=(32, 48))
+    window = cut.Cut(frames=range(1, 3), region=place, size=(16, 16), length=3, picture=(32, 48))
     left, below = torch.zeros(3, 32, 48), (16 // 8, 48 // 8, 16 // 8, 0)
     left[:, :, :22] = 1
     text = numbered(3, 7, 8)

@@ -35,7 +35,7 @@ def refine(graph, images, model, vae, positive, negative, **changes):
 def faces_of(framing="medium", action="walking", seed=2, frames=16):
     """Where the face of ``world`` is drawn in each frame: x, y, width, height."""
     person = drawn.random_person(random.Random(seed))
-    return [frame.faces[0] for frame in drawn.render_clip(drawn.Clip((person,), "snow", action, framing, seed, frames))]
+    return [frame.faces[0] for frame in drawn.render_take(drawn.Take((person,), "snow", action, framing, seed, frames))]
 
 
 def out(node, slot):

@@ -1,41 +1,25 @@
 """What may be chosen by name, and where it lies: nodes/host/files.py with ComfyUI's own folder_paths, on real
 folders."""
 
-import importlib.util
 import os
-import sys
 
 import pytest
 
-from dev.host import ROOT
-from dev.server import host_from_environment
-
-
-@pytest.fixture(scope="module")
-def comfy():
-    return host_from_environment().comfy
-
 
 @pytest.fixture
-def files(monkeypatch, tmp_path, comfy):
+def files(monkeypatch, tmp_path, pack):
     """The door to the folders, with models and inputs in folders of the test's own."""
-    monkeypatch.syspath_prepend(comfy)
-    before = set(sys.modules)
+    module = pack("nodes.host.files")
     import folder_paths
 
-    spec = importlib.util.spec_from_file_location("vcd_files", ROOT / "nodes" / "host" / "files.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     for name in ("input", "models"):
         (tmp_path / name).mkdir()
-    # other tests of this process may use the same module
+    # other tests of this process use the same module
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    yield module
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    return module
 
 
 def put(path, text="x"):

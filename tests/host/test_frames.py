@@ -23,7 +23,7 @@ def prompts(pack, tiny_model):
 def frames(count=4, framing="medium"):
     import random
 
-    clip = world.random_clip(random.Random(5), framing=framing)
+    clip = world.random_take(random.Random(5), framing=framing)
     return torch.stack([torch.tensor(world.render(clip, i).image) for i in range(count)]).float() / 255
 
 

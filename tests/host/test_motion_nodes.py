@@ -325,7 +325,7 @@ def here(pack):
             ops, dtype = host.operations(model)
             state = random_models.motion_state_dict(version, TINY_CHANNELS)
             motion = core.build(state, version, ops, dtype)
-            moving = motion_nodes.apply(model, motion, 1.0, {"down": 1.0, "mid": 1.0, "up": 1.0})
+            moving = motion_nodes.with_motion(model, motion, 1.0, {"down": 1.0, "mid": 1.0, "up": 1.0})
             return pack("nodes.host.motion").with_beta_schedule(moving, "betas", "sqrt_linear")
 
         def state():

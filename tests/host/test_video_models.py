@@ -33,7 +33,7 @@ def inference():
 
 
 def frames(count, framing="medium", height=128, width=128):
-    clip = world.random_clip(random.Random(5), framing=framing)
+    clip = world.random_take(random.Random(5), framing=framing)
     drawn = torch.stack([torch.tensor(world.render(clip, i % world.FRAMES).image) for i in range(count)]).float() / 255
     return drawn[:, :height, :width].contiguous()
 

@@ -54,7 +54,7 @@ def load_weights(path: Path = MODEL_FILE) -> dict[str, torch.Tensor]:
     return {key: value if key == "words" else value.float() for key, value in load_file(path).items()}
 
 
-def part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def weights_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The weights under ``name.``."""
     return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
 

@@ -96,7 +96,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Take:
     """What is filmed: people, from left to right, in a scene."""
 
     people: tuple[Person, ...]
@@ -136,19 +136,19 @@ def held_out(person: Person) -> bool:
     return sum((i + 3) * ord(c) for i, value in enumerate(values) for c in value) % 8 == 0
 
 
-def random_clip(rng: random.Random, person: Person | None = None, **fixed: object) -> Clip:
+def random_take(rng: random.Random, person: Person | None = None, **fixed: object) -> Take:
     """A clip of a random person that is not held out (or of ``person``); keyword values fix what they name."""
     while person is None:
         drawn = random_person(rng)
         person = None if held_out(drawn) else drawn
-    clip = Clip(
+    take = Take(
         people=(person,),
         scene=rng.choice(SCENES),
         action=rng.choice(ACTIONS),
         framing=rng.choices(FRAMINGS, (0.4, 0.4, 0.2))[0],
         seed=rng.randrange(1 << 30),
     )
-    return replace(clip, **fixed)  # type: ignore[arg-type]
+    return replace(take, **fixed)  # type: ignore[arg-type]
 
 
 def identities(count: int, seed: int = 0) -> list[Person]:
@@ -181,17 +181,17 @@ def describe(person: Person, keep: float = 1.0, rng: random.Random | None = None
     return head + (" with " + ", ".join(parts) if parts else "")
 
 
-def caption(clip: Clip, keep: float = 1.0, rng: random.Random | None = None) -> str:
+def caption(take: Take, keep: float = 1.0, rng: random.Random | None = None) -> str:
     """A clip's caption: "a close-up of a pale man with ..., waving on the beach"."""
     rng = rng or random.Random(0)
     kept = lambda: keep >= 1 or rng.random() < keep  # noqa: E731
-    people = " and a ".join(describe(person, keep, rng) for person in clip.people)
+    people = " and a ".join(describe(person, keep, rng) for person in take.people)
     framing = {"close-up": "a close-up of a", "medium": "a photo of a", "far away": "a far away photo of a"}[
-        clip.framing
+        take.framing
     ]
     text = f"{framing} {people}"
-    text += f", {clip.action}" if kept() else ""
-    return text + (f" {SCENE_WORDS[clip.scene]}" if kept() else "")
+    text += f", {take.action}" if kept() else ""
+    return text + (f" {SCENE_WORDS[take.scene]}" if kept() else "")
 
 
 def vocabulary() -> list[str]:
@@ -204,19 +204,19 @@ def vocabulary() -> list[str]:
     return sorted(words | {"very", "small", "zoomed", "hair", "shirt", "eyes", ",", ".", "close", "up", "-"})
 
 
-def render_clip(clip: Clip) -> list[Frame]:
+def render_take(take: Take) -> list[Frame]:
     """All frames of a clip."""
-    background = _background(clip)
-    return [render(clip, i, background) for i in range(clip.frames)]
+    background = _background(take)
+    return [render(take, i, background) for i in range(take.frames)]
 
 
-def render(clip: Clip, index: int, background: Image.Image | None = None, side: int = SIZE) -> Frame:
+def render(take: Take, index: int, background: Image.Image | None = None, side: int = SIZE) -> Frame:
     """One frame of a clip, as a picture of ``side`` (at most 384) pixels; masks and faces are those of 128 pixels."""
-    page = (background or _background(clip)).copy()
+    page = (background or _background(take)).copy()
     masks, faces = [], []
-    for number, person in enumerate(clip.people):
-        layer = _Layer(*_place(clip, index, number))
-        layer.draw(person, _pose(clip, index, number))
+    for number, person in enumerate(take.people):
+        layer = _Layer(*_place(take, index, number))
+        layer.draw(person, _pose(take, index, number))
         page.paste(layer.colour, (0, 0), layer.alpha)
         masks.append(np.asarray(layer.alpha.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255)
         faces.append(layer.face())
@@ -231,8 +231,8 @@ class _Pose:
     turn: float = 0.0
 
 
-def _phase(clip: Clip, number: int) -> random.Random:
-    return random.Random(clip.seed * 7 + number)
+def _phase(take: Take, number: int) -> random.Random:
+    return random.Random(take.seed * 7 + number)
 
 
 def _beat(index: int) -> float:
@@ -245,43 +245,43 @@ def _beat(index: int) -> float:
     return 4 * math.pi * index / FRAMES
 
 
-def _place(clip: Clip, index: int, number: int) -> tuple[float, float, float]:
+def _place(take: Take, index: int, number: int) -> tuple[float, float, float]:
     """Where person ``number``'s head is in frame ``index``: x, y and radius in pixels."""
-    rng = _phase(clip, number)
-    shot = _SHOTS[clip.framing]
+    rng = _phase(take, number)
+    shot = _SHOTS[take.framing]
     radius, wide, home = shot.radius * rng.uniform(0.92, 1.08), shot.wide, shot.x
-    crowd = len(clip.people)
+    crowd = len(take.people)
     if crowd > 1:
-        radius *= 0.72 if clip.framing == "close-up" else 1.0
+        radius *= 0.72 if take.framing == "close-up" else 1.0
         wide /= crowd
         home += (number - (crowd - 1) / 2) * 64.0
     x, y = home + rng.uniform(-0.6, 0.6) * wide, shot.y + rng.uniform(-0.6, 0.6) * shot.high
     direction = rng.choice((-1, 1))
     time = index / FRAMES
     beat = _beat(index)
-    if clip.action == "walking":
+    if take.action == "walking":
         x = home + direction * (time - 0.5) * 1.7 * wide
         y -= abs(math.sin(beat)) * 0.12 * radius
-    elif clip.action == "jumping":
-        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 1.9}[clip.framing]
+    elif take.action == "jumping":
+        y -= abs(math.sin(beat / 2)) * radius * {"close-up": 0.55, "medium": 1.2, "far away": 1.9}[take.framing]
     else:
         x += 0.05 * radius * math.sin(beat / 2)
     return x, y, radius
 
 
-def _pose(clip: Clip, index: int, number: int) -> _Pose:
-    rng = _phase(clip, number)
+def _pose(take: Take, index: int, number: int) -> _Pose:
+    rng = _phase(take, number)
     for _ in range(3):
         rng.random()
     direction = rng.choice((-1, 1))
     beat = _beat(index)
-    if clip.action == "walking":
+    if take.action == "walking":
         swing = 0.5 * math.sin(beat)
         return _Pose(swing, 0.2 - 0.6 * swing, 0.2 + 0.6 * swing, 0.12 * direction)
-    if clip.action == "jumping":
+    if take.action == "jumping":
         lift = 0.3 + 1.3 * abs(math.sin(beat / 2))
         return _Pose(0.15, lift, lift)
-    if clip.action == "waving":
+    if take.action == "waving":
         return _Pose(0.0, 0.2, 2.75 + 0.4 * math.sin(beat))
     return _Pose(0.0, 0.2, 0.2, 0.05 * math.sin(beat / 2))
 
@@ -486,9 +486,9 @@ class _Scenery:
         self._pen.polygon([(x * SAMPLES, y * SAMPLES) for x, y in points], fill=colour)
 
 
-def _background(clip: Clip) -> Image.Image:
+def _background(take: Take) -> Image.Image:
     scenery = _Scenery()
-    _SCENERIES[clip.scene](scenery, random.Random(clip.seed))
+    _SCENERIES[take.scene](scenery, random.Random(take.seed))
     return scenery.page
 
 

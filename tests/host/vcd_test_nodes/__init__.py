@@ -317,8 +317,8 @@ class World(io.ComfyNode):
         world = _load("world", "vcd_core/tiny/world.py")
         rng = random.Random(seed)
         crowd = tuple(world.random_person(rng) for _ in range(people))
-        clip = world.Clip(crowd, "snow", action, framing, seed, frames)
-        pictures = [frame.image for frame in world.render_clip(clip)]
+        clip = world.Take(crowd, "snow", action, framing, seed, frames)
+        pictures = [frame.image for frame in world.render_take(clip)]
         return io.NodeOutput(torch.from_numpy(np.stack(pictures)).float() / 255)
 
 
