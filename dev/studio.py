@@ -116,10 +116,10 @@ class Studio:
         own."""
         sampling, prior = self.module("nodes.host.sampling"), self.module("vcd_core.noise")
         door = self.module("nodes.host.noise")
-        noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), gamma, seed)
+        noise = prior.sample((frames, 4, SIDE // 8, SIDE // 8), 0.0, seed)
         settings = sampling.Sampling(steps, cfg, sampler, "normal", 1.0, seed)
         model = model or (self.moving if moving else self.model)
-        model = door.with_step_noise(model, lambda fresh: prior.correlate(fresh, gamma))
+        model = door.with_noise_prior(model, lambda drawn, picked: prior.correlate(drawn, gamma), each_step=True)
         latent = sampling.sample(
             model, noise, positive, self.prompt(""), torch.zeros_like(noise), settings, lambda *_: None
         )

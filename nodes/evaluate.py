@@ -16,6 +16,7 @@ from ..vcd_core import fonts, plots
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file, model_files, refusal
+from .host.memory import handed_on
 from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import embed_images, embed_text, vision_kind
 from .inputs import CATEGORY, FacesType
@@ -353,7 +354,7 @@ class Evaluate(io.ComfyNode):
         text, chart = as_text({"this clip": figures}, missing), plots.figures_chart({"this clip": figures}, core.PAPER)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
-        return io.NodeOutput(text, chart, *(means.get(name, -1.0) for name in FLOATS), ui=shown)
+        return io.NodeOutput(text, handed_on(chart), *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 
 
 FLOATS = ("DINO", "CLIP-I", "CLIP-T", "temporal consistency", "dynamics", "face likeness")
@@ -418,7 +419,7 @@ class Compare(io.ComfyNode):
             missing |= dict.fromkeys(lacking)
             progress.advance()
         text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, core.PAPER)
-        return io.NodeOutput(text, chart, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
+        return io.NodeOutput(text, handed_on(chart), ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
 
 
 def named_videos(names: str, videos: list[torch.Tensor]) -> dict[str, torch.Tensor]:

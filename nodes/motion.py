@@ -75,7 +75,7 @@ def with_motion(
         model = with_norms_over_frames(model, f"{KEY}_norms", lambda: seen["frames"])
     else:
         model = without_norms_over_frames(model, f"{KEY}_norms")
-    model = with_rows_held(with_hints_of_windows(model, KEY), f"{KEY}_rows")
+    model = with_rows_held(with_hints_of_windows(model, KEY))
     return with_unet_call(on.attached(model, f"{KEY}_part"), KEY, before)
 
 

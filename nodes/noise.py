@@ -7,9 +7,10 @@ from comfy_api.latest import io, ui
 
 from ..vcd_core import noise as core
 from ..vcd_core import plots
-from .host.memory import intermediate_device
+from .host.memory import handed_on
 from .host.model import Latent, Model, latent_channels
 from .host.noise import latent_that_starts_as, with_noise_prior
+from .host.text import with_rows_held
 from .inputs import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
 
 NOISE_CATEGORY = f"{CATEGORY}/noise"
@@ -27,8 +28,7 @@ def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
     if schedule.strip():
         if closed_loop:
             raise ValueError("A closed loop takes one gamma: clear gamma_schedule, or switch closed_loop off.")
-        frames = 2 if ":" in schedule else 1 + len(core.schedule_parts(schedule))
-        core.parse_schedule(schedule, frames)
+        core.check_schedule(schedule)
 
 
 class NoisePriorLatent(io.ComfyNode):
@@ -102,7 +102,7 @@ class NoisePriorLatent(io.ComfyNode):
                     "4 channels and 2 dimensions. Use '3D Noise Prior' or 'Apply 3D Noise Prior', which fit any model."
                 )
             noise = latent_that_starts_as(model, sigmas, noise)
-        return io.NodeOutput({"samples": noise.to(intermediate_device())})
+        return io.NodeOutput({"samples": handed_on(noise)})
 
 
 class CorrelatedNoise:
@@ -218,7 +218,7 @@ class ApplyNoisePrior(io.ComfyNode):
                 raise ValueError(core.PART_OF_A_LOOP)
             return core.correlate_picked(noise, gamma_of(gamma, gamma_schedule, max(frames) + 1, goes_on=True), frames)
 
-        return io.NodeOutput(with_noise_prior(model, correlate, each_step))
+        return io.NodeOutput(with_rows_held(with_noise_prior(model, correlate, each_step)))
 
 
 class NoisePriorPreview(io.ComfyNode):
@@ -256,7 +256,8 @@ class NoisePriorPreview(io.ComfyNode):
         figure = plots.noise_prior_figure(
             core.covariance(frames, steps, closed_loop), core.measured_covariance(noise), noise, label
         )
-        return io.NodeOutput(figure, plots.noise_frames(noise, size=256), ui=ui.PreviewImage(figure, cls=cls))
+        pictures = handed_on(figure), handed_on(plots.noise_frames(noise, size=256))
+        return io.NodeOutput(*pictures, ui=ui.PreviewImage(figure, cls=cls))
 
 
 NODES: list[type[io.ComfyNode]] = [NoisePriorLatent, NoisePrior, ApplyNoisePrior, NoisePriorPreview]

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..vcd_core import pictures as core
 from .host.files import input_subfolder, input_subfolders, spelled
+from .host.memory import handed_on
 from .host.ui import ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY
 
@@ -64,7 +65,7 @@ class Pictures(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         path = picture_folder(folder)
         found = core.open_pictures(path)
-        images, masks = [image[None] for image, _ in found], [mask[None] for _, mask in found]
+        images, masks = ([handed_on(part[None]) for part in parts] for parts in zip(*found, strict=True))
         files = (file for file in path.iterdir() if not file.name.startswith("."))
         other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
         note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 
 from ..vcd_core import plots, segmentation
 from .host.files import add_model_folder, model_files, model_folders, model_path, models_path, refusal
-from .host.memory import make_room, torch_device
+from .host.memory import handed_on, make_room, torch_device
 from .host.ui import Progress, stop_if_asked
 from .inputs import CATEGORY, BoxesType
 
@@ -170,7 +170,10 @@ class PromptToSegmentation(io.ComfyNode):
             plots.numbered_boxes(plots.with_masks(one.images, mask), here, stop_if_asked)
             for one, mask, here in zip(asked, masks, boxes, strict=True)
         ]
-        return io.NodeOutput(masks, boxes, overlays, ui={"images": previews_of(overlays, cls)})
+        return io.NodeOutput(
+            [handed_on(mask) for mask in masks], boxes, [handed_on(overlay) for overlay in overlays],
+            ui={"images": previews_of(overlays, cls)},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

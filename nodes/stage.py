@@ -12,7 +12,7 @@ from ..vcd_core import noise as prior
 from ..vcd_core.frames import broken_frames, check_finite, named
 from .host.cut import check_conditioning
 from .host.model import Model, check_fits, of_video, patch_of
-from .host.noise import with_step_noise, without_noise_prior
+from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
 from .host.sampling import Sampling, sample
 from .host.ui import Progress
@@ -63,7 +63,7 @@ class Stage:
     ) -> torch.Tensor:
         """Draw the last part of ``images`` [F, H, W, 3] anew; their sides need not be multiples of the VAE's cell.
 
-        A noise prior on the model is left out: the stage's own gamma counts here.
+        The stage's gamma takes the place of a noise prior on the model.
 
         Args:
             patch: ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the share of a step that is
@@ -74,7 +74,7 @@ class Stage:
         frames, height, width = images.shape[:3]
         codec = Codec(self.vae, frames, height, width, patch_of(self.model))
         latent = codec.encode(images, progress)
-        noise = prior.sample(latent.shape, self.gamma, self.settings.seed)
+        noise = prior.sample(latent.shape, 0.0, self.settings.seed)
         start, steps_done = progress.done, [0]
 
         def on_call(share: float) -> None:
@@ -84,10 +84,10 @@ class Stage:
             steps_done[0], progress.preview = step + 1, preview
             on_call(0.0)
 
-        def correlate(noise: torch.Tensor) -> torch.Tensor:
+        def correlate(noise: torch.Tensor, picked: list[int] | None) -> torch.Tensor:
             return prior.correlate(noise, self.gamma, prior.frame_dim(noise.ndim))
 
-        model = with_step_noise(without_noise_prior(self.model), correlate)
+        model = with_noise_prior(self.model, correlate, each_step=True)
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")

@@ -16,6 +16,7 @@ from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
 from .host.sampling import Sampling
+from .host.text import with_rows_held
 from .host.tiles import with_tiles
 from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input
@@ -101,7 +102,7 @@ class TiledPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(with_tile_grid(model, tile_size, overlap, shift_grid))
+        return io.NodeOutput(with_rows_held(with_tile_grid(model, tile_size, overlap, shift_grid)))
 
 
 class TiledDenoise(io.ComfyNode):

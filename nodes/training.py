@@ -16,6 +16,7 @@ from ..vcd_core import training as core
 from ..vcd_core.identity import IdTokens
 from ..vcd_core.pictures import FITS, prepare
 from .host.files import output_folder
+from .host.memory import handed_on
 from .host.model import Model, kind_of
 from .host.sampling import Sampling, sample
 from .host.training import TrainingModel, gradients, recomputed
@@ -236,7 +237,8 @@ class IdTrainer(io.ComfyNode):
         learned = IdTokens(Path(name[0]).name, report.vectors, _provenance(backend, settings, len(pictures)))
         samples = torch.cat(show.samples)
         shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
-        return io.NodeOutput(Identity(learned, settings.class_word.strip()), {"loss": report.losses}, samples, ui=shown)
+        identity = Identity(learned, settings.class_word.strip())
+        return io.NodeOutput(identity, {"loss": report.losses}, handed_on(samples), ui=shown)
 
 
 def ready(

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+
+from . import schedule
 
 Gamma = float | Sequence[float]
 Layout = Literal["comfy", "magic-me"]
@@ -214,37 +217,43 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]
         >>> parse_schedule("0: 0, 4: 0.5", frames=6)
         [0.0, 0.125, 0.25, 0.375, 0.5]
     """
-    entries = schedule_parts(text)
-    try:
-        keys = [(int(k), float(v)) for k, v in (entry.split(":") for entry in entries)] if ":" in text else []
-        values = [] if keys else [float(entry) for entry in entries]
-    except ValueError:
-        raise ValueError(
-            f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
-            'or keyframes ("0: 0.1, 8: 0.3").'
-        ) from None
-    _check_keys(keys)
+    keys, values = _read_schedule(text)
     if keys:
         return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
     return transitions(frames, values[: frames - 1] if goes_on else values)
 
 
+def check_schedule(text: str) -> None:
+    """Raise ``ValueError`` for what is wrong in a gamma schedule whatever the number of frames."""
+    for gamma in _read_schedule(text)[1]:
+        check_gamma(gamma)
+
+
+def _read_schedule(text: str) -> tuple[list[tuple[int, float]], list[float]]:
+    """The keyframes of a schedule, or its list of values."""
+    pairs = schedule.keys(text, numbers=True) or []
+    written = [value for _, value in pairs] or [part for part in re.split(r"[,|\n]", text) if part.strip()]
+    try:
+        values = [float(value) for value in written]
+    except ValueError:
+        raise ValueError(
+            f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
+            'or keyframes ("0: 0.1, 8: 0.3").'
+        ) from None
+    keys = [(frame, value) for (frame, _), value in zip(pairs, values, strict=False)]
+    _check_keys(keys)
+    return keys, values
+
+
 def _check_keys(keys: list[tuple[int, float]]) -> None:
-    if keys and keys[0][0] < 0:
-        raise ValueError(f"The gamma schedule has a key at frame {keys[0][0]}; the first frame is 0.")
     for (before, _), (frame, _) in itertools.pairwise(keys):
         if before >= frame:
             raise ValueError(
                 f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each "
-                f"named once."
+                "named once."
             )
     for _, value in keys:
         check_gamma(value)
-
-
-def schedule_parts(text: str) -> list[str]:
-    """The values or keyframes of a gamma schedule as they are written, between commas, bars or line ends."""
-    return [part.strip() for part in text.replace("|", ",").replace("\n", ",").split(",") if part.strip()]
 
 
 def frame_dim(rank: int) -> int:

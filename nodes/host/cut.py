@@ -17,6 +17,7 @@ from ...vcd_core.face.crop import Windows, crop
 from ...vcd_core.tiled import Tile
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
+from .text import check_one_row
 
 WHOLE = "whole"  # it has neither frames nor places: a number, a text, a reference picture
 ROWS = "rows"  # one row for each frame, or one for all
@@ -282,12 +283,8 @@ def check_conditioning(conditioning: Any, frames: int, name: str, of_video: bool
         of_video: the model draws all frames from one row.
     """
     for tensor, options in conditioning:
-        if of_video and tensor.shape[0] != 1:
-            raise ValueError(
-                f"{name} has {tensor.shape[0]} rows, a prompt for each frame. This video model draws all frames from "
-                f"one "
-                "prompt: write one without a schedule."
-            )
+        if of_video:
+            check_one_row(tensor, name)
         for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):
             if found not in (1, frames):
                 raise ValueError(

@@ -108,21 +108,11 @@ def _with_initial_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.
     return sampler
 
 
-def with_step_noise(model: Model, transform: Callable[[torch.Tensor], torch.Tensor]) -> Model:
-    """A clone whose ancestral and SDE samplers add ``transform(noise)`` at each step, in place of a noise prior on the
-    model.
+def _with_step_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a SAMPLER whose steps add ``transform`` of the noise that they would have added.
 
     Samplers that add no noise, and those that were given a noise of their own, stay as they are.
     """
-
-    def wrapper(executor, noise, latent, sampler, *rest, **named):  # type: ignore[no-untyped-def]
-        return executor(noise, latent, _with_step_noise(sampler, transform), *rest, **named)
-
-    return with_wrapper(model, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, NOISE_PRIOR, wrapper)
-
-
-def _with_step_noise(sampler: Any, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of a SAMPLER whose steps add ``transform`` of the noise that they would have added."""
     function = getattr(sampler, "sampler_function", None)
     if function is None or "noise_sampler" in sampler.extra_options:
         return sampler
@@ -146,13 +136,6 @@ def _step_noise(name: str, x: torch.Tensor, sigmas: torch.Tensor, seed: int | No
         on_cpu = not name.endswith("_gpu")
         return k_diffusion.BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seed, cpu=on_cpu)
     return k_diffusion.default_noise_sampler(x, seed=seed)
-
-
-def without_noise_prior(model: Model) -> Model:
-    """A clone whose samplers take the noise that they are given, and draw their own at each step."""
-    model = model.clone()
-    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, NOISE_PRIOR)
-    return model
 
 
 def latent_that_starts_as(model: Model, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ def sample(
 ) -> torch.Tensor:
     """Sample from ``latent`` plus ``noise`` as a KSampler does; ``on_step(step, preview)`` is called after each
     step."""
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         on_step(step, previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None)

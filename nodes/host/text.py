@@ -185,6 +185,7 @@ def blend_conditioning(keys: list[Any], weights: torch.Tensor, empty: Any) -> An
     return [_blend([key[i] for key in keys], weights, filler) for i, (filler, _) in enumerate(empty)]
 
 
+ROWS_HELD = "vcd_rows_held"
 _OF_ROWS = ("pooled_output", "attention_mask")  # options that are each row's own
 
 
@@ -228,20 +229,32 @@ def _all_same(values: list[Any]) -> bool:
     return all(value is first or (plain and value == first) for value in values)
 
 
-def with_rows_held(model: Model, key: str) -> Model:
+def with_rows_held(model: Model) -> Model:
     """A clone that gives conditionings with a row for each frame as many rows as the clip that is sampled has frames.
 
     Where the clip is longer the last row holds, where it is shorter it takes its part; the host would begin anew, and
-    in context windows with each of them.
+    in context windows with each of them.  Of a video latent, whose frames share one row, the host would take the first.
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]
         for conds in executor.class_obj.conds.values():
             for cond in conds or ():
-                hold_rows(cond, len(noise))
+                if noise.is_nested or noise.ndim == 5:
+                    check_one_row(cond.get("cross_attn"), "The conditioning")
+                else:
+                    hold_rows(cond, len(noise))
         return executor(noise, *args, **kwargs)
 
-    return with_wrapper(model, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, wrapper)
+    return with_wrapper(model, comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, ROWS_HELD, wrapper)
+
+
+def check_one_row(rows: torch.Tensor | None, name: str) -> None:
+    """Raise ``ValueError`` where a conditioning for a video model has a prompt for each frame."""
+    if rows is not None and len(rows) != 1:
+        raise ValueError(
+            f"{name} has {len(rows)} rows, a prompt for each frame. This video model draws all frames from one prompt: "
+            "write one without a schedule."
+        )
 
 
 def hold_rows(cond: dict[str, Any], frames: int) -> None:

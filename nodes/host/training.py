@@ -96,7 +96,8 @@ class TrainingModel:
         return weight.detach().float().cpu().clone()
 
     def words(self, text: str) -> torch.Tensor:
-        for name in re.findall(r"embedding:([^\s,:()]+)", text):
+        for written in re.findall(r"embedding:((?:\\[()]|[^\s,:()])+)", text):
+            name = re.sub(r"\\([()])", r"\1", written)
             if self.clip.tokenizer.clip_l._try_get_embedding(name)[0] is None:
                 raise ValueError(f"There is no embedding '{name}' in models/embeddings.")
         tokenizer, table = self.clip.tokenizer.clip_l, self._table()

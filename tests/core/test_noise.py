@@ -177,6 +177,14 @@ def test_bad_shapes_and_schedules_are_refused():
 def test_schedules_are_read_as_written():
     assert parse_schedule("0.1, 0.2 | 0.3", 4) == [0.1, 0.2, 0.3]
     assert parse_schedule("2: 0.1, 4: 0.5", 7) == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.5])
+    for text in (
+        '"0": "0.1",\n"4": "0.3"',
+        "# slow\n0: 0.1\n\n4: 0.3,",
+        "{0: 0.1, 4: 0.3}",
+        "0:0.1|4:0.3",
+        "0：0.1，4：0.3",
+    ):
+        assert parse_schedule(text, 7) == parse_schedule("0: 0.1, 4: 0.3", 7)
     for text in ("fast", "0: a", "0: 1: 2", "0: 0.1, 0.2"):
         with pytest.raises(ValueError, match="cannot be read"):
             parse_schedule(text, 4)
@@ -201,8 +209,9 @@ def test_keyframes_fit_any_clip_and_a_key_beyond_its_end_still_draws_the_line():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("-2: 0.1, 4: 0.2", r"key at frame -2; the first frame is 0"),
-        ("-1: 0.1", r"key at frame -1"),
+        ("-2: 0.1, 4: 0.2", r"whole numbers from 0; found '-2: 0.1'"),
+        ("-1: 0.1", r"found '-1: 0.1'"),
+        ("1.5: 0.1, 4: 0.2", r"found '1.5: 0.1'"),
         ("0: 0.1, 4: 0.2, 4: 0.3", r"key at frame 4 after frame 4"),
         ("0: 0.1, 9: 0.2, 3: 0.3", r"key at frame 3 after frame 9"),
     ],

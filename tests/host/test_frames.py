@@ -132,6 +132,32 @@ def test_frames_that_the_vae_decodes_to_nan_are_named_and_the_others_kept(pack, 
     assert "The VAE decoded frame 1 to NaN" in caplog.text
 
 
+def test_freenoise_leaves_a_stages_noise(pack, tiny_model, prompts, inference, monkeypatch):
+    """FreeNoise repeats the frames of the noise in another order; the stage correlates them after that."""
+    import comfy.samplers
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    model, clip, vae = tiny_model
+    windows = ContextWindowsManualNode.execute(
+        model=model, context_length=8, context_overlap=4, context_schedule="standard_static", context_stride=1,
+        closed_loop=False, fuse_method="pyramid", dim=0, freenoise=True,
+    ).args[0]  # fmt: skip
+    given, sample = [], comfy.samplers.KSAMPLER.sample
+
+    def seen(self, guider, sigmas, extra_args, callback, noise, *rest, **named):
+        given.append(noise.clone())
+        return sample(self, guider, sigmas, extra_args, callback, noise, *rest, **named)
+
+    monkeypatch.setattr(comfy.samplers.KSAMPLER, "sample", seen)
+    enlarge(pack, (windows, clip, vae), prompts, frames(32), gamma=0.5, scale=2.0)
+    enlarge(pack, tiny_model, prompts, frames(32), gamma=0.5, scale=2.0)
+    shuffled, plain = given
+    assert not torch.equal(shuffled, plain)
+    for noise in (shuffled, plain):
+        near = (noise[1:] * noise[:-1]).mean() / noise.var()
+        assert abs(float(near) - 0.5) < 0.04
+
+
 def test_results_are_where_and_what_the_host_hands_on(pack, tiny_model, prompts, inference, monkeypatch):
     import comfy.model_management
 
@@ -143,7 +169,10 @@ def test_results_are_where_and_what_the_host_hands_on(pack, tiny_model, prompts,
     pasted = face.FacePaste.execute(images, crop, crops, 4.0, 1.6, False).args[0]
     refined, pairs, _ = refine(pack, tiny_model, prompts, images).args
     large = enlarge(pack, tiny_model, prompts, images).args[0]
-    for result in (preview, mask, crops, pasted, refined, pairs, large):
+    noise = pack("nodes.noise")
+    drawn = noise.NoisePriorLatent.execute(64, 64, 4, 0.1, 0, "comfy").args[0]["samples"]
+    shown = noise.NoisePriorPreview.execute(4, 0.1, 0).args
+    for result in (preview, mask, crops, pasted, refined, pairs, large, drawn, *shown):
         assert result.dtype == torch.float16
     assert (pasted.float() - images).abs().max() < 1 / 255
     monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: torch.device("meta"))

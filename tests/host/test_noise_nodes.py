@@ -292,7 +292,7 @@ LATENT = {"width": 64, "height": 64, "frames": 4, "gamma": 0.1, "seed": 0, "layo
         ({"gamma": float("nan")}, "gamma is nan"),
         ({"gamma_schedule": "0.1, 0.2"}, "2 values.*3 transitions"),
         ({"gamma_schedule": "slow"}, "cannot be read"),
-        ({"gamma_schedule": "-4: 0.1, 2: 0.3"}, "frame -4"),
+        ({"gamma_schedule": "-4: 0.1, 2: 0.3"}, "whole numbers from 0; found '-4: 0.1'"),
         ({"gamma_schedule": "0: 0.1, 2: 0.3, 2: 0.5"}, "frame 2 after frame 2"),
         ({"gamma_schedule": "0: 0.1", "closed_loop": True}, "closed loop"),
     ],

@@ -139,11 +139,19 @@ def test_what_cannot_be_given_to_each_frame_is_refused(bench):
         bench.tensors(graph, rows)
 
 
+WAYS = {
+    "motion": lambda graph, model: motion(graph, model, strength=0.0),
+    "prior": lambda graph, model: graph.VCD_ApplyNoisePrior(model=model, gamma=0.1),
+    "tiles": lambda graph, model: graph.VCD_TiledPatch(model=model, tile_size=64, overlap=16),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("clip_length", [8, 32])
-def test_a_clip_of_another_length_than_the_schedule_does_not_begin_anew(bench, tiny, clip_length):
+def test_a_clip_of_another_length_than_the_schedule_does_not_begin_anew(bench, tiny, clip_length, way):
     graph, model, _, _, negative = tiny()
     clip = [model[0], 1]
-    moved = windows(graph, motion(graph, model, strength=0.0), length=16, causal_window_fix=False)
+    moved = windows(graph, WAYS[way](graph, model), length=16, causal_window_fix=False)
     latent = graph.EmptyLatentImage(width=64, height=64, batch_size=clip_length)
     prompts = [encode(graph, clip, text, frames=16) for text in ("0: a man | 6: a woman", "a man", "a woman")]
     drawn = [ksampler(graph, moved, prompt, negative, latent, steps=2) for prompt in prompts]

@@ -206,6 +206,22 @@ def test_values_of_another_kind_of_video_model_are_refused_by_name(pack, made):
         pack("nodes.face").FaceRefine.execute(frames(5), model, vae, vace, negative, **{**REFINE, "denoise": 0.3})
 
 
+@pytest.mark.parametrize("way", ["prior", "tiles"])
+def test_a_prompt_for_each_frame_is_refused_and_not_cut_to_the_first(pack, made, way):
+    """The host takes the first row of many for a batch of one video."""
+    model, _, positive, negative = made("wan21")
+    many = [[torch.cat([positive[0][0]] * 9), positive[0][1]]]
+    if way == "prior":
+        model = pack("nodes.noise").ApplyNoisePrior.execute(model, 0.1).args[0]
+    else:
+        model = pack("nodes.tiled").TiledPatch.execute(model, 64, 16).args[0]
+    sampling = pack("nodes.host.sampling")
+    latent = torch.zeros(1, 16, 3, 16, 16)
+    settings = sampling.Sampling(1, 1.0, "euler", "normal", 1.0, 0)
+    with pytest.raises(ValueError, match="has 9 rows, a prompt for each frame"):
+        sampling.sample(model, torch.zeros_like(latent), many, negative, latent, settings, lambda *_: None)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_noise_of_a_step_is_one_for_all_frames_at_gamma_1(pack, made, kind, monkeypatch):
     """What ancestral samplers add runs along time, which video latents have on an axis of its own."""
