@@ -18,7 +18,7 @@ from ..vcd_core.face.track import Choice, Faces, Track
 from ..vcd_core.frames import check_finite, colours, held, with_alpha
 from .host.cut import Cut
 from .host.memory import handed_on, torch_device
-from .host.model import Model
+from .host.model import Model, patch_of
 from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
 from .host.ui import Progress, stop_if_asked, ui_text
@@ -506,7 +506,10 @@ def refined_faces(
     for number, turn in enumerate(turns):
         crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
         picture = (images.shape[1], images.shape[2])
-        cut = Cut(frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size)
+        cut = Cut(
+            frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size,
+            vae=stage.vae, patch=patch_of(stage.model),
+        )  # fmt: skip
         positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
         try:
             refined = stage.refine(crops, positive, cut.conditioning(negative), progress)

@@ -10,10 +10,10 @@ import torch
 
 from ..vcd_core import noise as prior
 from ..vcd_core.frames import broken_frames, check_finite, named
-from .host.cut import check_conditioning
 from .host.model import Model, check_fits, of_video, patch_of
 from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
+from .host.rules import check_conditioning
 from .host.sampling import Sampling, sample
 from .host.ui import Progress
 

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours
 from .host.areas import enlarged_areas
+from .host.cut import fitted
 from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
@@ -169,7 +170,11 @@ class TiledDenoise(io.ComfyNode):
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
-        positive, negative = (enlarged_areas(conditioning, scale) for conditioning in (positive, negative))
+        size = (large.shape[1], large.shape[2])
+        positive, negative = (
+            fitted(enlarged_areas(conditioning, scale), size, len(images), vae, patch_of(model))
+            for conditioning in (positive, negative)
+        )
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
             return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)

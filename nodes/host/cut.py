@@ -1,8 +1,6 @@
 """Conditionings cut to what one call of the model sees: some frames of the clip, a tile of them, or a moving window.
 
-One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is
-refused
-by name: handed on whole it would be silently wrong.
+The table ``RULES`` (rules.py) says for each value that a conditioning may hold how it is cut.
 """
 
 from __future__ import annotations
@@ -17,71 +15,28 @@ from ...vcd_core.face.crop import Windows, crop
 from ...vcd_core.tiled import Tile
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
-from .text import check_one_row
+from .latents import frames_in, guides_in, redrawn, redrawn_masks, resized, tokens_in
+from .pictures import Codec, cell_of, frames_taken, resize
+from .rules import (
+    AREA,
+    BESIDE,
+    BOXES,
+    CONTROL,
+    GUIDES,
+    LATENT_MASKS,
+    LATENTS,
+    LIMITS,
+    MASK,
+    OF_ALL_FRAMES,
+    OF_THE_PICTURE,
+    OWN_OR_WHOLE,
+    PLACES,
+    ROWS,
+    TOKENS,
+    rule_of,
+)  # fmt: skip
 
-WHOLE = "whole"  # it has neither frames nor places: a number, a text, a reference picture
-ROWS = "rows"  # one row for each frame, or one for all
-PLACES = "places"  # a latent of the whole picture, in its cells or finer
-OF_THE_PICTURE = "of the whole picture"  # cut by a tile; left out of a window, which has another size
-MASK, AREA, BOXES, CONTROL = "mask", "area", "boxes", "control"
-LIMITS = ("mask", "area", "gligen", "control")  # what a conditioning is limited to once the sampler holds it
-
-RULES = {
-    # what a conditioning is limited to
-    "mask": MASK,
-    "area": AREA,
-    "set_area_to_bounds": OF_THE_PICTURE,  # the host would look for the bounds of the cut mask
-    "gligen": BOXES,
-    "control": CONTROL,
-    # texts
-    "cross_attn": ROWS,
-    "c_crossattn": ROWS,
-    "crossattn_controlnet": ROWS,
-    "cross_attn_controlnet": ROWS,
-    "pooled_output": ROWS,
-    "y": ROWS,  # the pooled text, with SDXL its sizes behind it
-    "attention_mask": ROWS,
-    "t5xxl_ids": ROWS,
-    "t5xxl_weights": ROWS,
-    "clip_text": ROWS,
-    "clip_text_pooled": ROWS,
-    "text_embedding_mask": ROWS,
-    "text_embedding_mask_t5": ROWS,
-    "encoder_hidden_states_t5": ROWS,
-    "encoder_hidden_states_llama3": ROWS,
-    "conditioning_llama3": ROWS,
-    "conditioning_mt5xl": ROWS,
-    "attention_mask_mt5xl": ROWS,
-    "conditioning_byt5small": ROWS,
-    "txt_byt5": ROWS,
-    "time_context": ROWS,
-    "time_conditioning": ROWS,
-    # latents of the picture that is drawn
-    # what inpainting models are shown; without it they draw all of a window anew
-    "concat_latent_image": OF_THE_PICTURE,
-    "concat_mask": OF_THE_PICTURE,
-    "c_concat": PLACES,
-    "image_cond": PLACES,
-    # pictures to draw from, seen whole whatever is drawn
-    "reference_latents": WHOLE,
-    "ref_latents": WHOLE,
-    "ref_contexts": WHOLE,
-    "siglip_feats": WHOLE,
-    "clip_vision_output": WHOLE,
-    "clip_vision_outputs": WHOLE,
-    "unclip_conditioning": WHOLE,
-    "clip_img": WHOLE,
-    "clip_fea": WHOLE,
-    # numbers that the host keeps in tensors
-    "guidance": WHOLE,
-    "image_meta_size": WHOLE,
-    "c_size": WHOLE,
-    "c_ar": WHOLE,
-    "sca": WHOLE,
-    "crp": WHOLE,
-    # weights that hold for this conditioning
-    "hooks": WHOLE,
-}
+COVERING = (PLACES, OF_THE_PICTURE, LATENTS, LATENT_MASKS)  # rules of values that a tile cuts alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +50,8 @@ class Cut:
         length: how many frames the clip has.
         picture: height and width of its whole pictures, in the region's units.
         hints: shared by the cuts of a picture, which so enlarge and encode a hint once.
+        vae: the model's VAE, for windows of latents; None: such are refused.
+        patch: how many latent cells a side the model takes together.
     """
 
     frames: Sequence[int] | None = None
@@ -103,6 +60,8 @@ class Cut:
     length: int = 1
     picture: tuple[int, int] = (0, 0)
     hints: Hints = field(default_factory=Hints)
+    vae: Any = None
+    patch: int = 1
     controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
 
     def conditioning(self, conditioning: Any) -> Any:
@@ -157,7 +116,7 @@ class Cut:
                 cut |= self._boxes(name, value)
             elif rule == CONTROL and value is not None:
                 cut[name] = self.control(value)
-            elif rule == OF_THE_PICTURE and isinstance(self.region, Windows):
+            elif self._left_out(rule, value):
                 continue
             else:
                 cut[name] = self.value(name, value)
@@ -187,14 +146,80 @@ class Cut:
         found = self.value(name, value.cond)
         return value if found is value.cond else type(value)(found)
 
+    def _left_out(self, rule: str, value: Any) -> bool:
+        """Whether a value of the whole picture has no place in a window."""
+        of_pictures = rule in (LATENTS, LATENT_MASKS) and torch.is_tensor(value) and value.ndim < 5
+        return isinstance(self.region, Windows) and (rule == OF_THE_PICTURE or of_pictures)
+
     def value(self, name: str, value: Any) -> Any:
         """A value cut by its name's rule."""
         rule = rule_of(name, value)
-        if rule == ROWS and torch.is_tensor(value):
+        if rule == GUIDES:
+            return self._guides(name, value)
+        if isinstance(value, (list, tuple)) and rule in (*COVERING, BESIDE, OWN_OR_WHOLE):
+            return type(value)(self.value(name, one) for one in value)
+        if not torch.is_tensor(value):
+            return value
+        if rule == ROWS:
             return self.rows(value)
-        if rule in (PLACES, OF_THE_PICTURE) and torch.is_tensor(value) and value.ndim > 3:
-            return self.places(value, name)
-        return value
+        return (
+            self._in_tile(rule, name, value) if isinstance(self.region, Tile) else self._in_windows(rule, name, value)
+        )
+
+    def _in_tile(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.region, Tile)
+        if rule == BESIDE:
+            return resized(value, self.region.height, self.region.width)
+        if rule == TOKENS:
+            return tokens_in(value, self.region, self.picture, name)
+        own = rule == OWN_OR_WHOLE and value.shape[-3] == self.length and tuple(value.shape[-2:]) == self.picture
+        return self.places(value, name) if own or (rule in COVERING and value.ndim > 3) else value
+
+    def _in_windows(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        if rule == TOKENS or (rule == OF_ALL_FRAMES and not self._all_frames):
+            raise ValueError(
+                f"The conditioning holds '{name}', which this pack cannot change to other frames or another size. "
+                "Leave out the node that puts it there, or sample without this stage: with Tiled VCD Patch, or between "
+                "Face VCD Crop and Face VCD Paste."
+            )
+        if value.ndim == 5 and rule in (*COVERING, BESIDE, OWN_OR_WHOLE):
+            return self._redrawn(rule, name, value)
+        return self.places(value, name) if rule in COVERING and value.ndim > 3 else value
+
+    @property
+    def _all_frames(self) -> bool:
+        return self.frames is None or list(self.frames) == list(range(self.length))
+
+    def _redrawn(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Latents of a clip in the frames and windows; pictures of something else whole, at the windows' size."""
+        if self.vae is None:
+            raise ValueError(f"The conditioning holds '{name}', latents of a video, which cannot be cut without a VAE.")
+        if self.region is None and tuple(value.shape[-2:]) == self._cells():
+            return value
+        own = frames_in(self.vae, value.shape[2]) == frames_taken(self.vae, self.length)
+        if rule == LATENT_MASKS:
+            return redrawn_masks(self.vae, value, self.length, self._shown, self.patch, name)
+        if rule == BESIDE or (rule == OWN_OR_WHOLE and not own):
+            count = frames_in(self.vae, value.shape[2])
+            return redrawn(self.vae, value, count, lambda images: resize(images, *self.size), self.patch, name)
+        return redrawn(self.vae, value, self.length, self._shown, self.patch, name)
+
+    def _cells(self) -> tuple[int, int]:
+        """Height and width of latents of ``size``."""
+        _, height, width = Codec(self.vae, 1, *self.size, self.patch).taken
+        return height // cell_of(self.vae), width // cell_of(self.vae)
+
+    def _shown(self, images: torch.Tensor) -> torch.Tensor:
+        """The frames and windows of IMAGE [length, H, W, 3]."""
+        images = images if self.frames is None else images[list(self.frames)]
+        if not isinstance(self.region, Windows):
+            return resize(images, *self.size) if self.size != (0, 0) else images
+        return crop(resize(images, *self.picture), self.region, self.size)
+
+    def _guides(self, name: str, entries: Any) -> Any:
+        if entries is None or not isinstance(self.region, Tile):
+            return entries  # a window refuses the coordinates beside them
+        return guides_in(entries, self.region, lambda mask: self.places(mask, name))
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """The frames' rows of ``values`` [clip, ...]; one row, or rows for something else, as they are."""
@@ -215,13 +240,14 @@ class Cut:
             ValueError: values of another size under a tile.
         """
         if isinstance(self.region, Tile):
-            times = values.shape[-1] // self.picture[1]
-            if tuple(values.shape[-2:]) != (times * self.picture[0], times * self.picture[1]) or not times:
+            height, width = values.shape[-2:]
+            sides = [side * width / self.picture[1] for side in self.region]
+            if height * self.picture[1] != width * self.picture[0] or any(side % 1 for side in sides):
                 raise ValueError(
-                    f"'{name}' in the conditioning has size {list(values.shape[-2:])}, which does not fit the latent's "
+                    f"'{name}' in the conditioning has size {[height, width]}, which does not fit the latent's "
                     f"{list(self.picture)}; expected that size or a whole number of times it."
                 )
-            return Tile(*(side * times for side in self.region)).cut(values)
+            return Tile(*map(int, sides)).cut(values)
         if isinstance(self.region, Windows):
             same = torch.nn.functional.interpolate(values.float().cpu(), size=self.picture, mode="bilinear")
             return crop(same.movedim(1, -1), self.region, self.size, limits=None).movedim(-1, 1)
@@ -251,42 +277,11 @@ class Cut:
         return LatentsKnown(control.vae, self.places(latent, "control"))
 
 
-def rule_of(name: str, value: Any) -> str:
-    """The rule of ``RULES`` for a value; ``WHOLE`` for numbers, texts and lists of them, whatever their name.
-
-    Raises:
-        ValueError: no rule knows a value that may have frames or places.
-    """
-    if name in RULES:
-        return RULES[name]
-    if is_plain(value):
-        return WHOLE
-    raise ValueError(
-        f"The conditioning holds '{name}' ({type(value).__name__}), which this pack cannot cut to a part of the clip. "
-        "Leave out the node that puts it there, or use the stage without it."
-    )
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text or nothing, or is made of such alone."""
-    if isinstance(value, dict):
-        return all(is_plain(part) for part in value.values())
-    if isinstance(value, (list, tuple, set)):
-        return all(is_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str, bytes))
-
-
-def check_conditioning(conditioning: Any, frames: int, name: str, of_video: bool = False) -> None:
-    """Raise ``ValueError`` where a conditioning has rows for another number of frames than the clip.
-
-    Args:
-        of_video: the model draws all frames from one row.
-    """
-    for tensor, options in conditioning:
-        if of_video:
-            check_one_row(tensor, name)
-        for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):
-            if found not in (1, frames):
-                raise ValueError(
-                    f"{name} has {found} {what}, but the clip has {frames} frames; expected 1 or {frames}."
-                )
+def fitted(conditioning: Any, size: tuple[int, int], frames: int, vae: Any, patch: int) -> Any:
+    """A conditioning whose latents of a clip, made at any size, fit the clip enlarged to ``size``."""
+    whole = Cut(size=size, length=frames, vae=vae, patch=patch)
+    sized = (LATENTS, LATENT_MASKS, BESIDE, OWN_OR_WHOLE, TOKENS, OF_ALL_FRAMES)
+    return [
+        [rows, {name: whole.value(name, v) if rule_of(name, v) in sized else v for name, v in options.items()}]
+        for rows, options in conditioning
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.conds
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
@@ -17,6 +16,7 @@ from .controls import Hints
 from .cut import Cut
 from .memory import raise_unless_memory
 from .model import Model
+from .rules import OF_ALL_FRAMES, ROWS, WHOLE, rule_of
 from .wrappers import VIDEOS_IN_BATCH, with_wrapper
 
 GridOf = Callable[[int, int, int], Grid]
@@ -153,7 +153,8 @@ class _Step:
 
     def _cut(self, number: int) -> Cut:
         picture = (self.x.shape[-2], self.x.shape[-1])
-        return Cut(region=self.grid.tiles[number], length=len(self.x), picture=picture, hints=self.hints)
+        length = self.x.shape[2] if self.x.ndim == 5 else len(self.x)
+        return Cut(region=self.grid.tiles[number], length=length, picture=picture, hints=self.hints)
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:
@@ -194,9 +195,9 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], mod
 def _by_place(entry: dict[str, Any], frames: int) -> bool:
     """Whether tiles see different values of a conditioning's entry, or rows that are not those of the frames."""
     return any(name in entry for name in ("mask", "area", "control", "gligen")) or any(
-        isinstance(value, comfy.conds.CONDNoiseShape)
+        rule_of(name, value.cond) not in (WHOLE, ROWS, OF_ALL_FRAMES)
         or (torch.is_tensor(value.cond) and value.cond.ndim and len(value.cond) not in (1, frames))
-        for value in entry["model_conds"].values()
+        for name, value in entry["model_conds"].items()
     )
 
 

@@ -199,11 +199,14 @@ def test_one_tile_is_the_untiled_sampler(pack, made, kind):
             tiled.with_tile_grid(model, 3 * cell, 0, False)
 
 
-def test_values_of_another_kind_of_video_model_are_refused_by_name(pack, made):
+def test_values_that_no_rule_knows_are_refused_by_name_before_anything_is_drawn(pack, made):
     model, vae, positive, negative = made("wan21")
-    vace = [[positive[0][0], {"vace_frames": [torch.zeros(1, 32, 2, 8, 8)], "vace_strength": [1.0]}]]
-    with pytest.raises(ValueError, match="'vace_frames'"):
-        pack("nodes.face").FaceRefine.execute(frames(5), model, vae, vace, negative, **{**REFINE, "denoise": 0.3})
+    strange = [[positive[0][0], {"of_another_pack": [torch.zeros(1, 32, 2, 8, 8)]}]]
+    for node, inputs in (("face", REFINE), ("tiled", ENLARGE)):
+        kind = pack(f"nodes.{node}")
+        run = kind.FaceRefine if node == "face" else kind.TiledDenoise
+        with pytest.raises(ValueError, match="'of_another_pack'"):
+            run.execute(frames(5), model, vae, strange, negative, **{**inputs, "denoise": 0.3})
 
 
 @pytest.mark.parametrize("way", ["prior", "tiles"])

@@ -1,0 +1,166 @@
+"""Latents in a conditioning, changed as the pictures that they show, and the guides of LTX-Video within a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ...vcd_core.tiled import Tile
+from .pictures import Codec, cell_of, frames_taken, of_video
+from .ui import Progress, stop_if_asked
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Unseen(Progress):
+    """Progress that no bar shows; an interrupt is still heard."""
+
+    def __init__(self) -> None:
+        pass
+
+    def advance(self, units: float = 1) -> None:
+        stop_if_asked()
+
+
+def redrawn(vae: Any, latents: torch.Tensor, frames: int, change: Change, patch: int, name: str) -> torch.Tensor:
+    """Latents of a clip, or of several whose channels are joined, decoded, changed as pictures and encoded again.
+
+    Args:
+        latents: [1, n * C, T, h, w] for a VAE of C channels.
+        frames: of the clip; latents of another length are refused.
+        change: IMAGE [frames, H, W, 3] to IMAGE.
+        patch: how many latent cells a side the model takes together.
+        name: what the conditioning calls them.
+
+    Raises:
+        ValueError: latents of another length, or of another VAE.
+    """
+    channels, found = vae.latent_channels, frames_in(vae, latents.shape[2])
+    if len(latents) != 1 or latents.shape[1] % channels or not of_video(vae):
+        raise ValueError(
+            f"'{name}' in the conditioning has shape {list(latents.shape)}, which this VAE ({channels} channels) "
+            "cannot decode. Make it with the VAE that is connected here."
+        )
+    if found != frames_taken(vae, frames):
+        raise ValueError(
+            f"'{name}' in the conditioning is of {found} frames, but the clip has {frames}. Make it for "
+            f"{frames_taken(vae, frames)} frames, without a reference picture before them."
+        )
+    before = Codec(vae, frames, latents.shape[-2] * cell_of(vae), latents.shape[-1] * cell_of(vae))
+    parts = []
+    for part in latents.split(channels, 1):
+        images = change(before.decode(part, _Unseen()))
+        parts.append(Codec(vae, len(images), images.shape[1], images.shape[2], patch).encode(images, _Unseen()))
+    return torch.cat(parts, 1)
+
+
+def redrawn_masks(vae: Any, masks: torch.Tensor, frames: int, change: Change, patch: int, name: str) -> torch.Tensor:
+    """As :func:`redrawn` for masks over such latents.
+
+    Args:
+        masks: [1, c, T, h, w]: with c of 1 a value for a latent frame, with as many as the pictures of a latent frame
+            one for each of these, with as many as the pixels of a cell one for each pixel.
+    """
+    cell, times, channels = cell_of(vae), pictures_of_latent(vae), masks.shape[1]
+    height, width = masks.shape[-2:]
+    latent_frame = [latent_frame_of(vae, i) for i in range(frames)]
+    if frames_in(vae, masks.shape[2]) != frames_taken(vae, frames) or channels not in (1, times, cell * cell):
+        raise ValueError(
+            f"'{name}' in the conditioning has shape {list(masks.shape)}; expected masks of {frames} frames with 1, "
+            f"{times} or {cell * cell} channels."
+        )
+    if channels == cell * cell:
+        pixels = F.pixel_shuffle(masks[0].movedim(1, 0), cell)[latent_frame]  # [frames, 1, H, W]
+    else:
+        each = masks[0].movedim(0, 1).reshape(-1, 1, height, width)  # the first picture as often as others share one
+        rows = [times - 1 + i for i in range(frames)] if channels > 1 else latent_frame
+        pixels = F.interpolate(each[rows], scale_factor=cell, mode="nearest")
+    changed = change(pixels.movedim(1, -1).expand(-1, -1, -1, 3))[..., :1].movedim(-1, 1)
+    return _packed(vae, changed, channels, patch)
+
+
+def _packed(vae: Any, pixels: torch.Tensor, channels: int, patch: int) -> torch.Tensor:
+    """Masks [frames, 1, H, W] as a conditioning holds them, [1, channels, T, h, w]."""
+    cell, times = cell_of(vae), pictures_of_latent(vae)
+    taken, height, width = Codec(vae, len(pixels), pixels.shape[-2], pixels.shape[-1], patch).taken
+    pixels = F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]), mode="replicate")
+    pixels = pixels[[min(i, len(pixels) - 1) for i in range(taken)]]
+    if channels > 1 and channels != cell * cell:
+        cells = F.avg_pool2d(pixels, cell)
+        return torch.cat([cells[:1]] * (times - 1) + [cells])[:, 0].unflatten(0, (-1, times)).movedim(1, 0)[None]
+    first = pixels[[_begin(vae, i) for i in range(latent_frame_of(vae, taken - 1) + 1)]]
+    values = F.avg_pool2d(first, cell) if channels == 1 else F.pixel_unshuffle(first, cell)
+    return values.movedim(1, 0)[None]
+
+
+def frames_in(vae: Any, latent_frames: int) -> int:
+    """How many pictures a video VAE makes of so many latent frames."""
+    ratio = vae.upscale_ratio
+    return int(ratio[0](latent_frames)) if isinstance(ratio, tuple) else latent_frames
+
+
+def latent_frame_of(vae: Any, picture: int) -> int:
+    """In which latent frame a picture lies, both counted from 0."""
+    latent_frame = 0
+    while frames_in(vae, latent_frame + 1) <= picture:
+        latent_frame += 1
+    return latent_frame
+
+
+def _begin(vae: Any, latent_frame: int) -> int:
+    """The first picture of a latent frame."""
+    return frames_in(vae, latent_frame) if latent_frame else 0
+
+
+def pictures_of_latent(vae: Any) -> int:
+    """How many pictures a latent frame that is not the first holds."""
+    return frames_in(vae, 2) - frames_in(vae, 1)
+
+
+def resized(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Latents [..., h, w] resampled to another size."""
+    flat = values.reshape(-1, 1, *values.shape[-2:]).float()
+    small = F.interpolate(flat, size=(height, width), mode="bilinear", antialias=True)
+    return small.reshape(*values.shape[:-2], height, width).to(values)
+
+
+def tokens_in(coordinates: torch.Tensor, tile: Tile, picture: tuple[int, int], name: str) -> torch.Tensor:
+    """The pixel coordinates [B, 3, n * h * w, 2] of guides' cells that lie in a tile, counted from the tile's corner.
+
+    Args:
+        coordinates: of n frames, (time, row, column) from begin to end of each cell.
+        picture: height and width in cells.
+
+    Raises:
+        ValueError: as many coordinates as no number of whole frames has.
+    """
+    height, width = picture
+    if coordinates.ndim != 4 or coordinates.shape[2] % (height * width):
+        raise ValueError(
+            f"'{name}' in the conditioning has shape {list(coordinates.shape)}; expected one for each of the "
+            f"{height}x{width} cells of whole frames."
+        )
+    cells = coordinates.unflatten(2, (-1, height, width))
+    inside = cells[:, :, :, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width].clone()
+    if inside.shape[2]:
+        for axis in (1, 2):
+            inside[:, axis] -= inside[:, axis, :, :1, :1, :1] - cells[:, axis, :, :1, :1, :1]
+    return inside.flatten(2, 4)
+
+
+def guides_in(entries: list[dict[str, Any]], tile: Tile, cut: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+    """The entries of LTX-Video's guides for a tile; ``cut`` takes what of a mask lies in it."""
+    inside = []
+    for entry in entries:
+        frames, *_ = entry["latent_shape"]
+        mask = entry.get("pixel_mask")
+        inside.append({
+            **entry,
+            "latent_shape": [frames, tile.height, tile.width],
+            "pre_filter_count": frames * tile.height * tile.width,
+            "pixel_mask": mask if mask is None or mask.shape[-1] == 1 else cut(mask),
+        })  # fmt: skip
+    return inside
