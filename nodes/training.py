@@ -28,7 +28,7 @@ STATES = "vcd_training"
 
 
 def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | None) -> None:
-    """Load Image gives a black mask of 64x64 with a picture that has no transparency."""
+    """Raise for the black 64x64 mask that Load Image gives with a picture without transparency."""
     for number, (picture, area) in enumerate(zip(pictures, areas or [], strict=False)):
         if area.shape == (64, 64) != picture.shape[:2] and not area.any():
             raise ValueError(
@@ -242,8 +242,7 @@ class IdTrainer(io.ComfyNode):
 def ready(
     images: list[torch.Tensor], masks: list[torch.Tensor] | None, settings: core.Settings
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """The pictures and masks one by one, for gradients; refused here, before any model is loaded, if they cannot be
-    used."""
+    """The pictures and masks one by one; unusable ones are refused here, before a model is loaded."""
     pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
     areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
     _refuse_no_mask(pictures, areas)

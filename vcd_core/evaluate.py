@@ -221,8 +221,7 @@ def face_embeddings(
 
 
 def _to_places(landmarks: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift [2, 3] that brings five landmarks [5, 2] nearest to where SFace and ArcFace expect
-    them."""
+    """The turn, scale and shift [2, 3] that bring five landmarks [5, 2] nearest to where SFace expects them."""
     found, wanted = (points @ (1, 1j) for points in (landmarks.reshape(5, 2), np.array(LANDMARKS)))
     centred = found - found.mean()
     factor = np.vdot(centred, wanted) / np.vdot(centred, centred).real  # least squares over the complex numbers

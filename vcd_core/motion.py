@@ -129,8 +129,7 @@ class _Resolution(nn.Module):
 
 
 class MotionModel(nn.Module):
-    """All motion modules of a file: two at each resolution on the way down, three on the way up, one in the middle
-    (v2).
+    """A file's motion modules: two at each resolution on the way down, three on the way up, one in the middle (v2).
 
     Args:
         info: version, channels and frames (``inspect`` reads them off a file).

@@ -59,8 +59,7 @@ def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool
 
 
 def correlate_picked(noise: torch.Tensor, gamma: Gamma, frames: Sequence[int], dim: int = 0) -> torch.Tensor:
-    """As :func:`correlate`, where ``noise`` is that of frames picked from a clip: each pair gets its covariance in the
-    clip.
+    """As :func:`correlate`, for frames picked from a clip: each pair gets the covariance that it has in the clip.
 
     Args:
         noise: independent N(0, 1) values, one entry along ``dim`` for each of ``frames``.
@@ -113,8 +112,7 @@ def sample(
         float32 noise of ``shape``.
 
     Raises:
-        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, or a part of a closed
-        loop.
+        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, a part of a closed loop.
 
     Example:
         >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
@@ -201,8 +199,8 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
     Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
-    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip:
-    towards one beyond its end the line is drawn as in a longer clip.
+    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip: one
+    beyond its end counts as it would in a longer clip.
 
     Args:
         goes_on: the clip goes on behind these frames, so a list may too.

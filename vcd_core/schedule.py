@@ -41,8 +41,7 @@ def keys(text: str, numbers: bool = False) -> list[tuple[int, str]] | None:
 
     Raises:
         ValueError: a part that cannot be read among others that are keys, or a frame that is no whole number from 0;
-        the
-            message quotes it.
+            the message quotes it.
 
     Example:
         >>> keys('"0": "a man, smiling",\\n"8": "a man, angry"')

@@ -206,8 +206,7 @@ def boxes_of(found: Sequence[Found]) -> list[list[dict[str, float | str]]]:
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu", bert: Path | None = None) -> Detector:
-    """A Grounding DINO from a transformers folder or the original ``.pth`` file (which needs ``bert``, a tokenizer's
-    folder)."""
+    """A Grounding DINO from a transformers folder or an original ``.pth`` (needs ``bert``, a tokenizer's folder)."""
     return _original_detector(path, device, bert) if path.is_file() else _transformers_detector(path, device)
 
 

@@ -122,8 +122,7 @@ def _stock_tokenizer() -> Any:
 
 
 def prompt_reads(text: str, words: str, vectors: torch.Tensor, encoder: str) -> bool:
-    """Whether ComfyUI's own prompt nodes read ``text`` as these vectors [n, d] of an encoder (clip_l), then
-    ``words``."""
+    """Whether ComfyUI's own prompt nodes read ``text`` as an encoder's vectors [n, d], followed by ``words``."""
     tokenizer = copy.copy(_stock_tokenizer())
     tokenizer.embedding_directory = folder_paths.get_folder_paths("embeddings")
     tokenizer.embedding_size, tokenizer.embedding_key = vectors.shape[1], encoder
@@ -144,9 +143,8 @@ def _with_vectors(tokenizer: Any, vectors: dict[str, torch.Tensor]) -> Any:
     tokenizer = copy.copy(tokenizer)
     tokenizer.embedding_directory = tokenizer.embedding_directory or []
     known = tokenizer._try_get_embedding
-    names_it = (
-        len(known("vcd_no_such_file")) == 3
-    )  # older hosts give vectors and rest, newer ones the name between them
+    # older hosts give vectors and rest, newer ones the name between them
+    names_it = len(known("vcd_no_such_file")) == 3
 
     def find(name: str) -> Any:
         first, *rest = name.split()
@@ -229,10 +227,10 @@ def _all_same(values: list[Any]) -> bool:
 
 
 def with_rows_held(model: Model, key: str) -> Model:
-    """A clone that gives conditionings with a row for each frame as many rows as the clip that is sampled has frames.
+    """A clone that fits conditionings with a row for each frame to the number of frames that are sampled.
 
-    Where the clip is longer the last row holds, where it is shorter it takes its part; the host would begin anew, and
-    in context windows with each of them.
+    A longer clip goes on with the last row, a shorter one takes the first rows. The host would begin again with the
+    first row, and in context windows do so for each of them.
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]

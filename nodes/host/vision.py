@@ -93,6 +93,6 @@ def _files_of(clip: Any) -> list[str]:
 
 
 def likeness_to(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:
-    """The mean cosine between a reference picture's and each set of crops' CLIP vision embeddings."""
+    """For each set of crops, the mean cosine of its CLIP vision embeddings to those of a reference picture."""
     wanted = embed_images(clip_vision, reference)
     return [float(evaluate.to_references(embed_images(clip_vision, images), wanted).mean()) for images in crops]
