@@ -1,8 +1,7 @@
 """The figures of the paper's evaluation (Magic-Me, sec. 5) over embeddings and frames, on any device.
 
-Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them.  Each
-function gives a value for each frame (or pair of frames), so that it can be drawn as a curve; the paper's figure is the
-mean.
+Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them. Each
+function gives a value for each frame (or pair of frames), to be drawn as a curve; the paper's figure is the mean.
 """
 
 from __future__ import annotations

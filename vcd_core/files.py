@@ -26,7 +26,7 @@ _GLOBAL = re.compile(r"(?:GLOBAL|class) ([\w.]+\.\w+)")
 def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
     """The content of a file of tensors and, of a safetensors file, its header.
 
-    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.  Beside tensors they
+    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run. Beside tensors they
     may hold the ``ParameterDict`` of the first textual inversion files.
 
     Args:

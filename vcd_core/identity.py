@@ -2,7 +2,7 @@
 
 Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
 .safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any
-single tensor).  Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
+single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str,
 
     Args:
         prompt: what the user wrote.
-        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name
+        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first. In a mark a space of a name
             may be written as ``_``, and its accents composed or not.
         class_words: name -> class word, left out where the user wrote it behind the mark, or behind a weight of the
             mark alone.

@@ -1,7 +1,7 @@
 """AnimateDiff motion modules for SD 1.5 (arXiv 2307.04725): file -> modules, and where they stand in the UNet.
 
 A motion module is a small transformer over time after a block of the UNet: at every position of the feature map the
-frames attend to each other.  ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
+frames attend to each other. ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def _is_temporal(key: str) -> bool:
 def slots(unet: Any, model: Any) -> Iterator[tuple[Any, int, MotionModule]]:
     """Where each motion module goes: (block of the UNet, index to insert at, module).
 
-    After each block with a ResNet layer, before an upsampling; in the middle (v2) after the spatial transformer.  On SD
+    After each block with a ResNet layer, before an upsampling; in the middle (v2) after the spatial transformer. On SD
     1.5 that is input blocks 1, 2, 4, 5, 7, 8, 10, 11, the middle block, and all twelve output blocks.
 
     Raises:

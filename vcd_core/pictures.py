@@ -82,8 +82,7 @@ def prepare(
         fit: one of ``FITS``: a square around the mask, or the whole picture at about its own aspect.
 
     Raises:
-        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or covers less than a latent
-        cell.
+        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or under one latent cell.
 
     Example:
         >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)

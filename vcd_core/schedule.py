@@ -31,8 +31,8 @@ class _Part(NamedTuple):
 def keys(text: str, numbers: bool = False) -> list[tuple[int, str]] | None:
     """The (frame, value) pairs of a schedule in the order they are written; None for a text that is no schedule.
 
-    Keys stand one a line, between bars, or behind commas.  Frames and values may be quoted, blank lines and lines that
-    begin with ``#`` or ``//`` are left out, and a line without a key goes on with the value above it.  Without bars a
+    Keys stand one a line, between bars, or behind commas. Frames and values may be quoted, blank lines and lines that
+    begin with ``#`` or ``//`` are left out, and a line without a key goes on with the value above it. Without bars a
     comma at the end of a value is a separator, not a part of it.
 
     Args:

@@ -1,6 +1,6 @@
 """Prompt to segmentation (Magic-Me, sec. 4.2): a class prompt becomes boxes, boxes become masks, behind one interface.
 
-A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks.  Which files
+A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks. Which files
 are given decides which library runs them, so nothing is chosen silently:
 
 ===========================================  =======================================================

@@ -1,6 +1,6 @@
 """Tile grids with smooth partition-of-unity weights, for denoising a large clip piece by piece (Magic-Me, sec. 4.3).
 
-A tile is a place in the last two axes; all frames of it are denoised together.  Where tiles overlap their predictions
+A tile is a place in the last two axes; all frames of it are denoised together. Where tiles overlap, their predictions
 are blended with weights that sum to one everywhere, so a constant stays constant and no seam shows.
 """
 

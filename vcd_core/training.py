@@ -1,8 +1,8 @@
 """Extended textual inversion (Magic-Me, sec. 4.2): learn the few tokens that stand for a person, pet or thing.
 
 Only the tokens are trained; text encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this
-file knows nothing of the program around it.  The loss is the denoising error inside the subject's mask, divided by the
-mask's area, so that the background is not learned along.
+file knows nothing of the program around it. The loss is the denoising error inside the subject's mask, divided by the
+mask's area: the background is not learned.
 
 Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
 same bits as one that was not.

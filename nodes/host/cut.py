@@ -1,8 +1,7 @@
 """Conditionings cut to what one call of the model sees: some frames of the clip, a tile of them, or a moving window.
 
-One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is
-refused
-by name: handed on whole it would be silently wrong.
+One table, ``RULES``, says for each value that a conditioning may hold how it is cut. A value that no rule knows is
+refused by name: handed on whole it would be silently wrong.
 """
 
 from __future__ import annotations

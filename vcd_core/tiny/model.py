@@ -1,7 +1,7 @@
 """What the tiny model is made of: its sizes, its picture autoencoder, its vocabulary, and its files.
 
 The UNet, the text encoder and the motion module are the host's and the pack's own classes at small sizes; they are put
-together in ``nodes/host/tiny.py``.  Here stands what does not need the host.
+together in ``nodes/host/tiny.py``. Here stands what does not need the host.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A procedural cartoon world: people with nameable attributes in scenes, 128x128, 16 frames at 8 fps.
 
 Everything is deterministic by seed, and every frame comes with its exact person mask and face box, so a measurement
-made on this world has a ground truth.  Faces have the proportions and the shading that a face detector trained on
+made on this world has a ground truth. Faces have the proportions and the shading that a face detector trained on
 photographs looks for.
 """
 
