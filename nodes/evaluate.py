@@ -243,8 +243,8 @@ def one_video(batches: list[torch.Tensor], name: str) -> torch.Tensor:
     if len({batch.shape[1:3] for batch in batches}) == 1 and (len(batches) == 1 or all(len(b) == 1 for b in batches)):
         return torch.cat(batches)
     raise ValueError(
-        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side "
-        "by side."
+        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several "
+        "clips side by side."
     )
 
 

@@ -28,8 +28,7 @@ class Pictures(io.ComfyNode):
             display_name="VCD Pictures",
             category=IDENTITY_CATEGORY,
             description="All pictures of a folder, each at its own size, turned upright as the camera noted, with "
-            "their "
-            "transparency as masks: what a training starts from.",
+            "their transparency as masks: what a training starts from.",
             search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
             inputs=[
                 io.Combo.Input(

@@ -33,8 +33,8 @@ def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | No
         if area.shape == (64, 64) != picture.shape[:2] and not area.any():
             raise ValueError(
                 f"The mask of picture {number} is the empty one that Load Image gives with a picture without "
-                f"transparency. "
-                "Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load Image's mask editor."
+                "transparency. Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load "
+                "Image's mask editor."
             )
 
 
@@ -46,8 +46,7 @@ class IdTrainer(io.ComfyNode):
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
             description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the "
-            "subject into "
-            "any model of the kind they were trained on (Magic-Me's ID module).",
+            "subject into any model of the kind they were trained on (Magic-Me's ID module).",
             search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
             is_input_list=True,
             inputs=[

@@ -244,8 +244,7 @@ def _same_width(frames: torch.Tensor, others: torch.Tensor) -> None:
     if frames.shape[-1] != others.shape[-1]:
         raise ValueError(
             f"The frames' embeddings are {frames.shape[-1]} wide and the others {others.shape[-1]}: they come from "
-            f"models "
-            "of different families, whose spaces have nothing in common. Use the two halves of one model."
+            "models of different families, whose spaces have nothing in common. Use the two halves of one model."
         )
 
 

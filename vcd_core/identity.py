@@ -119,16 +119,14 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
         found = vectors.get(encoder)
         if found is None:
             raise ValueError(
-                f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for "
-                f"{' and '.join(vectors)} ({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's "
-                f"text "
-                f"encoders are {', '.join(f'{k} ({w} wide)' for k, w in widths.items())}."
+                f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for {' and '.join(vectors)} "
+                f"({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's text encoders are "
+                f"{', '.join(f'{k} ({w} wide)' for k, w in widths.items())}."
             )
         if found.shape[1] != width:
             raise ValueError(
                 f"The identity '{tokens.name}' is {found.shape[1]} wide and this model's {encoder} text encoder is "
-                f"{width} wide. "
-                "Use it with the kind of model it was made for (768: SD 1.5)."
+                f"{width} wide. Use it with the kind of model it was made for (768: SD 1.5)."
             )
 
 
@@ -170,8 +168,7 @@ def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str,
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
         name = names[called] if called else next(iter(identities))
-        # the text encoder looks for tokens at the start of a weighted part or behind a space or new line, to the next
-        space
+        # the text encoder looks for tokens at the start of a weighted part or behind a space or new line, up to a space
         before, behind = prompt[: match.start()], prompt[match.end() :]
         word = class_words.get(name, "")
         word = "" if not word or _begins_with(behind, word) else f" {word}"
@@ -289,8 +286,7 @@ def _choose(found: Mapping[str, Vectors], token: str, file: str) -> Vectors:
         return next(iter(found.values()))
     raise ValueError(
         f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several "
-        f"identities, write "
-        "the name of the one to take as token."
+        "identities, write the name of the one to take as token."
     )
 
 

@@ -315,9 +315,8 @@ def check_frames(batch: int, frames: int, longest: int) -> None:
     if frames > longest:
         raise ValueError(
             f"The clip has {frames} frames at once, and this motion module was made for at most {longest}. Put "
-            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where "
-            "it is there, "
-            "lower its context length: newer ComfyUI adds a frame to its windows."
+            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where it "
+            "is there, lower its context length: newer ComfyUI adds a frame to its windows."
         )
 
 
@@ -357,8 +356,8 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
     if any(_LORA.search(key) for key in keys):
         if not temporal:
             return (
-                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load LoRA', before "
-                "this node"
+                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load "
+                "LoRA', before this node"
             )
         if lora:
             return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"

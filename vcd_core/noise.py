@@ -23,8 +23,7 @@ Layout = Literal["comfy", "magic-me"]
 LAYOUTS: tuple[Layout, ...] = ("comfy", "magic-me")
 PART_OF_A_LOOP = (
     "The latent holds a part of a clip (its batch_index says so), and closed_loop needs the length of the whole. "
-    "Sample the "
-    "whole clip, or switch closed_loop off."
+    "Sample the whole clip, or switch closed_loop off."
 )
 
 
@@ -233,8 +232,8 @@ def _check_keys(keys: list[tuple[int, float]]) -> None:
     for (before, _), (frame, _) in itertools.pairwise(keys):
         if before >= frame:
             raise ValueError(
-                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each "
-                f"named once."
+                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must "
+                "rise, each named once."
             )
     for _, value in keys:
         check_gamma(value)

@@ -169,10 +169,9 @@ def check_found(found: Sequence[Found], if_none: IfNone) -> None:
     empty = [i for i, here in enumerate(found) if not len(here.boxes)]
     if empty and if_none == "stop with an error":
         raise ValueError(
-            f"Nothing was found in {len(empty)} of {len(found)} pictures (number {', '.join(map(str, empty[:10]))}"
-            f"{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the threshold, change the prompt, or "
-            f"choose an "
-            "empty or a full mask for them."
+            f"Nothing was found in {len(empty)} of {len(found)} pictures (number "
+            f"{', '.join(map(str, empty[:10]))}{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the "
+            "threshold, change the prompt, or choose an empty or a full mask for them."
         )
 
 

@@ -214,8 +214,7 @@ class Training:
         if not (math.isfinite(value) and gradient.isfinite().all()):
             raise ValueError(
                 f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with "
-                f"--force-fp32, or "
-                "lower the learning rate, and go on: the state before this step is kept."
+                "--force-fp32, or lower the learning rate, and go on: the state before this step is kept."
             )
         self.vectors.grad = gradient
         self.optimizer.step()

@@ -283,8 +283,7 @@ def check_conditioning(conditioning: Any, frames: int, name: str, of_video: bool
         if of_video and tensor.shape[0] != 1:
             raise ValueError(
                 f"{name} has {tensor.shape[0]} rows, a prompt for each frame. This video model draws all frames from "
-                f"one "
-                "prompt: write one without a schedule."
+                "one prompt: write one without a schedule."
             )
         for what, found in (("rows", tensor.shape[0]), ("mask frames", len(options.get("mask", "1")))):
             if found not in (1, frames):

@@ -102,8 +102,7 @@ def _check_complete(tokens: Tokens, rows: Rows, text: str) -> None:
             if number != expected or not _whole(tokens, rows):
                 raise ValueError(
                     f"Of the {expected} tokens of an identity in the prompt {number} reach the text encoder in one "
-                    f"piece. Put a space "
-                    "before its mark; a prompt's part holds 75 tokens."
+                    "piece. Put a space before its mark; a prompt's part holds 75 tokens."
                 )
 
 
@@ -203,8 +202,7 @@ def _blend(entries: list[Any], weights: torch.Tensor, filler: torch.Tensor) -> A
         elif not _all_same(values):
             raise ValueError(
                 f"This text encoder gives '{name}' with each prompt, which a schedule cannot give to each frame. Use "
-                f"one prompt "
-                "for the whole clip."
+                "one prompt for the whole clip."
             )
     return [rows, options]
 

@@ -34,14 +34,13 @@ class TrainingModel:
         if self.prediction not in ("eps", "v"):
             raise ValueError(
                 f"This model ({kind_of(model)}) predicts {self.prediction}; identities are trained on models that "
-                f"predict "
-                "noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells it to sample otherwise."
+                "predict noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells "
+                "it to sample otherwise."
             )
         if list(text_widths(clip)) != ["clip_l"] or kind_of(model) != "SD15":
             raise ValueError(
                 f"This model ({kind_of(model)}, text encoders {', '.join(text_widths(clip)) or 'unknown'}) is not SD "
-                f"1.5; "
-                "identities are trained on SD 1.5 and its finetunes."
+                "1.5; identities are trained on SD 1.5 and its finetunes."
             )
         config = model.model.model_config.unet_config
         latent, context = config.get("in_channels", 4), config.get("context_dim")
@@ -53,8 +52,7 @@ class TrainingModel:
         if model.injections:
             raise ValueError(
                 "Layers were added to this MODEL (a motion module?); an identity is learned from single pictures. "
-                "Connect the "
-                "model as it is before 'AnimateDiff Motion Module'."
+                "Connect the model as it is before 'AnimateDiff Motion Module'."
             )
         if vae.latent_channels != 4:
             raise ValueError(
