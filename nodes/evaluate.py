@@ -286,8 +286,7 @@ def shared_values(
     prompt: list[str] | None,
     face_model: list[str] | None,
 ) -> tuple[list[torch.Tensor], Any, Any, Any, str, str]:
-    """The shared inputs as ``Given`` takes them: all references, of any sizes, and the first value of every other
-    input."""
+    """The shared inputs as ``Given`` takes them: all references, of any sizes, and of the others the first value."""
     pictures = [batch for batch in references or [] if batch is not None]
     return (
         pictures,
@@ -312,7 +311,7 @@ class Evaluate(io.ComfyNode):
             display_name="VCD Evaluate",
             category=EVALUATE_CATEGORY,
             description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit "
-            "to the prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
+            "to the prompt (CLIP-T), temporal consistency, and its motion, flicker and sharpness.",
             search_aliases=ALIASES,
             is_output_node=True,
             is_input_list=True,  # references of any sizes, as VCD Pictures gives them

@@ -62,8 +62,8 @@ class IdLoader(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Only for a file of several identities: the name of the one to take. Empty, such a file "
-                    "stops and lists its names.",
+                    tooltip="Only for a file of several identities: the name of the one to take. If empty, the node "
+                    "stops and lists the names.",
                 ),
             ],
             outputs=[
@@ -149,16 +149,16 @@ class IdTextEncode(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="For a schedule: the number of frames of the clip. Behind AnimateDiff Motion Module a "
-                    "longer clip keeps the last prompt and a shorter one takes its part; Face VCD and Tiled VCD "
-                    "refuse another number.",
+                    "longer clip keeps the last prompt and a shorter one takes the schedule's beginning; Face VCD and "
+                    "Tiled VCD refuse another number.",
                 ),
                 io.Int.Input(
                     "blend",
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="For a schedule: over how many frames one prompt goes over into the next, at most from key "
-                    "to key. 1 switches at once.",
+                    tooltip="For a schedule: how many frames one prompt takes to turn into the next, at most those "
+                    "between their keys. 1 switches at once.",
                 ),
                 io.Autogrow.Input("ids", template=ids, optional=True, tooltip="Identities, as many as you connect."),
             ],

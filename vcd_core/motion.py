@@ -356,8 +356,8 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
     if any(_LORA.search(key) for key in keys):
         if not temporal:
             return (
-                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load "
-                "LoRA', before this node"
+                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with "
+                "'Load LoRA', before this node"
             )
         if lora:
             return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"

@@ -197,9 +197,9 @@ def check_gamma(gamma: float) -> None:
 def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
-    Either a list with a value for each transition, ``"0.1, 0.1, 0.3"``; or keyframes by frame number, ``"0: 0.1, 8:
-    0.3"``, held before the first and after the last and linear in between. Keyframes fit any clip: one beyond its end
-    counts as it would in a longer clip.
+    Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes, ``"0: 0.1, 8: 0.3"``, by frame
+    number. Gamma is held before the first and after the last keyframe, and linear in between. Keyframes fit any clip:
+    one beyond its end counts as it would in a longer clip.
 
     Args:
         goes_on: the clip goes on behind these frames, so a list may too.

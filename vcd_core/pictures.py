@@ -28,11 +28,10 @@ class Picture:
 
 
 def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A folder's pictures, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the mask is the alpha
+    """A folder's pictures, turned as their EXIF says: ([H, W, 3], mask [H, W]) in 0..1, the mask from the alpha
     channel.
 
-    Hidden files are left out: beside each picture that it copies to another disk, macOS leaves a ``._name.jpg`` that is
-    none.
+    Hidden files are left out: macOS puts a ``._name.jpg``, which is no picture, beside each that it copies elsewhere.
 
     Raises:
         ValueError: no picture in the folder, or one that cannot be read.

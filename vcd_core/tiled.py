@@ -40,8 +40,7 @@ class Grid(NamedTuple):
 
 
 def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int]:
-    """Where the tiles of one axis begin, spread evenly from 0 to ``length - tile``; they overlap by ``overlap`` or
-    more.
+    """Where the tiles of an axis begin: evenly from 0 to ``length - tile``, overlapping by ``overlap`` or more.
 
     Args:
         length: the axis' length.

@@ -2,7 +2,7 @@
 
 Only the tokens are trained; text encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this
 file knows nothing of the program around it. The loss is the denoising error inside the subject's mask, divided by the
-mask's area: the background is not learned.
+mask's area, so the background is not learned.
 
 Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
 same bits as one that was not.
@@ -316,8 +316,7 @@ def train(
         images, masks: see :func:`prepare`.
         state: where the state is written every ``save_every`` steps, at the end, and when the training is stopped.
         resume: go on from ``state`` if it is there. If anything but ``steps`` and ``learning_rate`` has changed, a
-            training that came to its end is begun anew, and its old state is kept under a number; one that did not
-            raises.
+            training that came to its end is begun anew, its old state kept under a number; one that did not raises.
         on_step: called after each step; what it raises stops the training, its state being kept.
 
     Raises:

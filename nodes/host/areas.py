@@ -12,8 +12,7 @@ AREA_CELL = 8  # pixels that the host counts as one in a conditioning's area
 
 
 def area_in(area: Any, tile: Tile) -> tuple[int, ...] | None:
-    """The part of an area (height, width, top, left; with time before each half for video) in a tile, seen from the
-    tile."""
+    """An area (height, width, top, left; for video with time before each half) cut to a tile, seen from its corner."""
     height, width, top, left = area[-4:] if len(area) == 4 else (*area[1:3], *area[4:6])
     bottom, right = min(top + height, tile.top + tile.height), min(left + width, tile.left + tile.width)
     top, left = max(top, tile.top), max(left, tile.left)

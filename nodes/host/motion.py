@@ -144,7 +144,7 @@ def with_hints_of_windows(model: Model, key: str) -> Model:
 def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) -> Model:
     """A clone whose UNet takes the statistics of its residual blocks' group norms over all frames of a clip together.
 
-    AnimateDiff v1 was trained so: residual blocks and the output see the clip as one volume, attention sees its frames.
+    AnimateDiff v1 was trained so: residual blocks and the output see the clip as one volume, attention frame by frame.
     """
 
     def pooled(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
@@ -185,8 +185,7 @@ def _change_while_sampling(model: Model, key: str, inject: ByOwner, eject: ByOwn
 
     The host injects as soon as it has tried to load, even where that failed or nothing samples, and then nobody takes
     the modules out. Modules that stay shift the names of the layers behind them, by which other branches of the graph
-    patch and save. So outside sampling the entry is empty: it tells that the model is changed, and there is nothing to
-    inject.
+    patch and save. So outside sampling the entry is empty: it tells that the model is changed, and injects nothing.
     """
     change = comfy.patcher_extension.PatcherInjection(inject, eject)
 

@@ -228,7 +228,7 @@ def with_rows_held(model: Model, key: str) -> Model:
     """A clone that fits conditionings with a row for each frame to the number of frames that are sampled.
 
     A longer clip goes on with the last row, a shorter one takes the first rows. The host would begin again with the
-    first row, and in context windows do so for each of them.
+    first row, and so would each context window.
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]
