@@ -63,12 +63,12 @@ class Given:
         return embed_text(self.clip, self.prompt)
 
     def likeness(self, model: Any, frames: torch.Tensor) -> torch.Tensor:
-        """How like the references frames are in the eyes of a model that embedded them."""
+        """For each frame, how like the references it is; ``frames`` are its embeddings by ``model``."""
         return core.to_references(frames, torch.cat([embed_images(model, batch) for batch in self.references]))
 
     @cached_property
     def face_likeness(self) -> tuple[torch.Tensor, str]:
-        """The likeness of each face that is found, and what to say where some or all are not."""
+        """The likeness of each face that was found, and what to say where faces are missing."""
         path = model_file(FACE_MODELS, self.face_model)
         of_each = [core.face_embeddings(batch.cpu(), path, on_frame=stop_if_asked)[0] for batch in self.references]
         wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
@@ -92,7 +92,7 @@ class Given:
 
     @cached_property
     def between_faces(self) -> list[int]:
-        """Where in the flicker of the clip a frame and both its neighbours have a tracked face."""
+        """The entries of the clip's flicker whose frame and both neighbours have a tracked face."""
         return [i - 1 for i in self.with_face if {i - 1, i + 1} <= set(self.with_face)]
 
 
@@ -223,7 +223,7 @@ def check(given: Given) -> None:
 
 
 def as_text(videos: dict[str, list[Figure]], missing: list[str]) -> str:
-    """A table in Markdown, figures down, clips across, with what is missing below and what the chart's numbers mean."""
+    """A table in Markdown, figures down, clips across; below it what the chart's numbers mean, and what is missing."""
     names = list(dict.fromkeys(figure.name for figures in videos.values() for figure in figures))
     lines = [f"| | {' | '.join(videos)} | paper: SD, VCD |", "|" + "---|" * (len(videos) + 2)]
     for name in names:
@@ -244,13 +244,13 @@ def one_video(batches: list[torch.Tensor], name: str) -> torch.Tensor:
     if len({batch.shape[1:3] for batch in batches}) == 1 and (len(batches) == 1 or all(len(b) == 1 for b in batches)):
         return torch.cat(batches)
     raise ValueError(
-        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several clips side "
-        "by side."
+        f"{name} is a list of {len(batches)} batches or sizes; expected one clip. VCD Compare sets several "
+        "clips side by side."
     )
 
 
 def first(values: list[Any] | None) -> Any:
-    """The value of a list input of which one counts; None where it is not connected."""
+    """The first value of a list input; None where it is not connected."""
     return values[0] if values else None
 
 
@@ -287,7 +287,7 @@ def shared_values(
     prompt: list[str] | None,
     face_model: list[str] | None,
 ) -> tuple[list[torch.Tensor], Any, Any, Any, str, str]:
-    """The shared inputs as ``Given`` takes them: the references one by one, of any sizes, of all others the first."""
+    """The shared inputs as ``Given`` takes them: all references, of any sizes, and of the others the first value."""
     pictures = [batch for batch in references or [] if batch is not None]
     return (
         pictures,
@@ -312,7 +312,7 @@ class Evaluate(io.ComfyNode):
             display_name="VCD Evaluate",
             category=EVALUATE_CATEGORY,
             description="The paper's figures for your clip: likeness to reference pictures (DINO, CLIP-I, face), fit "
-            "to the prompt (CLIP-T), temporal consistency, and how much it moves, flickers and how sharp it is.",
+            "to the prompt (CLIP-T), temporal consistency, and its motion, flicker and sharpness.",
             search_aliases=ALIASES,
             is_output_node=True,
             is_input_list=True,  # references of any sizes, as VCD Pictures gives them
@@ -392,7 +392,7 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, face_model: Sequence[str | None] = (None,), clips: Any = None) -> bool | str:
-        """``clips`` because the host hands it on unasked: it is made of several sockets."""
+        """``clips`` is not looked at; the host hands it on because it is made of several sockets."""
         return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod

@@ -39,8 +39,7 @@ class IdLoader(io.ComfyNode):
             display_name="VCD ID Loader",
             category=IDENTITY_CATEGORY,
             description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
-            "the kind "
-            "they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
+            "the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
             search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
@@ -52,9 +51,8 @@ class IdLoader(io.ComfyNode):
                     "class_word",
                     default="",
                     placeholder="the file's own",
-                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ... Empty: "
-                    "the word that the "
-                    "file was trained with, where it tells one; the node shows it.",
+                    tooltip="What it is, written behind the tokens as in training: man, woman, dog, car ... Empty: the "
+                    "word that the file was trained with, where it tells one; the node shows it.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The tokens' weight in the prompt."
@@ -64,9 +62,8 @@ class IdLoader(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Only for a file of several identities: the name of the one to take. Empty, such a file "
-                    "stops and lists "
-                    "its names.",
+                    tooltip="Only for a file of several identities: the name of the one to take. If empty, the node "
+                    "stops and lists the names.",
                 ),
             ],
             outputs=[
@@ -102,9 +99,8 @@ class IdLoader(io.ComfyNode):
 
 
 UNREADABLE = (
-    "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the "
-    "file with letters, "
-    "digits, - and _ that no other file has, or save it with VCD ID Save"
+    "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the file "
+    "with letters, digits, - and _ that no other file has, or save it with VCD ID Save"
 )
 
 
@@ -134,8 +130,8 @@ class IdTextEncode(io.ComfyNode):
             display_name="VCD ID Text Encode",
             category=IDENTITY_CATEGORY,
             description="A prompt with identities: V* (or <name> where several are connected) stands for the tokens. "
-            "Can give "
-            "every frame its own prompt: '0: V* smiling | 8: V* angry'. Without an identity it is CLIP Text Encode.",
+            "Can give every frame its own prompt: '0: V* smiling | 8: V* angry'. Without an identity "
+            "it is CLIP Text Encode.",
             search_aliases=[*ALIASES, "prompt schedule", "batch prompt schedule", "prompt travel"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that the identity was made for."),
@@ -145,8 +141,7 @@ class IdTextEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="photo of V*",
                     tooltip="V* or <name>, weights as (V*:1.2), other embeddings as embedding:name. A schedule: '0: "
-                    "... | 8: ...', or "
-                    "one '8: ...' a line.",
+                    "... | 8: ...', or one '8: ...' a line.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -154,17 +149,16 @@ class IdTextEncode(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="For a schedule: the number of frames of the clip. Behind AnimateDiff Motion Module a "
-                    "longer clip keeps the last "
-                    "prompt and a shorter one takes its part; Face VCD and Tiled VCD refuse another number.",
+                    "longer clip keeps the last prompt and a shorter one takes the schedule's beginning; Face VCD and "
+                    "Tiled VCD refuse another number.",
                 ),
                 io.Int.Input(
                     "blend",
                     default=1,
                     min=1,
                     max=256,
-                    tooltip="For a schedule: over how many frames one prompt goes over into the next, at most from "
-                    "key to key. 1 switches "
-                    "at once.",
+                    tooltip="For a schedule: how many frames one prompt takes to turn into the next, at most those "
+                    "between their keys. 1 switches at once.",
                 ),
                 io.Autogrow.Input("ids", template=ids, optional=True, tooltip="Identities, as many as you connect."),
             ],
@@ -185,9 +179,8 @@ class IdTextEncode(io.ComfyNode):
             return io.NodeOutput(encode_prompt(clip, prompt, found))
         if keys[-1][0] >= frames:
             raise ValueError(
-                f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to the "
-                f"length of "
-                "the clip."
+                f"The schedule's last prompt begins at frame {keys[-1][0]}, but frames is {frames}: set frames to "
+                "the length of the clip."
             )
         prompts = [encode_prompt(clip, text, found) for _, text in keys]
         weights = core.schedule_weights([start for start, _ in keys], frames, blend)
@@ -223,9 +216,8 @@ class IdSave(io.ComfyNode):
             node_id="VCD_IdSave",
             display_name="VCD ID Save",
             category=IDENTITY_CATEGORY,
-            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' "
-            "reads too, "
-            "with where it comes from in its header.",
+            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' reads "
+            "too, with where it comes from in its header.",
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[

@@ -30,10 +30,9 @@ def gamma_schedule_input() -> io.String.Input:
         default="",
         optional=True,
         tooltip="Leave empty to use gamma for the whole clip. Otherwise keyframes by frame number, '0: 0.05, 8: 0.3', "
-        "or one "
-        "value for each transition, '0.1, 0.1, 0.3'. Keyframes fit any clip: linear in between, held before the first "
-        "and "
-        "after the last, and one beyond the clip is where the line leads. Of video models the latent's frames count.",
+        "or one value for each transition, '0.1, 0.1, 0.3'. Keyframes fit any clip: gamma is linear between them "
+        "and held before the first and after the last. One beyond the clip's end counts too. For video models, count "
+        "the latent's frames.",
         advanced=True,
     )
 
@@ -43,8 +42,8 @@ def closed_loop_input() -> io.Boolean.Input:
         "closed_loop",
         default=False,
         optional=True,
-        tooltip="Correlate the last frame with the first too, for clips that repeat. The latent must hold the whole "
-        "clip.",
+        tooltip="Correlate the last frame with the first too, for clips that repeat. The latent must "
+        "hold the whole clip.",
         advanced=True,
     )
 

@@ -104,8 +104,7 @@ class MotionModuleNode(io.ComfyNode):
             display_name="AnimateDiff Motion Module",
             category=f"{CATEGORY}/motion",
             description="Makes an SD 1.5 model draw the frames of a batch as one moving clip, with an AnimateDiff "
-            "motion "
-            "module (v1, v2, v3). Longer clips go through 'Context Windows (Manual)' behind it.",
+            "motion module (v1, v2, v3). Longer clips go through 'Context Windows (Manual)' behind it.",
             search_aliases=["animatediff", "motion module", "video", "magic me", "vcd", "motion lora"],
             inputs=[
                 io.Model.Input("model", tooltip="An SD 1.5 model."),
@@ -126,8 +125,7 @@ class MotionModuleNode(io.ComfyNode):
                     "beta_schedule",
                     options=list(SCHEDULES),
                     tooltip="The noise schedule. AnimateDiff was trained with linear betas; the model's own is "
-                    "brighter "
-                    "and less steady. A ModelSamplingDiscrete node goes before this one.",
+                    "brighter and less steady. A ModelSamplingDiscrete node goes before this one.",
                 ),
                 io.Combo.Input(
                     "motion_lora",
@@ -153,8 +151,7 @@ class MotionModuleNode(io.ComfyNode):
                     "end_percent",
                     1.0,
                     "Where in the sampling the motion ends. Below 1 the last steps draw each frame's details on their "
-                    "own: "
-                    "sharper where a motion module blurs them, less steady where it does not.",
+                    "own: sharper where a motion module blurs them, less steady where it does not.",
                 ),
             ],
             outputs=[io.Model.Output()],

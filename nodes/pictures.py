@@ -28,9 +28,8 @@ class Pictures(io.ComfyNode):
             node_id="VCD_Pictures",
             display_name="VCD Pictures",
             category=IDENTITY_CATEGORY,
-            description="All pictures of a folder, each at its own size, turned upright as the camera noted, with "
-            "their "
-            "transparency as masks: what a training starts from.",
+            description="Loads all pictures of a folder for a training: each at its own size, turned upright, "
+            "with its transparency as mask.",
             search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
             inputs=[
                 io.Combo.Input(

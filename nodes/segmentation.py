@@ -50,8 +50,8 @@ class PromptToSegmentation(io.ComfyNode):
             display_name="Prompt to Segmentation",
             category=f"{CATEGORY}/identity",
             description="Masks of what a prompt names: Grounding DINO turns the prompt into boxes, SAM turns boxes "
-            "into masks. "
-            "For training an identity on the subject and not the room, and for prompts that hold in one place.",
+            "into masks. For training an identity on the subject and not the room, and for prompts "
+            "that hold in one place.",
             search_aliases=[
                 "grounding dino",
                 "sam",
@@ -109,8 +109,8 @@ class PromptToSegmentation(io.ComfyNode):
                     "if_none",
                     options=list(segmentation.IF_NONE),
                     default=segmentation.IF_NONE[0],
-                    tooltip="Where nothing is found in a picture: stop and name it, or give it an empty or a full "
-                    "mask.",
+                    tooltip="Where nothing is found in a picture: stop and name it, or give it "
+                    "an empty or a full mask.",
                 ),
             ],
             is_input_list=True,  # the models are read once for pictures of any sizes

@@ -43,8 +43,7 @@ class TinyModel(io.ComfyNode):
             display_name="VCD Tiny Model",
             category=CATEGORY,
             description="A tiny SD 1.5 that ships with the pack: it draws cartoon people at 128x128, so that every "
-            "node can be "
-            "tried without a download. See its help page for the words it knows.",
+            "node can be tried without a download. See its help page for the words it knows.",
             search_aliases=["vcd", "magic me", "tiny", "demo model", "no download", "checkpoint"],
             inputs=[],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],

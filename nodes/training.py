@@ -29,13 +29,13 @@ STATES = "vcd_training"
 
 
 def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | None) -> None:
-    """Load Image gives a black mask of 64x64 with a picture that has no transparency."""
+    """Raise for the black 64x64 mask that Load Image gives with a picture without transparency."""
     for number, (picture, area) in enumerate(zip(pictures, areas or [], strict=False)):
         if area.shape == (64, 64) != picture.shape[:2] and not area.any():
             raise ValueError(
                 f"The mask of picture {number} is the empty one that Load Image gives with a picture without "
-                f"transparency. "
-                "Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load Image's mask editor."
+                "transparency. Leave masks unconnected, or mask the subject: Prompt to Segmentation, or Load "
+                "Image's mask editor."
             )
 
 
@@ -47,8 +47,7 @@ class IdTrainer(io.ComfyNode):
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
             description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the "
-            "subject into "
-            "any model of the kind they were trained on (Magic-Me's ID module).",
+            "subject into any model of the kind they were trained on (Magic-Me's ID module).",
             search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
             is_input_list=True,
             inputs=[
@@ -244,8 +243,7 @@ class IdTrainer(io.ComfyNode):
 def ready(
     images: list[torch.Tensor], masks: list[torch.Tensor] | None, settings: core.Settings
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """The pictures and masks one by one, for gradients; refused here, before any model is loaded, if they cannot be
-    used."""
+    """The pictures and masks one by one; unusable ones are refused here, before a model is loaded."""
     pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
     areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
     _refuse_no_mask(pictures, areas)

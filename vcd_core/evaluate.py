@@ -1,8 +1,7 @@
 """The figures of the paper's evaluation (Magic-Me, sec. 5) over embeddings and frames, on any device.
 
-Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them.  Each
-function gives a value for each frame (or pair of frames), so that it can be drawn as a curve; the paper's figure is the
-mean.
+Embeddings come from outside (CLIP, DINO, a face model); what is computed here is the same whatever made them. Each
+function gives a value for each frame (or pair of frames), to be drawn as a curve; the paper's figure is the mean.
 """
 
 from __future__ import annotations
@@ -221,8 +220,7 @@ def face_embeddings(
 
 
 def _to_places(landmarks: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift [2, 3] that brings five landmarks [5, 2] nearest to where SFace and ArcFace expect
-    them."""
+    """The turn, scale and shift [2, 3] that bring five landmarks [5, 2] nearest to where SFace expects them."""
     found, wanted = (points @ (1, 1j) for points in (landmarks.reshape(5, 2), np.array(LANDMARKS)))
     centred = found - found.mean()
     factor = np.vdot(centred, wanted) / np.vdot(centred, centred).real  # least squares over the complex numbers
@@ -246,8 +244,7 @@ def _same_width(frames: torch.Tensor, others: torch.Tensor) -> None:
     if frames.shape[-1] != others.shape[-1]:
         raise ValueError(
             f"The frames' embeddings are {frames.shape[-1]} wide and the others {others.shape[-1]}: they come from "
-            f"models "
-            "of different families, whose spaces have nothing in common. Use the two halves of one model."
+            "models of different families, whose spaces have nothing in common. Use the two halves of one model."
         )
 
 

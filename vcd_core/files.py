@@ -26,7 +26,7 @@ _GLOBAL = re.compile(r"(?:GLOBAL|class) ([\w.]+\.\w+)")
 def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
     """The content of a file of tensors and, of a safetensors file, its header.
 
-    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run.  Beside tensors they
+    Pickled formats are read with ``weights_only``: a file that would run code is refused, not run. Beside tensors they
     may hold the ``ParameterDict`` of the first textual inversion files.
 
     Args:
@@ -58,8 +58,7 @@ def _with_parameter_dicts() -> contextlib.AbstractContextManager[object]:
 
 
 def check_model(path: Path) -> None:
-    """Raise ``ValueError`` for what a download leaves under a model's name when it fails: a web page, a pointer, an
-    archive.
+    """Raise ``ValueError`` for what a download may have left in place of a model: a web page, a pointer, an archive.
 
     Example:
         >>> import tempfile
@@ -77,8 +76,7 @@ def check_model(path: Path) -> None:
 
 
 def why_unread(path: Path, error: Exception) -> str:
-    """Why a file is no model, in place of a library's words, some of which advise to read it in a way that runs its
-    code."""
+    """Why a file is no model; a library's own words are not used, as some advise a way of reading that runs code."""
     if isinstance(error, (OSError, MemoryError)):
         return f"{error}."
     start = _start(path)
@@ -130,9 +128,8 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     state, metadata = read(path, "a state")
     assert isinstance(state, dict)
-    return {
-        key: value.clone() for key, value in state.items()
-    }, metadata  # not views of the file, which may be replaced
+    # not views of the file, which may be replaced
+    return {key: value.clone() for key, value in state.items()}, metadata
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:

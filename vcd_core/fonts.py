@@ -1,8 +1,6 @@
-"""Typefaces for what users write into pictures: Pillow's own where it has the characters, else one that the machine
-has.
+"""Typefaces for users' texts in pictures: Pillow's own where it has the characters, else one that the machine has.
 
-Pillow's own has little more than ASCII; names in Chinese, Japanese, Korean, Cyrillic or with accents would be empty
-boxes.
+Pillow's own has little more than ASCII: names in Chinese, Japanese, Korean, Cyrillic or with accents would be boxes.
 """
 
 from __future__ import annotations

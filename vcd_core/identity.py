@@ -1,9 +1,8 @@
-"""The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing, read, checked and
-written.
+"""The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing.
 
 Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
 .safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any
-single tensor).  Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
+single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
 """
 
 from __future__ import annotations
@@ -63,9 +62,8 @@ def load(path: str | Path, token: str = "") -> IdTokens:
         token: of a file that holds several identities, the name of the one to take.
 
     Raises:
-        ValueError: a file that is not there, cannot be read, holds no token vectors, or several and ``token`` names
-        none; the
-            message says which and what was found.
+        ValueError: a file that is not there, cannot be read or holds no token vectors, or one of several identities of
+            which ``token`` names none; the message says what was found.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,9 +103,8 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         ...     load(save(mine, folder, "people/me")).vectors.shape
         torch.Size([4, 768])
     """
-    path = files.free_path(
-        Path(folder), "_".join(name.split()), overwrite
-    )  # prompts end an embedding's name at a space
+    # prompts end an embedding's name at a space
+    path = files.free_path(Path(folder), "_".join(name.split()), overwrite)
     vectors = tokens.by_encoder()
     state = {"emb_params": vectors["clip_l"]} if set(vectors) == {"clip_l"} else dict(vectors)
     state = {key: value.detach().float() for key, value in state.items()}
@@ -116,23 +113,20 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
 
 
 def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
-    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI itself would only leave them
-    out."""
+    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI would just leave them out."""
     vectors = tokens.by_encoder()
     for encoder, width in widths.items():
         found = vectors.get(encoder)
         if found is None:
             raise ValueError(
-                f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for "
-                f"{' and '.join(vectors)} ({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's "
-                f"text "
-                f"encoders are {', '.join(f'{k} ({w} wide)' for k, w in widths.items())}."
+                f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for {' and '.join(vectors)} "
+                f"({', '.join(str(v.shape[1]) for v in vectors.values())} wide), this model's text encoders are "
+                f"{', '.join(f'{k} ({w} wide)' for k, w in widths.items())}."
             )
         if found.shape[1] != width:
             raise ValueError(
                 f"The identity '{tokens.name}' is {found.shape[1]} wide and this model's {encoder} text encoder is "
-                f"{width} wide. "
-                "Use it with the kind of model it was made for (768: SD 1.5)."
+                f"{width} wide. Use it with the kind of model it was made for (768: SD 1.5)."
             )
 
 
@@ -144,7 +138,7 @@ def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str,
 
     Args:
         prompt: what the user wrote.
-        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first.  In a mark a space of a name
+        identities: name -> what to write for it (``embedding:name``); ``V*`` is the first. In a mark a space of a name
             may be written as ``_``, and its accents composed or not.
         class_words: name -> class word, left out where the user wrote it behind the mark, or behind a weight of the
             mark alone.
@@ -174,8 +168,7 @@ def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str,
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
         name = names[called] if called else next(iter(identities))
-        # the text encoder looks for tokens at the beginning of a weighted part or behind a space or new line, up to a
-        # space
+        # the text encoder looks for tokens at the start of a weighted part or behind a space or new line, up to a space
         before, behind = prompt[: match.start()], prompt[match.end() :]
         word = class_words.get(name, "")
         word = "" if not word or _begins_with(behind, word) else f" {word}"
@@ -212,10 +205,10 @@ def parse_schedule(text: str) -> list[tuple[int, str]] | None:
 
 
 def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor:
-    """How much each key counts in each frame [frames, keys]: held, and blended linearly over ``blend`` frames before a
-    change.
+    """How much each key counts in each frame [frames, keys]: it is held, then blended linearly into the next.
 
-    A blend is never longer than the gap between its two keys, so each key counts wholly at its own frame.
+    A blend takes the last ``blend`` frames before a change. It is never longer than the gap between its two keys, so
+    each key counts wholly at its own frame.
 
     Example:
         >>> schedule_weights([0, 4], frames=6, blend=2)[:, 1].tolist()
@@ -265,8 +258,7 @@ def _entries(value: object) -> list[tuple[object, object]]:
 
 
 def _bundled(tensors: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
-    """The identities that a LoRA file of kohya's carries, ``bundle_emb.NAME.string_to_param.*`` or
-    ``bundle_emb.NAME.clip_g``."""
+    """The identities in a LoRA file of kohya's: ``bundle_emb.NAME.string_to_param.*``, ``bundle_emb.NAME.clip_g``."""
     found: dict[str, Vectors] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_l|clip_g)", key)
@@ -294,8 +286,7 @@ def _choose(found: Mapping[str, Vectors], token: str, file: str) -> Vectors:
         return next(iter(found.values()))
     raise ValueError(
         f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several "
-        f"identities, write "
-        "the name of the one to take as token."
+        "identities, write the name of the one to take as token."
     )
 
 

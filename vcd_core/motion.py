@@ -1,7 +1,7 @@
 """AnimateDiff motion modules for SD 1.5 (arXiv 2307.04725): file -> modules, and where they stand in the UNet.
 
 A motion module is a small transformer over time after a block of the UNet: at every position of the feature map the
-frames attend to each other.  ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
+frames attend to each other. ``MotionModel`` has the names of the original files, so its ``state_dict`` is such a file.
 """
 
 from __future__ import annotations
@@ -129,8 +129,7 @@ class _Resolution(nn.Module):
 
 
 class MotionModel(nn.Module):
-    """All motion modules of a file: two at each resolution on the way down, three on the way up, one in the middle
-    (v2).
+    """A file's motion modules: two at each resolution on the way down, three on the way up, one in the middle (v2).
 
     Args:
         info: version, channels and frames (``inspect`` reads them off a file).
@@ -270,7 +269,7 @@ def _is_temporal(key: str) -> bool:
 def slots(unet: Any, model: Any) -> Iterator[tuple[Any, int, MotionModule]]:
     """Where each motion module goes: (block of the UNet, index to insert at, module).
 
-    After each block with a ResNet layer, before an upsampling; in the middle (v2) after the spatial transformer.  On SD
+    After each block with a ResNet layer, before an upsampling; in the middle (v2) after the spatial transformer. On SD
     1.5 that is input blocks 1, 2, 4, 5, 7, 8, 10, 11, the middle block, and all twelve output blocks.
 
     Raises:
@@ -316,9 +315,8 @@ def check_frames(batch: int, frames: int, longest: int) -> None:
     if frames > longest:
         raise ValueError(
             f"The clip has {frames} frames at once, and this motion module was made for at most {longest}. Put "
-            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where "
-            "it is there, "
-            "lower its context length: newer ComfyUI adds a frame to its windows."
+            "'Context Windows (Manual)' (dim 0, context length 16) after the model, or make the clip shorter. Where it "
+            "is there, lower its context length: newer ComfyUI adds a frame to its windows."
         )
 
 
@@ -358,8 +356,8 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
     if any(_LORA.search(key) for key in keys):
         if not temporal:
             return (
-                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with 'Load LoRA', before "
-                "this node"
+                "it is a LoRA for the model's own layers (as v3_sd15_adapter is); load it with "
+                "'Load LoRA', before this node"
             )
         if lora:
             return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"

@@ -1,7 +1,7 @@
 """The 3D Gaussian noise prior of Video Custom Diffusion (Magic-Me, arXiv 2402.09368, sec. 4.1, eq. 4).
 
 The initial noise of a clip is drawn from N(0, Sigma) along time, with ``Sigma[m, n] = gamma ** |m - n|`` at the same
-channel and position.  That covariance is a first-order autoregression, so it needs no matrix::
+channel and position. That covariance is a first-order autoregression, so it needs no matrix::
 
     e[0] = n[0]
     e[i] = gamma * e[i-1] + sqrt(1 - gamma**2) * n[i]        n iid N(0, 1)
@@ -26,8 +26,7 @@ Layout = Literal["comfy", "magic-me"]
 LAYOUTS: tuple[Layout, ...] = ("comfy", "magic-me")
 PART_OF_A_LOOP = (
     "The latent holds a part of a clip (its batch_index says so), and closed_loop needs the length of the whole. "
-    "Sample the "
-    "whole clip, or switch closed_loop off."
+    "Sample the whole clip, or switch closed_loop off."
 )
 
 
@@ -41,8 +40,8 @@ def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool
         closed_loop: the last frame is correlated with the first as with its other neighbour (one gamma only).
 
     Returns:
-        A tensor of the same shape and dtype with unit variance at every frame.  gamma 0 gives the input bit for bit,
-        gamma 1 repeats the first frame.  Unless ``closed_loop``, frame i depends on frames 0..i alone, so the first
+        A tensor of the same shape and dtype with unit variance at every frame. gamma 0 gives the input bit for bit,
+        gamma 1 repeats the first frame. Unless ``closed_loop``, frame i depends on frames 0..i alone, so the first
         frames do not depend on how many follow.
 
     Raises:
@@ -62,8 +61,7 @@ def correlate(noise: torch.Tensor, gamma: Gamma, dim: int = 0, closed_loop: bool
 
 
 def correlate_picked(noise: torch.Tensor, gamma: Gamma, frames: Sequence[int], dim: int = 0) -> torch.Tensor:
-    """As :func:`correlate`, where ``noise`` is that of frames picked from a clip: each pair gets its covariance in the
-    clip.
+    """As :func:`correlate`, for frames picked from a clip: each pair gets the covariance that it has in the clip.
 
     Args:
         noise: independent N(0, 1) values, one entry along ``dim`` for each of ``frames``.
@@ -105,19 +103,18 @@ def sample(
         shape: ``[F, C, h, w]`` (frames along the batch) or ``[B, C, T, h, w]`` (a video latent).
         gamma: see :func:`correlate`.
         seed: any integer that ``torch.Generator.manual_seed`` takes.
-        layout: ``"comfy"`` draws as ComfyUI does, so gamma 0 equals a KSampler's own noise of that seed;
-            ``"magic-me"`` draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
+        layout: ``"comfy"`` draws as ComfyUI does, so gamma 0 equals a KSampler's own noise of that seed; ``"magic-me"``
+            draws as the released node does, time innermost (``[C, h, w, F]``), and is equal to it.
         closed_loop: see :func:`correlate`.
         batch_index: which entries of the batch these are (ComfyUI's ``batch_index``): frames of the clip in 4-D shapes,
-            clips in 5-D ones.  The batch is drawn up to the highest of them, and each entry gets the noise it has in
-            the whole; a schedule then covers the frames up to that one.
+            clips in 5-D ones. The batch is drawn up to the highest of them, and each entry gets the noise it has in the
+            whole; a schedule then covers the frames up to that one.
 
     Returns:
         float32 noise of ``shape``.
 
     Raises:
-        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, or a part of a closed
-        loop.
+        ValueError: as :func:`correlate`, or a shape that is not 4-D or 5-D, an unknown layout, a part of a closed loop.
 
     Example:
         >>> sample((16, 4, 64, 64), 0.1, seed=7).shape
@@ -139,8 +136,8 @@ def covariance(frames: int, gamma: Gamma, closed_loop: bool = False) -> torch.Te
     """The covariance ``Sigma`` [frames, frames] of :func:`correlate` (float64), for pictures and tests.
 
     Open: ``Sigma[m, n]`` is the product of the transitions' gammas between m and n, ``gamma ** |m - n|`` for one gamma
-    (eq. 4).  Closed loop: circulant, ``(gamma**d + gamma**(frames-d)) / (1 + gamma**frames)`` with ``d = |m - n|``,
-    the same autoregression run around a circle.
+    (eq. 4). Closed loop: circulant, ``(gamma**d + gamma**(frames-d)) / (1 + gamma**frames)`` with ``d = |m - n|``, the
+    same autoregression run around a circle.
 
     Example:
         >>> covariance(3, 0.5)
@@ -203,9 +200,9 @@ def check_gamma(gamma: float) -> None:
 def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
-    Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes by frame number,
-    ``"0: 0.1, 8: 0.3"``, held before the first and after the last and linear in between.  Keyframes fit any clip:
-    towards one beyond its end the line is drawn as in a longer clip.
+    Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes, ``"0: 0.1, 8: 0.3"``, by frame
+    number. Gamma is held before the first and after the last keyframe, and linear in between. Keyframes fit any clip:
+    one beyond its end counts as it would in a longer clip.
 
     Args:
         goes_on: the clip goes on behind these frames, so a list may too.
@@ -249,8 +246,8 @@ def _check_keys(keys: list[tuple[int, float]]) -> None:
     for (before, _), (frame, _) in itertools.pairwise(keys):
         if before >= frame:
             raise ValueError(
-                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must rise, each "
-                "named once."
+                f"The gamma schedule has a key at frame {frame} after frame {before}; the frames must "
+                "rise, each named once."
             )
     for _, value in keys:
         check_gamma(value)

@@ -1,5 +1,4 @@
-"""Pictures of a subject and their masks: read from a folder, cropped, resized and varied for training (Magic-Me, sec.
-4.2)."""
+"""Pictures of a subject and their masks: read from a folder, cropped and varied for training (Magic-Me, sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -29,11 +28,10 @@ class Picture:
 
 
 def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pictures of a folder, turned as their EXIF says, as ([H, W, 3], mask [H, W]) in 0..1; the alpha channel is
-    the mask.
+    """A folder's pictures, turned as their EXIF says: ([H, W, 3], mask [H, W]) in 0..1, the mask from the alpha
+    channel.
 
-    Hidden files are left out: macOS leaves a ``._name.jpg`` that is no picture beside each one it copies to other
-    disks.
+    Hidden files are left out: macOS puts a ``._name.jpg``, which is no picture, beside each that it copies elsewhere.
 
     Raises:
         ValueError: no picture in the folder, or one that cannot be read.
@@ -83,8 +81,7 @@ def prepare(
         fit: one of ``FITS``: a square around the mask, or the whole picture at about its own aspect.
 
     Raises:
-        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or covers less than one latent
-        cell.
+        ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or under one latent cell.
 
     Example:
         >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)
@@ -176,10 +173,9 @@ def cells(mask: torch.Tensor) -> torch.Tensor:
 def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
     """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
 
-    Flipped half of the time, turned by about 10 degrees in three of ten, and scaled: shrunk to at least a third (small
-    pictures: to ``LEAST`` pixels) and placed anywhere in two of three, enlarged 1.2 to 1.4 times otherwise.  What the
-        picture does not
-    reach is grey and not in the mask.
+    Half of the variants are flipped, three of ten are turned by about 10 degrees. Two of three are shrunk, to no less
+    than a third (small pictures: ``LEAST`` pixels), and placed anywhere; the others are enlarged 1.2 to 1.4 times. What
+    the picture does not reach is grey and not in the mask.
     """
 
     def uniform(low: float, high: float) -> float:

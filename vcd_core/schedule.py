@@ -31,8 +31,8 @@ class _Part(NamedTuple):
 def keys(text: str, numbers: bool = False) -> list[tuple[int, str]] | None:
     """The (frame, value) pairs of a schedule in the order they are written; None for a text that is no schedule.
 
-    Keys stand one a line, between bars, or behind commas.  Frames and values may be quoted, blank lines and lines that
-    begin with ``#`` or ``//`` are left out, and a line without a key goes on with the value above it.  Without bars a
+    Keys stand one a line, between bars, or behind commas. Frames and values may be quoted, blank lines and lines that
+    begin with ``#`` or ``//`` are left out, and a line without a key goes on with the value above it. Without bars a
     comma at the end of a value is a separator, not a part of it.
 
     Args:
@@ -41,8 +41,7 @@ def keys(text: str, numbers: bool = False) -> list[tuple[int, str]] | None:
 
     Raises:
         ValueError: a part that cannot be read among others that are keys, or a frame that is no whole number from 0;
-        the
-            message quotes it.
+            the message quotes it.
 
     Example:
         >>> keys('"0": "a man, smiling",\\n"8": "a man, angry"')

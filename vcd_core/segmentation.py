@@ -1,6 +1,6 @@
 """Prompt to segmentation (Magic-Me, sec. 4.2): a class prompt becomes boxes, boxes become masks, behind one interface.
 
-A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks.  Which files
+A *detector* turns a picture and a prompt into boxes, a *segmenter* turns a picture and boxes into masks. Which files
 are given decides which library runs them, so nothing is chosen silently:
 
 ===========================================  =======================================================
@@ -169,10 +169,9 @@ def check_found(found: Sequence[Found], if_none: IfNone) -> None:
     empty = [i for i, here in enumerate(found) if not len(here.boxes)]
     if empty and if_none == "stop with an error":
         raise ValueError(
-            f"Nothing was found in {len(empty)} of {len(found)} pictures (number {', '.join(map(str, empty[:10]))}"
-            f"{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the threshold, change the prompt, or "
-            f"choose an "
-            "empty or a full mask for them."
+            f"Nothing was found in {len(empty)} of {len(found)} pictures (number "
+            f"{', '.join(map(str, empty[:10]))}{', ...' if len(empty) > 10 else ''}, counted from 0). Lower the "
+            "threshold, change the prompt, or choose an empty or a full mask for them."
         )
 
 
@@ -206,8 +205,7 @@ def boxes_of(found: Sequence[Found]) -> list[list[dict[str, float | str]]]:
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu", bert: Path | None = None) -> Detector:
-    """A Grounding DINO from a transformers folder or the original ``.pth`` file (which needs ``bert``, a tokenizer's
-    folder)."""
+    """A Grounding DINO from a transformers folder or an original ``.pth`` (needs ``bert``, a tokenizer's folder)."""
     return _original_detector(path, device, bert) if path.is_file() else _transformers_detector(path, device)
 
 

@@ -1,6 +1,6 @@
 """Tile grids with smooth partition-of-unity weights, for denoising a large clip piece by piece (Magic-Me, sec. 4.3).
 
-A tile is a place in the last two axes; all frames of it are denoised together.  Where tiles overlap their predictions
+A tile is a place in the last two axes; all frames of it are denoised together. Where tiles overlap, their predictions
 are blended with weights that sum to one everywhere, so a constant stays constant and no seam shows.
 """
 
@@ -40,14 +40,13 @@ class Grid(NamedTuple):
 
 
 def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int]:
-    """Where the tiles of one axis begin: evenly spread, from 0 to ``length - tile``, overlapping by ``overlap`` or
-    more.
+    """Where the tiles of an axis begin: evenly from 0 to ``length - tile``, overlapping by ``overlap`` or more.
 
     Args:
         length: the axis' length.
         tile: the tiles' length; one tile is made where it covers the axis.
         overlap: the least overlap of neighbours, less than the tile.
-        shift: 0..1, moves the grid by that part of its stride (for another grid at each step); costs one tile more.
+        shift: 0..1, moves the grid by that share of its stride (for another grid at each step); costs one tile more.
 
     Example:
         >>> starts(100, 40, 8)
@@ -89,8 +88,7 @@ def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, f
 
 
 def shifts(step: int) -> tuple[float, float]:
-    """A grid shift for each denoising step, spread evenly over the stride (the R2 low-discrepancy sequence); 0 at step
-    0."""
+    """The grid's shift at a step: 0 at step 0, the others spread evenly over the stride (the R2 sequence)."""
     return (step * 0.7548776662466927) % 1, (step * 0.5698402909980532) % 1
 
 

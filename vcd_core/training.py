@@ -1,8 +1,8 @@
 """Extended textual inversion (Magic-Me, sec. 4.2): learn the few tokens that stand for a person, pet or thing.
 
 Only the tokens are trained; text encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this
-file knows nothing of the program around it.  The loss is the denoising error inside the subject's mask, divided by the
-mask's area, so that the background is not learned along.
+file knows nothing of the program around it. The loss is the denoising error inside the subject's mask, divided by the
+mask's area, so the background is not learned.
 
 Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
 same bits as one that was not.
@@ -41,8 +41,7 @@ class Backend(Protocol):
         """The vocabulary's vectors [k, d] of a text."""
 
     def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
-        """The context [len(captions), L, D] of captions in which ``V*`` stands for ``vectors`` [n, d];
-        differentiable."""
+        """The context [len(captions), L, D] of captions whose ``V*`` is ``vectors`` [n, d]; differentiable."""
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures [N, 3, H, W] in 0..1 to the model's latents [N, C, H/8, W/8]."""
@@ -95,8 +94,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: latents [B, C, h, w], masks [B, h, w], captions, sigmas [B] and noise like the
-    latents."""
+    """What one step trains on: latents and noise [B, C, h, w], masks [B, h, w], captions and sigmas [B]."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -216,8 +214,7 @@ class Training:
         if not (math.isfinite(value) and gradient.isfinite().all()):
             raise ValueError(
                 f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with "
-                f"--force-fp32, or "
-                "lower the learning rate, and go on: the state before this step is kept."
+                "--force-fp32, or lower the learning rate, and go on: the state before this step is kept."
             )
         self.vectors.grad = gradient
         self.optimizer.step()
@@ -279,8 +276,7 @@ class Training:
 
 
 def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
-    """The tokens [n, d] before training: the vectors of the initial words in turn, a little noise keeping copies
-    apart."""
+    """The tokens [n, d] before training: the initial words' vectors in turn, a little noise keeping copies apart."""
     text = settings.initial_words.strip() or settings.class_word.strip()
     words = backend.words(text) if text else torch.empty(0, 0)
     if not len(words):
@@ -319,13 +315,12 @@ def train(
     Args:
         images, masks: see :func:`prepare`.
         state: where the state is written every ``save_every`` steps, at the end, and when the training is stopped.
-        resume: go on from ``state`` if it is there. Where anything but ``steps`` and ``learning_rate`` has changed, a
-            training that came to its end is begun anew, its state being kept under a number; one that did not raises.
+        resume: go on from ``state`` if it is there. If anything but ``steps`` and ``learning_rate`` has changed, a
+            training that came to its end is begun anew, its old state kept under a number; one that did not raises.
         on_step: called after each step; what it raises stops the training, its state being kept.
 
     Raises:
-        ValueError: input that cannot be trained with; see :func:`prepare`, :class:`Settings` and
-        :meth:`Training.resume`.
+        ValueError: what cannot be trained with; see :func:`prepare`, :class:`Settings` and :meth:`Training.resume`.
 
     Example, with a backend that is no model at all:
         >>> class Mean:

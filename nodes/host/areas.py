@@ -12,7 +12,7 @@ AREA_CELL = 8  # pixels that the host counts as one in a conditioning's area
 
 
 def area_in(area: Any, tile: Tile) -> tuple[int, ...] | None:
-    """An area (height, width, top, left; with time before each half for video) within the tile's own coordinates."""
+    """An area (height, width, top, left; for video with time before each half) cut to a tile, seen from its corner."""
     height, width, top, left = area[-4:] if len(area) == 4 else (*area[1:3], *area[4:6])
     bottom, right = min(top + height, tile.top + tile.height), min(left + width, tile.left + tile.width)
     top, left = max(top, tile.top), max(left, tile.left)
@@ -23,7 +23,7 @@ def area_in(area: Any, tile: Tile) -> tuple[int, ...] | None:
 
 
 def reaches(mask: torch.Tensor) -> bool:
-    """Whether anything of a mask [F, H, W] is left where the sampler sees it, in the latent's cells."""
+    """Whether anything of a mask [F, H, W] is left in the latent's cells, in which the sampler sees it."""
     cells = torch.nn.functional.interpolate(mask[:, None], scale_factor=1 / AREA_CELL, mode="bilinear")
     return bool(cells.amax() > 0.01)
 

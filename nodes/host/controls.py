@@ -1,5 +1,4 @@
-"""ControlNets that see another hint, their weights shared; hints enlarged and encoded once for all the cuts of a
-picture."""
+"""Copies of ControlNets that see another hint; a hint is enlarged and encoded once for all cuts of a picture."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class Hints:
 
 
 class LatentsKnown:
-    """A ControlNet's VAE that gives a latent that is known already in place of encoding the hint."""
+    """Stands in for a ControlNet's VAE: it gives a latent that is known already, and encodes nothing."""
 
     def __init__(self, vae: Any, latent: torch.Tensor) -> None:
         self.vae, self.latent = vae, latent
@@ -70,8 +69,7 @@ def with_hint(
     cut: Callable[[Any, torch.Tensor], torch.Tensor],
     vae: Callable[[Any], Any] = lambda control: control.vae,
 ) -> Any:
-    """A copy of a ControlNet, and of those chained before it, that sees ``cut(control, hint)`` through
-    ``vae(control)``."""
+    """A copy of a ControlNet and of its chain, with ``cut(control, hint)`` as hint and ``vae(control)`` as VAE."""
     found = copy.copy(control)
     for name, value in vars(control).items():  # some packs bind methods to the instance
         if isinstance(value, MethodType) and value.__self__ is control:

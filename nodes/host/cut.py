@@ -49,7 +49,7 @@ class Cut:
         size: height and width to which windows are resampled.
         length: how many frames the clip has.
         picture: height and width of its whole pictures, in the region's units.
-        hints: shared by the cuts of a picture, which so enlarge and encode a hint once.
+        hints: shared by the cuts of a picture, so that a hint is enlarged and encoded only once.
         vae: the model's VAE, for windows of latents; None: such are refused.
         patch: how many latent cells a side the model takes together.
     """
@@ -254,8 +254,7 @@ class Cut:
         return values
 
     def control(self, control: Any) -> Any:
-        """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is
-        shared."""
+        """A copy of a ControlNet and of its chain that sees this cut of its hint; the weights are shared."""
         if id(control) not in self.controls:
             self.controls[id(control)] = with_hint(control, self._hint, self._vae)
         return self.controls[id(control)]

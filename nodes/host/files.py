@@ -36,8 +36,7 @@ def model_files(name: str) -> list[str]:
 
 
 def spelled(choice: str, options: list[str]) -> str:
-    """The option that a choice in a graph means, whose system may write \\ between folders or accents apart from their
-    letters."""
+    """The option that a graph's choice means: other systems write \\ between folders, or accents apart from letters."""
 
     def plain(name: str) -> str:
         return unicodedata.normalize("NFC", name.replace("\\", "/"))
@@ -46,8 +45,7 @@ def spelled(choice: str, options: list[str]) -> str:
 
 
 def model_file(name: str, file: str) -> str:
-    """The path of a chosen file; a name that leaves its folder, or a file that is gone, raises with where it was
-    sought."""
+    """The path of a chosen file; raises, and says where it looked, if it is gone or its name leaves the folder."""
     path = folder_paths.get_full_path(name, spelled(file, model_files(name)))
     if path is None:
         folders = "\n".join(folder_paths.get_folder_paths(name))
@@ -58,8 +56,7 @@ def model_file(name: str, file: str) -> str:
 def refusal(
     choices: dict[str, str | None], others: tuple[str, ...] = (), find: Callable[[str, str], Any] = model_file
 ) -> bool | str:
-    """For ``validate_inputs``, in place of the host's look into its list of spellings: True, or why a chosen file
-    cannot be had.
+    """For ``validate_inputs``, in place of the host's own check: True, or why a chosen file cannot be had.
 
     Args:
         choices: model folder -> what was chosen there; None comes through a link and is not known yet.
@@ -75,8 +72,7 @@ def refusal(
 
 
 def model_folders(name: str) -> list[str]:
-    """The folders with a ``config.json`` (models of the transformers library) directly under a model folder's
-    places."""
+    """The folders with a ``config.json`` (transformers models) that lie directly in a model folder's places."""
     found = {
         entry.name
         for folder in folder_paths.get_folder_paths(name)

@@ -27,11 +27,10 @@ _AROUND_SAMPLING = (
 
 
 def with_beta_schedule(model: Model, key: str, schedule: str | None) -> Model:
-    """A clone with another noise schedule of the host's, 0.00085-0.012; "sqrt_linear" is the one that is linear in
-    beta.
+    """A clone with one of the host's noise schedules, 0.00085-0.012; "sqrt_linear" is the one linear in beta.
 
-    What samples says so, each time, if a node behind this one replaced the schedule or the model has no betas.  None:
-    the model's own is left.
+    Each sampling warns if a node behind this one replaced the schedule, or if the model has no betas. None leaves the
+    model's own.
     """
     current = model.get_model_object("model_sampling")
     model = model.clone()
@@ -145,8 +144,7 @@ def with_hints_of_windows(model: Model, key: str) -> Model:
 def with_norms_over_frames(model: Model, key: str, frames: Callable[[], int]) -> Model:
     """A clone whose UNet takes the statistics of its residual blocks' group norms over all frames of a clip together.
 
-    So AnimateDiff v1 was trained: there residual blocks and the output see the clip as one volume, attention its
-    frames.
+    AnimateDiff v1 was trained so: residual blocks and the output see the clip as one volume, attention frame by frame.
     """
 
     def pooled(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
@@ -185,10 +183,9 @@ def without_norms_over_frames(model: Model, key: str) -> Model:
 def _change_while_sampling(model: Model, key: str, inject: ByOwner, eject: ByOwner) -> None:
     """Let ``inject`` change the UNet of ``model`` when it begins to sample, and ``eject`` change it back when it ends.
 
-    The host injects as soon as it has tried to load, also where that failed and where nothing samples, and nobody then
-    takes it out; modules that stay shift the names of the layers behind them, by which other branches of the graph
-    patch and save.
-    So outside sampling the entry stands empty: it tells that the model is changed, and there is nothing to inject.
+    The host injects as soon as it has tried to load, even where that failed or nothing samples, and then nobody takes
+    the modules out. Modules that stay shift the names of the layers behind them, by which other branches of the graph
+    patch and save. So outside sampling the entry is empty: it tells that the model is changed, and injects nothing.
     """
     change = comfy.patcher_extension.PatcherInjection(inject, eject)
 

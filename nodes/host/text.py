@@ -102,8 +102,7 @@ def _check_complete(tokens: Tokens, rows: Rows, text: str) -> None:
             if number != expected or not _whole(tokens, rows):
                 raise ValueError(
                     f"Of the {expected} tokens of an identity in the prompt {number} reach the text encoder in one "
-                    f"piece. Put a space "
-                    "before its mark; a prompt's part holds 75 tokens."
+                    "piece. Put a space before its mark; a prompt's part holds 75 tokens."
                 )
 
 
@@ -122,8 +121,7 @@ def _stock_tokenizer() -> Any:
 
 
 def prompt_reads(text: str, words: str, vectors: torch.Tensor, encoder: str) -> bool:
-    """Whether ComfyUI's own prompt nodes read ``text`` as these vectors [n, d] of an encoder (clip_l), then
-    ``words``."""
+    """Whether ComfyUI's own prompt nodes read ``text`` as an encoder's vectors [n, d], followed by ``words``."""
     tokenizer = copy.copy(_stock_tokenizer())
     tokenizer.embedding_directory = folder_paths.get_folder_paths("embeddings")
     tokenizer.embedding_size, tokenizer.embedding_key = vectors.shape[1], encoder
@@ -144,9 +142,8 @@ def _with_vectors(tokenizer: Any, vectors: dict[str, torch.Tensor]) -> Any:
     tokenizer = copy.copy(tokenizer)
     tokenizer.embedding_directory = tokenizer.embedding_directory or []
     known = tokenizer._try_get_embedding
-    names_it = (
-        len(known("vcd_no_such_file")) == 3
-    )  # older hosts give vectors and rest, newer ones the name between them
+    # older hosts give vectors and rest, newer ones the name between them
+    names_it = len(known("vcd_no_such_file")) == 3
 
     def find(name: str) -> Any:
         first, *rest = name.split()
@@ -206,8 +203,7 @@ def _blend(entries: list[Any], weights: torch.Tensor, filler: torch.Tensor) -> A
         elif not _all_same(values):
             raise ValueError(
                 f"This text encoder gives '{name}' with each prompt, which a schedule cannot give to each frame. Use "
-                f"one prompt "
-                "for the whole clip."
+                "one prompt for the whole clip."
             )
     return [rows, options]
 
@@ -230,10 +226,11 @@ def _all_same(values: list[Any]) -> bool:
 
 
 def with_rows_held(model: Model) -> Model:
-    """A clone that gives conditionings with a row for each frame as many rows as the clip that is sampled has frames.
+    """A clone that fits conditionings with a row for each frame to the number of frames that are sampled.
 
-    Where the clip is longer the last row holds, where it is shorter it takes its part; the host would begin anew, and
-    in context windows with each of them.  Of a video latent, whose frames share one row, the host would take the first.
+    A longer clip goes on with the last row, a shorter one takes the first rows. The host would begin again with the
+    first row, and so would each context window. Of a video latent, whose frames share one row, it would take the first:
+    that is refused.
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]

@@ -25,9 +25,9 @@ GridOf = Callable[[int, int, int], Grid]
 def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[float], None] | None = None) -> Model:
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
-    It wraps the host's ``calc_cond_batch``: inside context windows in time, outside everything that happens for one
-    prediction, so samplers, schedules, ControlNets and masks work as they are, each cut to the tile.  The host frees
-    memory for a tile before it samples, not for the whole picture.
+    It wraps the host's ``calc_cond_batch``, inside context windows and outside everything that happens for one
+    prediction. So samplers and schedules work as they are; ControlNets and masks are cut to the tile. Before sampling
+    the host frees memory for a tile, not for the whole picture.
 
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
@@ -158,10 +158,9 @@ class _Step:
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:
-    """Conditionings apart by the weight hooks of their entries, so that weights are swapped once a step and not for
-    each tile.
+    """Conditionings grouped by their entries' weight hooks: weights are swapped once a step, not for each tile.
 
-    One group where entries have the same hooks, or where some hold only where no other does (``default``).
+    There is one group where all entries have the same hooks, or where some hold only where no other does (``default``).
     """
     entries = [entry for cond in conds for entry in cond or ()]
     hooks = list(dict.fromkeys(entry.get("hooks") for entry in entries))
@@ -176,11 +175,9 @@ def by_hooks(conds: list[Any]) -> list[list[Any]]:
 def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], model_options: dict[str, Any]) -> int:
     """How many tiles fit into memory together.
 
-    One on a CPU, which gains nothing, where conditionings differ by place or have rows that are not those of the
-    frames,
-    which the host repeats over the whole stack, or where other packs patch the attention: they may give each frame its
-        own
-    (IPAdapter) and would take a stack of tiles for one long clip.
+    One on a CPU, which gains nothing from more. One where conditionings differ by place, or have rows that are not
+    those of the frames: the host repeats such rows over the whole stack. One where other packs patch the attention:
+    they may treat each frame differently (IPAdapter) and would take a stack of tiles for one long clip.
     """
     options = model_options.get("transformer_options", {})
     patched = options.get("patches_replace") or any(name.startswith("attn") for name in options.get("patches", {}))

@@ -34,14 +34,13 @@ class TrainingModel:
         if self.prediction not in ("eps", "v"):
             raise ValueError(
                 f"This model ({kind_of(model)}) predicts {self.prediction}; identities are trained on models that "
-                f"predict "
-                "noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells it to sample otherwise."
+                "predict noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells "
+                "it to sample otherwise."
             )
         if list(text_widths(clip)) != ["clip_l"] or kind_of(model) != "SD15":
             raise ValueError(
                 f"This model ({kind_of(model)}, text encoders {', '.join(text_widths(clip)) or 'unknown'}) is not SD "
-                f"1.5; "
-                "identities are trained on SD 1.5 and its finetunes."
+                "1.5; identities are trained on SD 1.5 and its finetunes."
             )
         config = model.model.model_config.unet_config
         latent, context = config.get("in_channels", 4), config.get("context_dim")
@@ -53,8 +52,7 @@ class TrainingModel:
         if model.injections:
             raise ValueError(
                 "Layers were added to this MODEL (a motion module?); an identity is learned from single pictures. "
-                "Connect the "
-                "model as it is before 'AnimateDiff Motion Module'."
+                "Connect the model as it is before 'AnimateDiff Motion Module'."
             )
         if vae.latent_channels != 4:
             raise ValueError(
@@ -69,8 +67,7 @@ class TrainingModel:
         self.identity = self._identity()
 
     def _identity(self) -> str:
-        """A digest of a few numbers of every weight, as half precision has them, so that it does not depend on the
-        dtype."""
+        """A digest of a few numbers of every weight, in half precision, so that it does not depend on the dtype."""
         digest = hashlib.sha256(repr((self.clip.layer_idx, self.prediction)).encode())
         digest.update(self.sigmas.numpy().tobytes())
         for part in (self.model.model, self.clip.cond_stage_model, self.vae.first_stage_model):
@@ -83,8 +80,7 @@ class TrainingModel:
         return digest.hexdigest()[:16]
 
     def load(self, latents: Sequence[int] | None = None) -> None:
-        """Load model and text encoder, with weights that gradients can flow through, and room for latents of this
-        shape."""
+        """Load model and text encoder so that gradients flow through them, with room for latents of this shape."""
         patchers = [self.model, self.clip.patcher]
         room = 0 if latents is None else 3 * self.model.memory_required(list(latents))
         comfy.model_management.load_models_gpu(patchers, memory_required=room, force_full_load=True)
@@ -146,8 +142,7 @@ def _attention_with_gradients(_: Any, *arguments: Any, **named: Any) -> torch.Te
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Nodes run in inference mode; here gradients can be taken, the same ones each time (cuDNN's deterministic
-    ways)."""
+    """Let gradients be taken in a node, which runs in inference mode; they are the same each time."""
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -159,11 +154,9 @@ def gradients() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _norms_of_copies(encoder: torch.nn.Module) -> Iterator[None]:
-    """While this lasts, norms keep copies for the backward pass: the host's text encoder then adds to their input in
-    place.
+    """Let norms keep copies for the backward pass: the host's text encoder changes their input in place.
 
-    (PyTorch's ``allow_mutation_on_saved_tensors`` watches every operation instead, which took half of a small model's
-    step.)
+    PyTorch's ``allow_mutation_on_saved_tensors`` watches every operation, which took half of a small model's step.
     """
     norms = [part for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]

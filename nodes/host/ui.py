@@ -28,8 +28,7 @@ def stop_if_asked() -> None:
 
 
 def ui_text(text: str) -> dict[str, tuple[str]]:
-    """A node's ``ui`` that says ``text``; it is also drawn in the node, which the page does of itself for few nodes
-    only."""
+    """A node's ``ui`` with ``text``, which is also drawn in the node: of itself the page does so for few nodes."""
     say(text)
     return {"text": (text,)}
 
@@ -44,8 +43,7 @@ def say(text: str) -> None:
 
 
 def warn(text: str | None) -> None:
-    """Say ``text`` in the log and in the node that is running; None: what it was told by an earlier run holds no
-    more."""
+    """Say ``text`` in the log and in the node that is running; None takes away the warning of an earlier run."""
     context = get_executing_context()
     node = context.node_id if context is not None else ""
     if text:
@@ -59,7 +57,7 @@ def warn(text: str | None) -> None:
 
 
 def blocked(why: str) -> Any:
-    """What to give in place of an output that there is not: a node that takes it stops and says why, all others run."""
+    """What to give for an output that is missing: a node that takes it stops and says why, all others run."""
     return ExecutionBlocker(why)
 
 

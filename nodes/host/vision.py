@@ -25,8 +25,7 @@ def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
     if parts[0].ndim != 2:
         raise ValueError(
             f"This CLIP vision model ({vision_kind(clip_vision)}) gives no single embedding of a picture; expected a "
-            f"CLIP "
-            "(ViT-L/14, ViT-H) or, for DINO, a DINOv2."
+            "CLIP (ViT-L/14, ViT-H) or, for DINO, a DINOv2."
         )
     return torch.cat(parts)
 
@@ -51,9 +50,8 @@ def embed_text(clip: Any, text: str) -> torch.Tensor:
     weight = projection.weight.detach().float().cpu()
     if not _is_projection(weight) or _files_lack(clip, "text_projection"):
         raise ValueError(
-            "This CLIP came without a text projection (checkpoints of SD 1.5 and the usual clip_l.safetensors leave "
-            "it out), so "
-            "CLIP-T would be meaningless. Load OpenAI's clip-vit-large-patch14 with 'Load CLIP' for it."
+            "This CLIP came without a text projection (checkpoints of SD 1.5 and the usual clip_l.safetensors leave it "
+            "out), so CLIP-T would be meaningless. Load OpenAI's clip-vit-large-patch14 with 'Load CLIP' for it."
         )
     return pooled @ weight.T
 
@@ -93,6 +91,6 @@ def _files_of(clip: Any) -> list[str]:
 
 
 def likeness_to(clip_vision: Any, reference: torch.Tensor, crops: list[torch.Tensor]) -> list[float]:
-    """The mean cosine between a reference picture's and each set of crops' CLIP vision embeddings."""
+    """For each set of crops, the mean cosine of its CLIP vision embeddings to those of a reference picture."""
     wanted = embed_images(clip_vision, reference)
     return [float(evaluate.to_references(embed_images(clip_vision, images), wanted).mean()) for images in crops]

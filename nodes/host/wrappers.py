@@ -1,4 +1,4 @@
-"""Wrapping what a MODEL's sampler does, on a clone; the host's own clone stays as it was."""
+"""Wrapping what a MODEL's sampler does, on a clone; the model that was given stays as it was."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the tiny model is made of: its sizes, its picture autoencoder, its vocabulary, and its files.
 
 The UNet, the text encoder and the motion module are the host's and the pack's own classes at small sizes; they are put
-together in ``nodes/host/tiny.py``.  Here stands what does not need the host.
+together in ``nodes/host/tiny.py``. Here stands what does not need the host.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ TEXT = {
 
 
 def load_weights(path: Path = MODEL_FILE) -> dict[str, torch.Tensor]:
-    """A model file's weights in float32: ``unet.*``, ``text.*``, ``vae.*``, and the ``table`` of the vectors of
-    ``words``.
+    """A model file's weights in float32: ``unet.*``, ``text.*``, ``vae.*`` and ``table``, the vectors of ``words``.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -109,8 +108,7 @@ class PictureAutoencoder(nn.Module):
 
     @torch.no_grad()
     def whiten(self, pictures: torch.Tensor) -> None:
-        """Turn and scale the latent space so that ``SCALE * latents`` of ``pictures`` have unit covariance and no
-        mean."""
+        """Turn and scale the latent space: ``SCALE * latents`` of ``pictures`` get unit covariance and no mean."""
         latents = torch.cat([self.encode(part) for part in pictures.split(32)])
         flat = latents.permute(1, 0, 2, 3).reshape(4, -1)
         mean = flat.mean(1)

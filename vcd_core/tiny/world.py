@@ -1,7 +1,7 @@
 """A procedural cartoon world: people with nameable attributes in scenes, 128x128, 16 frames at 8 fps.
 
 Everything is deterministic by seed, and every frame comes with its exact person mask and face box, so a measurement
-made on this world has a ground truth.  Faces have the proportions and the shading that a face detector trained on
+made on this world has a ground truth. Faces have the proportions and the shading that a face detector trained on
 photographs looks for.
 """
 
@@ -164,8 +164,7 @@ def identities(count: int, seed: int = 0) -> list[Person]:
 
 
 def describe(person: Person, keep: float = 1.0, rng: random.Random | None = None) -> str:
-    """A person's caption: "pale man with short red hair, glasses, red cap, green shirt"; each part kept with
-    ``keep``."""
+    """A person's caption, as "pale man with short red hair, glasses"; each part is kept with probability ``keep``."""
     rng = rng or random.Random(0)
     kept = lambda: keep >= 1 or rng.random() < keep  # noqa: E731
     head = f"{person.skin} {person.class_word}" if kept() else person.class_word
@@ -238,9 +237,8 @@ def _phase(take: Take, number: int) -> random.Random:
 def _beat(index: int) -> float:
     """The phase of an action's movement, two rounds in 16 frames; every clip begins with it.
 
-    A beginning drawn at random would have to be agreed on by all frames of a clip while they are still noise, which is
-    more
-    than a small motion module learns: its people spread their arms and did not rise.
+    If it began at random, all frames of a clip would have to agree on the beginning while they are still noise. That is
+    more than a small motion module learns: its people spread their arms and did not rise.
     """
     return 4 * math.pi * index / FRAMES
 
