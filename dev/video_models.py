@@ -14,6 +14,14 @@ TEXT = 32  # width of the text that the tiny models read
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
 
 
+SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "wan21_i2v": ("WAN21_I2V", {"model_type": "i2v", "in_dim": 36}),
+    "wan21_vace": ("WAN21_Vace", {"model_type": "vace", "in_dim": 16, "vace_layers": 1, "vace_in_dim": 96}),
+    "wan21_camera": ("WAN21_Camera", {"model_type": "camera", "in_dim": 32}),
+    "wan21_fun": ("WAN21_FunControl2V", {"model_type": "i2v", "in_dim": 48, "in_dim_ref_conv": 16}),
+}  # models of Wan 2.1 that are shown pictures or videos: the host's class, and what differs
+
+
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Random weights of a plausible size: norms at one, biases at zero, the statistics of latents at one and zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -54,15 +62,19 @@ def _configuration(kind: str) -> Any:
         return models.WAN21_T2V({**wan, "in_dim": 16, "out_dim": 16})
     if kind == "wan22_5b":
         return models.WAN22_T2V({**wan, "in_dim": 48, "out_dim": 48})
+    if kind in SHOWN:
+        name, more = SHOWN[kind]
+        return getattr(models, name)({**wan, "out_dim": 16, **more})
     if kind == "ltxv":
         return models.LTXV({
             "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 32, "attention_head_dim": 16,
             "num_attention_heads": 2, "caption_channels": TEXT, "num_layers": 2, "causal_temporal_positioning": True,
             "dtype": torch.float32,
         })  # fmt: skip
-    if kind == "hunyuan":
-        return models.HunyuanVideo({
-            "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "vec_in_dim": TEXT,
+    if kind.startswith("hunyuan"):
+        made, channels = (models.HunyuanVideo, 16) if kind == "hunyuan" else (models.HunyuanVideoI2V, 33)
+        return made({
+            "image_model": "hunyuan_video", "in_channels": channels, "out_channels": 16, "vec_in_dim": TEXT,
             "context_in_dim": TEXT, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
             "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True,
             "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
@@ -75,7 +87,7 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     """A conditioning as a text encoder of this kind of model gives it."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, tokens, TEXT, generator=generator)
-    pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind == "hunyuan" else {}
+    pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind.startswith("hunyuan") else {}
     mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
 
@@ -113,11 +125,17 @@ SHAPES = {
 }  # frames and pixels of a latent cell
 
 
+def base(kind: str) -> str:
+    """The kind whose VAE another kind uses."""
+    return next((one for one in KINDS if kind.startswith(one)), kind)
+
+
 def vae(kind: str, seed: int = 0, lossless: bool = False) -> Any:
     """A tiny VAE for a kind of model, in the host's object; ``lossless``: one that gives back what it was given.
 
     A lossless one has more channels than the kind's own.
     """
+    kind = base(kind)
     times, cell = SHAPES[kind]
     if lossless:
         return _around(Lossless(times, cell), 3 * times * cell * cell, times, cell)

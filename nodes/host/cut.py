@@ -6,7 +6,7 @@ The table ``RULES`` (rules.py) says for each value that a conditioning may hold 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -196,13 +196,19 @@ class Cut:
             raise ValueError(f"The conditioning holds '{name}', latents of a video, which cannot be cut without a VAE.")
         if self.region is None and tuple(value.shape[-2:]) == self._cells():
             return value
-        own = frames_in(self.vae, value.shape[2]) == frames_taken(self.vae, self.length)
         if rule == LATENT_MASKS:
             return redrawn_masks(self.vae, value, self.length, self._shown, self.patch, name)
-        if rule == BESIDE or (rule == OWN_OR_WHOLE and not own):
-            count = frames_in(self.vae, value.shape[2])
+        count = frames_in(self.vae, value.shape[2])
+        short = count < frames_taken(self.vae, self.length)  # the clip's first frames, or pictures of something else
+        if rule == BESIDE or (rule == OWN_OR_WHOLE and short):
             return redrawn(self.vae, value, count, lambda images: resize(images, *self.size), self.patch, name)
-        return redrawn(self.vae, value, self.length, self._shown, self.patch, name)
+        if short and not self._among(count):
+            return torch.zeros(1, value.shape[1], 1, *self._cells())
+        return redrawn(self.vae, value, count if short else self.length, self._shown, self.patch, name)
+
+    def _among(self, count: int) -> list[int]:
+        """The chosen frames that are among the clip's first."""
+        return [frame for frame in self.frames or range(self.length) if frame < count]
 
     def _cells(self) -> tuple[int, int]:
         """Height and width of latents of ``size``."""
@@ -210,11 +216,12 @@ class Cut:
         return height // cell_of(self.vae), width // cell_of(self.vae)
 
     def _shown(self, images: torch.Tensor) -> torch.Tensor:
-        """The frames and windows of IMAGE [length, H, W, 3]."""
-        images = images if self.frames is None else images[list(self.frames)]
+        """The frames and windows of IMAGE [n, H, W, 3], the clip's first frames or all."""
+        images = images[self._among(len(images))]
         if not isinstance(self.region, Windows):
-            return resize(images, *self.size) if self.size != (0, 0) else images
-        return crop(resize(images, *self.picture), self.region, self.size)
+            return resize(images, *self.size)
+        windows = replace(self.region, centres=self.region.centres[: len(images)])
+        return crop(resize(images, *self.picture), windows, self.size)
 
     def _guides(self, name: str, entries: Any) -> Any:
         if entries is None or not isinstance(self.region, Tile):

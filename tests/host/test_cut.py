@@ -162,3 +162,134 @@ def test_windows_see_masks_and_areas_as_the_pictures(cut, pack):
     (alone,) = window.conditioning([conditioning[2]])  # what reaches no window is better than nothing
     assert torch.equal(alone[0], (text + 2)[1:])
     assert "mask" not in alone[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "times"),
+    [
+        ("vace_context", (1, 2, 96, 5, 8, 12), 1),
+        ("camera_conditions", (1, 24, 5, 64, 96), 8),
+        ("control_video", (1, 16, 5, 8, 12), 1),
+        ("pose_latents", (1, 16, 5, 4, 6), 0.5),
+        ("reference_motion", (1, 16, 3, 8, 12), 1),
+        ("ref_latent", (1, 16, 1, 8, 12), 1),
+        ("denoise_mask", (1, 1, 5, 8, 12), 1),
+        ("condition", (1, 17, 5, 8, 12), 1),
+    ],
+)
+def test_videos_that_control_the_clip_are_cut_as_it_is(cut, pack, conds, name, shape, times):
+    value = conds.CONDRegular(numbered(*shape))
+    region = cut.Cut(region=pack("vcd_core.tiled").Tile(2, 2, 4, 4), length=5, picture=WHOLE)
+    (entry,) = region.entries([{"model_conds": {name: value}}])
+    top, height = int(2 * times), int(4 * times)
+    expected = value.cond[..., top : top + height, top : top + height]
+    assert torch.equal(entry["model_conds"][name].cond, expected)
+
+
+def test_pictures_beside_the_frames_are_whole_at_the_tiles_size(cut, pack, conds):
+    flat = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(1, 3, 2, 8, 12)
+    values = {"time_dim_concat": conds.CONDRegular(flat), "reference_latent": conds.CONDRegular(flat[:, :, 0])}
+    (entry,) = tile(cut, pack).entries([{"model_conds": values}])
+    for name, value in entry["model_conds"].items():
+        assert torch.allclose(value.cond, values[name].cond[..., :4, :4])
+
+
+def test_latents_beside_the_clip_are_cut_where_they_are_of_its_size_and_length(cut, pack, conds):
+    own, other, still = numbered(1, 16, 3, 8, 12), numbered(1, 16, 1, 6, 6), numbered(1, 16, 1, 8, 12)
+    values = {"context_latents": conds.CONDList([own, other, still])}
+    (entry,) = tile(cut, pack).entries([{"model_conds": values}])
+    found = entry["model_conds"]["context_latents"].cond
+    assert torch.equal(found[0], under(own))
+    assert found[1] is other
+    assert found[2] is still
+
+
+def test_guides_have_the_coordinates_that_they_have_in_a_picture_of_the_tiles_size(cut, pack, conds):
+    from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
+
+    def coordinates(height, width):
+        of_cells = SymmetricPatchifier(1, start_end=True).get_latent_coords(2, height, width, 1, torch.device("cpu"))
+        return latent_to_pixel_coords(of_cells, (8, 32, 32), True)
+
+    guides = [{"strength": 0.5, "pre_filter_count": 192, "latent_shape": [2, 8, 12], "pixel_mask": None}]
+    values = {
+        "keyframe_idxs": conds.CONDRegular(coordinates(*WHOLE)),
+        "guide_attention_entries": conds.CONDConstant(guides),
+    }
+    (entry,) = tile(cut, pack).entries([{"model_conds": values}])
+    found = entry["model_conds"]
+    assert torch.equal(found["keyframe_idxs"].cond, coordinates(4, 4))
+    assert found["guide_attention_entries"].cond == [{**guides[0], "pre_filter_count": 32, "latent_shape": [2, 4, 4]}]
+    broken = {"keyframe_idxs": conds.CONDRegular(coordinates(*WHOLE)[:, :, 1:])}
+    with pytest.raises(ValueError, match=r"'keyframe_idxs' .*8x12 cells of whole frames"):
+        tile(cut, pack).entries([{"model_conds": broken}])
+
+
+@pytest.fixture
+def window(cut, pack):
+    """Frames 2 to 10 of a clip of 13 in a moving window of half its size, on a VAE that loses nothing."""
+    from dev import video_models
+
+    vae = video_models.vae("wan21", lossless=True)
+    path = np.stack([np.linspace(28, 36, 9), np.full(9, 32.0)], 1)
+    region = pack("vcd_core.face.crop").Windows(0, path, (32.0, 32.0), np.zeros((9, 4)))
+    return cut.Cut(frames=range(2, 11), region=region, length=13, picture=(64, 64), size=(48, 48), vae=vae, patch=2)
+
+
+def seen(pack, window, images):
+    """The window of the clip's pictures, as the stage cuts them."""
+    picked = images[2:11]
+    return pack("vcd_core.face.crop").crop(picked, window.region, window.size)
+
+
+def test_a_window_of_a_video_is_that_of_its_pictures(pack, window):
+    images = torch.rand(13, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    latents = torch.cat([window.vae.encode(images), window.vae.encode(1 - images)], 1)
+    ((_, found),) = window.conditioning([[torch.zeros(1, 4, 8), {"vace_frames": [latents], "vace_strength": [1.0]}]])
+    shown = seen(pack, window, images)
+    expected = torch.cat([window.vae.encode(shown), window.vae.encode(1 - shown)], 1)
+    assert torch.allclose(found["vace_frames"][0], expected, atol=1e-5)
+    assert found["vace_strength"] == [1.0]
+
+
+@pytest.mark.parametrize("channels", [1, 4, 64])
+def test_a_window_of_masks_over_latents_is_that_of_the_masks_of_its_pictures(pack, window, channels):
+    still = torch.zeros(64, 64)
+    still[16:, 24:40] = 1
+    of_frames = still.expand(4, 64, 64)
+    if channels == 64:
+        whole = still.view(8, 8, 8, 8).permute(1, 3, 0, 2).reshape(1, 64, 1, 8, 8).expand(1, 64, 4, 8, 8)
+    else:
+        whole = torch.nn.functional.avg_pool2d(of_frames[None], 8)[:, None].expand(1, channels, 4, 8, 8)
+    name = "vace_mask" if channels == 64 else "concat_mask"
+    found = window.value(name, whole)
+    shown = seen(pack, window, still[None, :, :, None].expand(13, 64, 64, 3))[..., 0]
+    first = shown[[0, 4, 8] if channels == 4 else [0, 1, 5]]  # the last, or the first, of each latent frame's pictures
+    if channels == 64:
+        expected = torch.nn.functional.pixel_unshuffle(first[:, None], 8).movedim(1, 0)[None]
+        assert torch.allclose(found, expected, atol=1e-4)
+    else:
+        expected = torch.nn.functional.avg_pool2d(first[:, None], 8)[:, 0]
+        assert found.shape == (1, channels, 3, 6, 6)
+        assert torch.allclose(found[0, -1], expected, atol=1e-4)
+
+
+def test_the_clips_first_picture_is_seen_by_the_faces_of_its_first_frames(pack, cut, window):
+    images = torch.rand(13, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    first = window.vae.encode(images[:1])
+    assert not window.value("concat_latent_image", first).any()
+    begin = cut.Cut(
+        frames=range(9), region=window.region, length=13, picture=(64, 64), size=(48, 48), vae=window.vae, patch=2
+    )
+    shown = pack("vcd_core.face.crop").crop(images[:9], window.region, window.size)[:1]
+    assert torch.allclose(begin.value("concat_latent_image", first), window.vae.encode(shown), atol=1e-5)
+
+
+def test_what_a_window_cannot_be_cut_out_of_is_refused_by_name(cut, window):
+    for name, value in {
+        "keyframe_idxs": torch.zeros(1, 3, 64, 2), "audio_embed": torch.zeros(1, 20, 8),
+        "vace_frames": torch.zeros(1, window.vae.latent_channels, 9, 8, 8),
+        "control_video": torch.zeros(1, 7, 4, 8, 8),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            window.value(name, value)
