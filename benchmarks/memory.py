@@ -31,6 +31,11 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
+def restart_peak() -> None:
+    """Let the largest resident size be counted from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def measured(stage: str, size: tuple[int, int, int]) -> float:
     """Copies of the clip that a stage needs at its peak beside its input and output."""
     host = host_from_environment()
@@ -42,7 +47,7 @@ def measured(stage: str, size: tuple[int, int, int]) -> float:
         one = 4 * 3 * size[0] * size[1] * size[2]
         warm = prepared(stage, face, tiled, (2, 64, 64))
         warm()
-        Path("/proc/self/clear_refs").write_text("5")
+        restart_peak()
         before = peak()
         results = [value for value in call() if torch.is_tensor(value)]
     out = sum(value.numel() * value.element_size() for value in results)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 TEXT = 32  # width of the text that the tiny models read
+REAL = "wan21_1.3b"  # the only kind of real size
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
 
 
@@ -60,6 +61,9 @@ def _configuration(kind: str) -> Any:
     }  # fmt: skip
     if kind == "wan21":
         return models.WAN21_T2V({**wan, "in_dim": 16, "out_dim": 16})
+    if kind == REAL:
+        real = {"dim": 1536, "ffn_dim": 8960, "freq_dim": 256, "text_dim": 4096, "num_heads": 12, "num_layers": 30}
+        return models.WAN21_T2V({**wan, **real, "text_len": 512, "in_dim": 16, "out_dim": 16})
     if kind == "wan22_5b":
         return models.WAN22_T2V({**wan, "in_dim": 48, "out_dim": 48})
     if kind in SHOWN:
@@ -86,7 +90,7 @@ def _configuration(kind: str) -> Any:
 def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     """A conditioning as a text encoder of this kind of model gives it."""
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randn(1, tokens, TEXT, generator=generator)
+    text = torch.randn(1, tokens, 4096 if kind == REAL else TEXT, generator=generator)
     pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind.startswith("hunyuan") else {}
     mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
