@@ -1,8 +1,7 @@
 """Conditionings cut to what one call of the model sees: some frames of the clip, a tile of them, or a moving window.
 
 One table, ``RULES``, says for each value that a conditioning may hold how it is cut.  A value that no rule knows is
-refused
-by name: handed on whole it would be silently wrong.
+refused by name: handed on whole it would be silently wrong.
 """
 
 from __future__ import annotations
@@ -62,6 +61,7 @@ RULES = {
     "concat_mask": OF_THE_PICTURE,
     "c_concat": PLACES,
     "image_cond": PLACES,
+    "denoise_mask": PLACES,
     # pictures to draw from, seen whole whatever is drawn
     "reference_latents": WHOLE,
     "ref_latents": WHOLE,
@@ -72,6 +72,11 @@ RULES = {
     "unclip_conditioning": WHOLE,
     "clip_img": WHOLE,
     "clip_fea": WHOLE,
+    # sound, and what MiniMax H3 draws from
+    "audio_denoise_mask": WHOLE,
+    "ref_audio": WHOLE,
+    **dict.fromkeys(("minimax_payload", "minimax_refs", "minimax_token_tags"), WHOLE),
+    "minimax_keyframes": OF_THE_PICTURE,
     # numbers that the host keeps in tensors
     "guidance": WHOLE,
     "image_meta_size": WHOLE,
@@ -209,12 +214,13 @@ class Cut:
         return values[torch.as_tensor(list(self.frames)) % len(values)]
 
     def places(self, values: torch.Tensor, name: str = "mask") -> torch.Tensor:
-        """The region of ``values`` [..., H, W] that cover the whole picture, at its size or a whole number of times it.
+        """The region of ``values`` [..., H, W] that cover the whole picture, at its size or a whole number of times it;
+        those of one cell hold in every tile.
 
         Raises:
             ValueError: values of another size under a tile.
         """
-        if isinstance(self.region, Tile):
+        if isinstance(self.region, Tile) and values.shape[-2:] != (1, 1):
             times = values.shape[-1] // self.picture[1]
             if tuple(values.shape[-2:]) != (times * self.picture[0], times * self.picture[1]) or not times:
                 raise ValueError(
@@ -228,8 +234,7 @@ class Cut:
         return values
 
     def control(self, control: Any) -> Any:
-        """A ControlNet, and those chained before it, that sees the frames and the region of its hint; the net is
-        shared."""
+        """A ControlNet, and those chained before it, that sees its hint's frames and region; the net is shared."""
         if id(control) not in self.controls:
             self.controls[id(control)] = with_hint(control, self._hint, self._vae)
         return self.controls[id(control)]
