@@ -1,6 +1,6 @@
-"""The stages on models that draw video and sound in one latent (LTX-2, MiniMax H3), tiny and random, in this process."""
+"""Every stage on models that draw video and sound in one latent (LTX-2, MiniMax H3), tiny and random, in this
+process."""
 
-import math
 import types
 
 import numpy as np
@@ -178,6 +178,21 @@ def test_a_prompt_for_each_frame_is_refused(pack, made):
     many = [[torch.cat([positive[0][0]] * 3), positive[0][1]]]
     with pytest.raises(ValueError, match="has 3 rows, a prompt for each frame"):
         drawn(tiled(pack, "ltx2", model), many, negative, video_models.empty("ltx2", 2, 8, 12))
+
+
+def test_a_face_of_h3_is_drawn_with_the_references_and_without_the_keyframes(pack, made):
+    """Keyframes are pictures of the whole, of another size; what is referred to is seen whole whatever is drawn."""
+    model, vae, positive, negative = made("h3")
+    model, calls = recorded(pack, model)
+    picture = torch.randn(1, 24, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    reference = {"kind": "image", "latent_h": 8, "latent_w": 8, "latent": picture}
+    keyframes = [{"resolved_frame_index": 0, "latent": picture}]
+    positive = [[positive[0][0], {"minimax_refs": [reference], "minimax_keyframes": keyframes}]]
+    pack("nodes.face").FaceRefine.execute(frames(5), model, vae, positive, negative, **{**REFINE, "denoise": 0.3})
+    assert calls
+    for call in calls:
+        assert torch.equal(call.inputs["minimax_payload"]["cond_video_latents"][0], picture)
+        assert "keyframes" not in call.inputs["minimax_payload"]
 
 
 def check_shown(calls, kind, given):
