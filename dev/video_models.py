@@ -1,6 +1,7 @@
 """ComfyUI's own video models and VAEs at a tiny size, with random weights, in its own MODEL and VAE objects.
 
-To be used inside a process that has the host's modules (``random_models.enter_host``).  ``KINDS`` names them.
+To be used inside a process that has the host's modules (``random_models.enter_host``).  ``KINDS`` names those of video
+alone, ``WITH_SOUND`` the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 TEXT = 32  # width of the text that the tiny models read
 REAL = "wan21_1.3b"  # the only kind of real size
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
+WITH_SOUND = ("ltx2", "h3")  # these draw video and sound in one latent
 
 
 SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +50,8 @@ def model(kind: str, seed: int = 0) -> Any:
     configuration.set_inference_dtype(torch.float32, None)
     base = configuration.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
+    if kind == "h3":
+        base.diffusion_model.rope.inv_freq.fill_(0.1)
     devices = {"load_device": memory.get_torch_device(), "offload_device": memory.unet_offload_device()}
     return comfy.model_patcher.ModelPatcher(base, **devices)
 
@@ -84,16 +88,41 @@ def _configuration(kind: str) -> Any:
             "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
             "vision_in_dim": None, "meanflow_sum": False, "dtype": torch.float32,
         })  # fmt: skip
-    raise ValueError(f"{kind} is none of {', '.join(KINDS)}.")
+    if kind == "ltx2":
+        return models.LTXAV({
+            "image_model": "ltxav", "in_channels": 128, "audio_in_channels": 128, "cross_attention_dim": 32,
+            "audio_cross_attention_dim": 16, "attention_head_dim": 16, "audio_attention_head_dim": 8,
+            "num_attention_heads": 2, "audio_num_attention_heads": 2, "caption_channels": TEXT, "num_layers": 1,
+            "causal_temporal_positioning": True, "connector_attention_head_dim": 16, "connector_num_attention_heads": 2,
+            "connector_num_layers": 1, "dtype": torch.float32,
+        })  # fmt: skip
+    if kind == "h3":
+        return models.MiniMaxH3({
+            "image_model": "minimax_h3", "hidden_size": 48, "num_layers": 1, "token_refiner_num_layers": 1,
+            "num_attention_heads": 2, "attention_head_dim": 24, "ffn_hidden_size": 32, "latents_dim": 24,
+            "audio_latents_dim": 32, "text_dim": TEXT, "timestep_input_dim": 16, "time_embed_hidden_size": 32,
+            "time_embed_dim": 16, "rope_inv_freq_len": 4, "dtype": torch.float32,
+        })  # fmt: skip
+    raise ValueError(f"{kind} is none of {', '.join((*KINDS, *WITH_SOUND))}.")
 
 
 def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     """A conditioning as a text encoder of this kind of model gives it."""
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randn(1, tokens, 4096 if kind == REAL else TEXT, generator=generator)
+    width = {REAL: 4096, "ltx2": 2 * TEXT}.get(kind, TEXT)  # LTX-2: a half for the video, a half for the sound
+    text = torch.randn(1, tokens, width, generator=generator)
     pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind.startswith("hunyuan") else {}
     mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
+
+
+def empty(kind: str, frames: int, height: int, width: int, sound: int = 9) -> Any:
+    """An empty latent of video and sound; frames, sides and the sound's frames are the latent's."""
+    import comfy.nested_tensor
+
+    parts = {"ltx2": ([128], [8, sound, 16]), "h3": ([24], [32, 2, sound])}[kind]
+    video = torch.zeros(1, *parts[0], frames, height, width)
+    return comfy.nested_tensor.NestedTensor([video, torch.zeros(1, *parts[1])])
 
 
 class Lossless(torch.nn.Module):
@@ -121,11 +150,44 @@ class Lossless(torch.nn.Module):
         return cells.reshape(b, 3, f * times, h * cell, w * cell)[:, :, times - 1 :]
 
 
+class Groups(torch.nn.Module):
+    """An autoencoder whose latent frames are 1, 4, 4, 4, 4, 1, ... frames, each in one of four places of its channels.
+
+    A cell of 16x16 pixels is kept as the mean colours of ``rows`` x ``columns`` parts of it.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, 17k + 5, H, W] to [B, 3 * 4 * rows * columns, 5k + 2, H / 16, W / 16]; one frame to one."""
+        b, _, f, h, w = pixels.shape
+        count = f if f == 1 else (f - 5) // 17 * 5 + 2
+        sizes = [1 if i % 5 == 0 else 4 for i in range(count)]
+        groups = pixels[:, :, : sum(sizes)].split(sizes, 2)
+        held = torch.cat([group.expand(-1, -1, 4, -1, -1) for group in groups], 2)
+        rows, columns = self.rows, self.columns
+        cells = held.reshape(b, 3, count, 4, h // 16, rows, 16 // rows, w // 16, columns, 16 // columns).mean((6, 9))
+        return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, -1, count, h // 16, w // 16)
+
+    def decode(self, latents: torch.Tensor, **_: Any) -> torch.Tensor:
+        rows, columns = self.rows, self.columns
+        b, f, h, w = latents.shape[0], *latents.shape[2:]
+        cells = latents.reshape(b, 3, 4, rows, columns, f, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        frames = cells.reshape(b, 3, f, 4, h * rows, w * columns)
+        large = frames.repeat_interleave(16 // rows, -2).repeat_interleave(16 // columns, -1)
+        return torch.cat([large[:, :, i, : 1 if i % 5 == 0 else 4] for i in range(f)], 2)
+
+
 SHAPES = {
     "wan21": (4, 8),
     "wan22_5b": (4, 16),
     "ltxv": (8, 32),
+    "ltx2": (8, 32),
     "hunyuan": (4, 8),
+    "h3": (4, 16),
 }  # frames and pixels of a latent cell
 
 
@@ -141,6 +203,12 @@ def vae(kind: str, seed: int = 0, lossless: bool = False) -> Any:
     """
     kind = base(kind)
     times, cell = SHAPES[kind]
+    if kind == "h3":
+        rows, columns = (16, 16) if lossless else (2, 1)
+        found = _around(Groups(rows, columns), 3 * 4 * rows * columns, times, cell)
+        found.upscale_ratio = (lambda n: max(1, (n - 2) // 5 * 17 + 5), cell, cell)
+        found.downscale_ratio = (lambda n: max(1, (n - 5) // 17 * 5 + 2) if n > 1 else 1, cell, cell)
+        return found
     if lossless:
         return _around(Lossless(times, cell), 3 * times * cell * cell, times, cell)
     channels, module = _autoencoder(kind)
@@ -163,7 +231,7 @@ def _autoencoder(kind: str) -> tuple[int, torch.nn.Module]:
         return 16, comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, image_channels=3, conv_out_channels=3, **sizes)
     if kind == "wan22_5b":
         return 48, comfy.ldm.wan.vae2_2.WanVAE(dim=16, dec_dim=16, z_dim=48, **sizes)
-    if kind == "ltxv":
+    if kind in ("ltxv", "ltx2"):
         one, halve = ["res_x", {"num_layers": 1}], ["compress_all", {}]
         grow = ["compress_all", {"residual": False}]
         return 128, lightricks.VideoVAE(config={

@@ -23,7 +23,7 @@ from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
 from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import likeness_to
-from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input
+from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input, sound_input
 from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
@@ -427,6 +427,7 @@ class FaceRefine(io.ComfyNode):
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
                 ),
                 none_input(),
+                sound_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -464,8 +465,9 @@ class FaceRefine(io.ComfyNode):
         faces: Faces | None = None,
         mask: torch.Tensor | None = None,
         if_none: str = PASS,
+        sound: Any = None,
     ) -> io.NodeOutput:
-        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
+        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma, sound)
         more = {"positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4}
         stage.check(images, positive=positive, negative=negative, **more)
         if refine_size % 8:
@@ -512,7 +514,8 @@ def refined_faces(
         )  # fmt: skip
         positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
         try:
-            refined = stage.refine(crops, positive, cut.conditioning(negative), progress)
+            place = (turn.track.start, len(images))
+            refined = stage.refine(crops, positive, cut.conditioning(negative), progress, of=place)
         except NotFinite as error:
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)

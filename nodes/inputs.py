@@ -81,3 +81,12 @@ def sampling_inputs(steps: int, cfg: float, denoise: float) -> list[io.Input]:
             tooltip="How much is drawn anew: 0 keeps the frames, 1 ignores them.",
         ),
     ]
+
+
+def sound_input() -> io.Latent.Input:
+    return io.Latent.Input(
+        "sound",
+        optional=True,
+        tooltip="For LTX-2 and MiniMax H3: the clip's sound, encoded by the model's audio VAE; without it the model "
+        "hears silence.",
+    )

@@ -10,7 +10,8 @@ import torch
 
 from ..vcd_core import noise as prior
 from ..vcd_core.frames import broken_frames, check_finite, named
-from .host.model import Model, check_fits, of_video, patch_of
+from .host.model import Model, check_fits, draws_sound, of_video, patch_of
+from .host.nested import Parts, check_everywhere, check_sound, frame_rate_of, sound_of
 from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
 from .host.rules import check_conditioning
@@ -36,12 +37,14 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Stage:
-    """How a stage draws: the model with its VAE, a sampler's settings, and the gamma of its noise."""
+    """How a stage draws: the model with its VAE, a sampler's settings, the gamma of its noise, and for a model that
+    draws sound too the LATENT of the clip's (None: silence), which stays as it is."""
 
     model: Model
     vae: Any
     settings: Sampling
     gamma: float
+    sound: Any = None
 
     def check(self, images: torch.Tensor, **conditionings: Any) -> None:
         """Raise ``ValueError`` for what cannot draw these frames anew; None stands for what is not connected."""
@@ -52,6 +55,9 @@ class Stage:
         for name, conditioning in conditionings.items():
             if conditioning is not None:
                 check_conditioning(conditioning, len(images), name, of_video(self.model))
+                if draws_sound(self.model):
+                    check_everywhere(conditioning, name)
+        check_sound(self.model, self.sound, len(images), frame_rate_of(conditionings["positive"]))
 
     def refine(
         self,
@@ -60,6 +66,7 @@ class Stage:
         negative: Any,
         progress: Progress,
         patch: Callable[[Model, Callable[[float], None]], Model] = lambda model, on_call: model,
+        of: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Draw the last part of ``images`` [F, H, W, 3] anew; their sides need not be multiples of the VAE's cell.
 
@@ -68,6 +75,8 @@ class Stage:
         Args:
             patch: ``patch(model, on_call)`` prepares the model and calls ``on_call`` with the share of a step that is
                 done.
+            of: which of the clip's frames these are: the first's number, and how many the clip has; None: they are the
+                clip.
         """
         if self.settings.denoise == 0:
             return images
@@ -75,6 +84,8 @@ class Stage:
         codec = Codec(self.vae, frames, height, width, patch_of(self.model))
         latent = codec.encode(images, progress)
         noise = prior.sample(latent.shape, 0.0, self.settings.seed)
+        sound = self._sound(frames, of, positive)
+        parts = Parts([latent.shape] if sound is None else [latent.shape, sound.shape])
         start, steps_done = progress.done, [0]
 
         def on_call(share: float) -> None:
@@ -85,13 +96,21 @@ class Stage:
             on_call(0.0)
 
         def correlate(noise: torch.Tensor, picked: list[int] | None) -> torch.Tensor:
-            return prior.correlate(noise, self.gamma, prior.frame_dim(noise.ndim))
+            video, *rest = parts.apart(noise)
+            return parts.together([prior.correlate(video, self.gamma, prior.frame_dim(video.ndim)), *rest])
 
         model = with_noise_prior(self.model, correlate, each_step=True)
-        latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step)
+        latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step, sound)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
         drawn = codec.decode(latent, progress)
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn
+
+    def _sound(self, frames: int, of: tuple[int, int] | None, positive: Any) -> torch.Tensor | None:
+        """The sound of these frames; None for a model that draws none."""
+        if not draws_sound(self.model):
+            return None
+        first, clip = of or (0, frames)
+        return sound_of(self.model, self.sound, first, first + frames, clip, frame_rate_of(positive))

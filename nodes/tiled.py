@@ -20,7 +20,7 @@ from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles
 from .host.ui import Progress, ui_text
-from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input
+from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input, sound_input
 from .stage import NotFinite, Stage
 
 KEY = "vcd_tiles"
@@ -136,6 +136,7 @@ class TiledDenoise(io.ComfyNode):
                 gamma_input(),
                 seed_input(),
                 shift_input(),
+                sound_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -160,8 +161,9 @@ class TiledDenoise(io.ComfyNode):
         seed: int,
         upscale_model: Any = None,
         shift_grid: bool = False,
+        sound: Any = None,
     ) -> io.NodeOutput:
-        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma)
+        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma, sound)
         stage.check(images, positive=positive, negative=negative)
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")

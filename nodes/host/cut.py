@@ -21,6 +21,7 @@ from .rules import (
     AREA,
     BESIDE,
     BOXES,
+    COARSE,
     CONTROL,
     GUIDES,
     LATENT_MASKS,
@@ -32,11 +33,12 @@ from .rules import (
     OWN_OR_WHOLE,
     PLACES,
     ROWS,
+    RULES,
     TOKENS,
     rule_of,
 )  # fmt: skip
 
-COVERING = (PLACES, OF_THE_PICTURE, LATENTS, LATENT_MASKS)  # rules of values that a tile cuts alike
+COVERING = (PLACES, COARSE, OF_THE_PICTURE, LATENTS, LATENT_MASKS)  # rules of values that a tile cuts alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,15 +243,18 @@ class Cut:
         return values[torch.as_tensor(list(self.frames)) % len(values)]
 
     def places(self, values: torch.Tensor, name: str = "mask") -> torch.Tensor:
-        """The region of ``values`` [..., H, W] that cover the whole picture, at its size or a whole number of times it.
+        """The region of ``values`` [..., H, W] that cover the whole picture, at its size or a whole number of times it;
+        those of one cell hold in every tile.
 
         Raises:
             ValueError: values of another size under a tile.
         """
-        if isinstance(self.region, Tile):
+        if isinstance(self.region, Tile) and values.shape[-2:] != (1, 1):
             height, width = values.shape[-2:]
             sides = [side * width / self.picture[1] for side in self.region]
-            if height * self.picture[1] != width * self.picture[0] or any(side % 1 for side in sides):
+            least = 0 if RULES.get(name) == COARSE else 1
+            fits = height * self.picture[1] == width * self.picture[0] and width >= least * self.picture[1]
+            if not fits or any(side % 1 for side in sides):
                 raise ValueError(
                     f"'{name}' in the conditioning has size {[height, width]}, which does not fit the latent's "
                     f"{list(self.picture)}; expected that size or a whole number of times it."

@@ -44,13 +44,8 @@ def draws_sound(model: Model) -> bool:
 
 
 def check_fits(model: Model, vae: Any) -> None:
-    """Raise ``ValueError`` where a VAE's latents are not those that a model samples."""
-    if draws_sound(model):
-        raise ValueError(
-            f"This model ({kind_of(model)}) draws video and sound in one latent, which this stage cannot take apart "
-            f"yet. "
-            "Use a model of video alone (Wan, LTX-Video, HunyuanVideo), or SD 1.5 with a motion module."
-        )
+    """Raise ``ValueError`` where a VAE's latents are not those that a model samples; of video and sound, the
+    video's."""
     channels, dimensions = latent_channels(model)
     found, found_dimensions = vae.latent_channels, getattr(vae, "latent_dim", 2)
     if (found, found_dimensions) != (channels, dimensions):
@@ -64,9 +59,12 @@ def check_fits(model: Model, vae: Any) -> None:
 
 
 def latent_channels(model: Model) -> tuple[int, int]:
-    """Channels and dimensions (2 for pictures, 3 for video) of the model's latents."""
+    """Channels and dimensions (2 for pictures, 3 for video) of the model's latents; of video and sound, the video's."""
     latent_format = model.get_model_object("latent_format")
-    return latent_format.latent_channels, latent_format.latent_dimensions
+    channels = latent_format.latent_channels
+    if draws_sound(model):  # MiniMax H3's format names the larger of both
+        channels = getattr(model.model.diffusion_model, "latents_dim", channels)
+    return channels, latent_format.latent_dimensions
 
 
 def operations(model: Model) -> tuple[Any, torch.dtype]:

@@ -11,7 +11,8 @@ from .text import check_one_row
 
 WHOLE = "whole"  # it has neither frames nor places: a number, a text, a reference picture
 ROWS = "rows"  # one row for each frame, or one for all
-PLACES = "places"  # something of the whole picture, in its cells, finer or coarser; a list of such
+PLACES = "places"  # something of the whole picture, in its cells or finer; a list of such
+COARSE = "coarse"  # the same, or in larger cells
 OF_THE_PICTURE = "of the whole picture"  # as PLACES under a tile; left out of a window, which has another size
 LATENTS = "latents"  # as PLACES under a tile; a window of them is cut out of the pictures that they show
 LATENT_MASKS = "latent masks"  # masks over such latents; a latent frame's pictures or pixels along the channels
@@ -67,7 +68,7 @@ RULES = {
     "vace_mask": LATENT_MASKS,
     "camera_conditions": PLACES,
     "control_video": LATENTS,
-    "pose_latents": PLACES,
+    "pose_latents": COARSE,
     "pose_video_latent": LATENTS,
     "reference_motion": PLACES,
     "ref_latent": PLACES,  # the clip's first frame
@@ -98,6 +99,11 @@ RULES = {
     "c_ar": WHOLE,
     "sca": WHOLE,
     "crp": WHOLE,
+    # sound, and what MiniMax H3 draws from
+    "audio_denoise_mask": WHOLE,
+    "ref_audio": WHOLE,
+    **dict.fromkeys(("minimax_payload", "minimax_refs", "minimax_token_tags"), WHOLE),
+    "minimax_keyframes": OF_THE_PICTURE,
     # sound and faces along time, which a tile sees whole
     "audio_embed": OF_ALL_FRAMES,
     "face_pixel_values": OF_ALL_FRAMES,

@@ -236,7 +236,7 @@ def with_rows_held(model: Model) -> Model:
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]
         for conds in executor.class_obj.conds.values():
             for cond in conds or ():
-                if noise.is_nested or noise.ndim == 5:
+                if noise.ndim != 4:  # of video, or of video and sound: packed
                     check_one_row(cond.get("cross_attn"), "The conditioning")
                 else:
                     hold_rows(cond, len(noise))

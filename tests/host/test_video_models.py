@@ -165,18 +165,6 @@ def test_another_models_vae_and_a_schedule_are_refused_before_anything_is_drawn(
         node.execute(images, model, vae, rows, negative, **{**ENLARGE, "denoise": 0.3})
 
 
-def test_a_model_that_draws_sound_too_is_refused_by_name(pack, made):
-    _, vae, positive, negative = made("ltxv")
-    model = video_models.model("ltxv")
-    model.model.diffusion_model.audio_patchify_proj = torch.nn.Linear(4, 4)  # as LTX-2 has it
-    for node, inputs in (("tiled.TiledDenoise", ENLARGE), ("face.FaceRefine", REFINE)):
-        module, name = node.split(".")
-        with pytest.raises(ValueError, match=r"LTXV.* draws video and sound in one latent"):
-            getattr(pack(f"nodes.{module}"), name).execute(
-                frames(5), model, vae, positive, negative, **{**inputs, "denoise": 0.3}
-            )
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_tile_is_the_untiled_sampler(pack, made, kind):
     model, vae, positive, negative = made(kind)
