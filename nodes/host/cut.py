@@ -15,8 +15,8 @@ from ...vcd_core.face.crop import Windows, crop
 from ...vcd_core.tiled import Tile
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
-from .latents import frames_in, guides_in, redrawn, redrawn_masks, resized, tokens_in
 from .pictures import Codec, cell_of, frames_taken, resize
+from .redrawn import frames_in, guides_in, redrawn, redrawn_masks, resized, tokens_in
 from .rules import (
     AREA,
     BESIDE,
