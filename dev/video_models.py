@@ -12,6 +12,7 @@ import torch
 
 TEXT = 32  # width of the text that the tiny models read
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
+WITH_SOUND = ("ltx2", "h3")  # video and sound in one latent
 
 
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -39,6 +40,8 @@ def model(kind: str, seed: int = 0) -> Any:
     configuration.set_inference_dtype(torch.float32, None)
     base = configuration.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
+    if kind == "h3":
+        base.diffusion_model.rope.inv_freq.fill_(0.1)  # comes with the weights
     devices = {"load_device": memory.get_torch_device(), "offload_device": memory.unet_offload_device()}
     return comfy.model_patcher.ModelPatcher(base, **devices)
 
@@ -68,7 +71,40 @@ def _configuration(kind: str) -> Any:
             "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
             "vision_in_dim": None, "meanflow_sum": False, "dtype": torch.float32,
         })  # fmt: skip
-    raise ValueError(f"{kind} is none of {', '.join(KINDS)}.")
+    return _configuration_with_sound(kind)
+
+
+def _configuration_with_sound(kind: str) -> Any:
+    import comfy.supported_models as models
+
+    if kind == "ltx2":
+        return models.LTXAV({
+            "image_model": "ltxav", "in_channels": 128, "audio_in_channels": 128, "cross_attention_dim": 32,
+            "audio_cross_attention_dim": 16, "attention_head_dim": 16, "audio_attention_head_dim": 8,
+            "num_attention_heads": 2, "audio_num_attention_heads": 2, "caption_channels": TEXT, "num_layers": 1,
+            "causal_temporal_positioning": True, "connector_attention_head_dim": 16,
+            "connector_num_attention_heads": 2, "connector_num_layers": 1, "dtype": torch.float32,
+        })  # fmt: skip
+    if kind == "h3":
+        return models.MiniMaxH3({
+            "image_model": "minimax_h3", "hidden_size": 48, "num_layers": 1, "token_refiner_num_layers": 1,
+            "num_attention_heads": 2, "attention_head_dim": 24, "ffn_hidden_size": 32, "latents_dim": 24,
+            "audio_latents_dim": 32, "text_dim": TEXT, "timestep_input_dim": 16, "time_embed_hidden_size": 32,
+            "time_embed_dim": 16, "rope_inv_freq_len": 4, "dtype": torch.float32,
+        })  # fmt: skip
+    raise ValueError(f"{kind} is none of {', '.join(KINDS + WITH_SOUND)}.")
+
+
+def empty(kind: str, latent_frames: int = 5, side: int = 4) -> Any:
+    """An empty latent of this kind, video and sound in one for those of ``WITH_SOUND``; ``side`` in cells."""
+    import comfy.nested_tensor
+
+    channels = {"wan21": 16, "wan22_5b": 48, "ltxv": 128, "hunyuan": 16, "ltx2": 128, "h3": 24}[kind]
+    video = torch.zeros(1, channels, latent_frames, side, side)
+    if kind not in WITH_SOUND:
+        return {"samples": video}
+    sound = torch.zeros(1, 8, 9, 16) if kind == "ltx2" else torch.zeros(1, 32, 2, 9)
+    return {"samples": comfy.nested_tensor.NestedTensor([video, sound])}
 
 
 def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
@@ -76,7 +112,7 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, tokens, TEXT, generator=generator)
     pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind == "hunyuan" else {}
-    mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
+    mask = {"attention_mask": torch.ones(1, tokens)} if kind in ("ltxv", "ltx2") else {}
     return [[text, pooled | mask]]
 
 
