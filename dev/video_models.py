@@ -112,7 +112,7 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, tokens, TEXT, generator=generator)
     pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind == "hunyuan" else {}
-    mask = {"attention_mask": torch.ones(1, tokens)} if kind in ("ltxv", "ltx2") else {}
+    mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
 
 
