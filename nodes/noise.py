@@ -233,7 +233,8 @@ class ApplyNoisePrior(io.ComfyNode):
             category=NOISE_CATEGORY,
             description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
             "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers "
-            "add later. The sound of a video keeps its own. Nothing else in the graph changes.",
+            "add later. The sound of a video keeps its own. Nothing else in the graph changes. With FreeNoise, let the "
+            "context windows share 4 frames or more and keep gamma at 0.5 or below.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with; with AnimateDiff, before or after it."),

@@ -211,12 +211,10 @@ def test_without_a_model_a_schedule_of_noise_counts_latent_frames(prior, models)
 @pytest.mark.parametrize("way", ["model", "noise"])
 def test_a_list_of_another_length_is_refused_with_both_counts(applied, prior, models, way):
     schedule = ", ".join(["0.1"] * 7)
+    noise = prior(gamma=0.1, gamma_schedule=schedule, model=models("wan21"))
+    model, latent = applied("wan21", gamma=0.1, gamma_schedule=schedule), video_models.empty("wan21")
     with pytest.raises(ValueError, match=r"7 values.*17 frames.*16 transitions.*4 between its 5 latent frames"):
-        if way == "model":
-            given(applied("wan21", gamma=0.1, gamma_schedule=schedule), "wan21")
-        else:
-            noise = prior(gamma=0.1, gamma_schedule=schedule, model=models("wan21"))
-            noise.generate_noise(video_models.empty("wan21"))
+        given(model, "wan21") if way == "model" else noise.generate_noise(latent)
 
 
 @pytest.mark.parametrize("kind", ["wan21", *WITH_SOUND])
@@ -244,3 +242,155 @@ def test_every_sampler_goes_with_the_prior(models, applied):
         assert found.isfinite().all(), name
         assert torch.equal(nothing, stock), name
         assert not torch.allclose(found, stock, atol=1e-3), name
+
+
+WINDOWS = {
+    "manual": {
+        "context_length": 16, "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1,
+        "closed_loop": False, "fuse_method": "pyramid", "dim": 2,
+    },
+    "wan": {
+        "context_length": 61, "context_overlap": 16, "context_schedule": "standard_static", "context_stride": 1,
+        "closed_loop": False, "fuse_method": "pyramid",
+    },
+}  # fmt: skip
+
+
+def windowed(model, node, freenoise):
+    """``model`` behind the host's node for windows of 16 latent frames that share 4."""
+    import comfy_extras.nodes_context_windows as nodes
+
+    kind = {"manual": nodes.ContextWindowsManualNode, "wan": nodes.WanContextWindowsManualNode}[node]
+    return kind.execute(model, **WINDOWS[node], freenoise=freenoise).args[0]
+
+
+def seen_in_windows(model, latent):
+    """What each window of the first step saw: the latent frames of it, and their noise."""
+    seen = []
+
+    def look(apply_model, given):
+        window = given["c"]["transformer_options"]["context_window"]
+        anchor = getattr(window, "causal_anchor_index", None)
+        indices = [*([] if anchor is None else [anchor]), *window.index_list]
+        seen.append((indices, given["input"][:1].clone()))
+        return torch.zeros_like(given["input"])
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(look)
+    sampled(model, "wan21", latent=latent, steps=1)
+    return seen
+
+
+@pytest.mark.parametrize("node", WINDOWS)
+@pytest.mark.parametrize("freenoise", [False, True], ids=["", "freenoise"])
+@pytest.mark.parametrize("order", ["prior first", "windows first"])
+def test_the_prior_holds_over_the_joins_of_context_windows(pack, models, applied, node, freenoise, order):
+    latent = video_models.empty("wan21", latent_frames=40, side=32)
+    if order == "prior first":
+        model = windowed(applied("wan21", gamma=0.5), node, freenoise)
+    else:
+        model = pack("nodes.noise").ApplyNoisePrior.execute(windowed(models("wan21"), node, freenoise), 0.5).args[0]
+    seen = seen_in_windows(model, latent)
+    assert [indices[-1] for indices, _ in seen] == [15, 27, 39]
+    whole = torch.full(latent["samples"].shape, torch.nan)
+    for indices, noise in seen:
+        known = whole[:, :, indices].isnan()
+        assert torch.equal(torch.where(known, noise, whole[:, :, indices]), noise)  # windows share what they share
+        whole[:, :, indices] = noise
+    near = neighbours(whole)
+    assert (near - 0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("order", ["prior first", "windows first"])
+def test_freenoise_on_video_and_sound_leaves_the_prior_and_the_sounds_noise(pack, models, applied, order):
+    latent = video_models.empty("ltx2", latent_frames=40, side=8)
+    alone = windowed(models("ltx2"), "manual", True)
+    if order == "prior first":
+        model = windowed(applied("ltx2", gamma=0.5), "manual", True)
+    else:
+        model = pack("nodes.noise").ApplyNoisePrior.execute(alone, 0.5).args[0]
+    stock, found = given(alone, "ltx2", latent), given(model, "ltx2", latent)
+    assert torch.equal(found[1], stock[1])
+    assert torch.allclose(found[0], core.correlate(stock[0], 0.5, 2), atol=1e-6)
+    assert (neighbours(found[0]) - 0.5).abs().max() < 0.05
+    assert not torch.equal(stock[0], given(models("ltx2"), "ltx2", latent)[0])
+
+
+CELLS = {"wan21": 8, "wan22_5b": 16, "hunyuan": 8, "ltxv": 32, "h3": 16}
+LATENT = {"frames": 17, "gamma": 0.5, "seed": 7, "layout": "comfy"}
+
+
+def as_latent(pack, **inputs):
+    return pack("nodes.noise").NoisePriorLatent.execute(**{**LATENT, **inputs}).args[0]["samples"]
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_latent_has_the_models_own_shape(pack, models, kind):
+    cell, model = CELLS[kind], models(kind)
+    found = parts(as_latent(pack, width=6 * cell, height=4 * cell, model=model))
+    frames = {"ltxv": 3, "h3": 7}.get(kind, 5)  # H3 takes 5 frames, 22, 39 ...
+    channels = video_models.empty(kind)["samples"].shape[1]
+    assert found[0].shape == (1, channels, frames, 4, 6)
+    assert torch.equal(found[0], core.sample(found[0].shape, 0.5, 7))
+    if kind == "h3":
+        import comfy_extras.nodes_minimax_h3 as nodes
+
+        empty = nodes.EmptyMiniMaxH3LatentAV.execute(6 * cell, 4 * cell, 17).args[0]["samples"].unbind()
+        assert [part.shape for part in found] == [part.shape for part in empty]
+    scheduled = as_latent(pack, width=2 * cell, height=2 * cell, model=model, gamma_schedule="0: 0, 16: 0.8")
+    covers = pack("nodes.host.latents").pictures_covered(model, frames)
+    steps = [0.05 * (sum(covers[:i]) - 1) for i in range(1, frames)]
+    steps = [min(step, 0.8) for step in steps]
+    video = parts(scheduled)[0]
+    assert torch.allclose(video, core.sample(video.shape, steps, 7), atol=1e-6)
+    with pytest.raises(
+        ValueError, match=rf"multiples of {cell}\. The nearest are {cell}x{2 * cell} and {2 * cell}x{2 * cell}"
+    ):
+        as_latent(pack, width=2 * cell - 1, height=2 * cell, model=model)
+
+
+def test_a_latent_for_a_model_with_sound_takes_the_shape_of_the_one_connected(pack, models):
+    with pytest.raises(ValueError, match=r"\(LTXAV\) draws video and sound.*Connect its empty latent"):
+        as_latent(pack, width=64, height=64, model=models("ltx2"))
+    import comfy.sample
+
+    latent = video_models.empty("ltx2")
+    found = as_latent(pack, width=64, height=64, model=models("ltx2"), latent=latent).unbind()
+    stock = comfy.sample.prepare_noise(latent["samples"], 7).unbind()
+    assert torch.equal(found[0], core.correlate(stock[0], 0.5, 2))
+    assert torch.equal(found[1], stock[1])
+    alone = as_latent(pack, width=1, height=1, latent={"samples": torch.zeros(1, 16, 5, 4, 4)})
+    assert torch.equal(alone, core.sample((1, 16, 5, 4, 4), 0.5, 7))
+    with pytest.raises(ValueError, match=r"4 channels and 2 dimensions; this model's \(WAN21\) have 16 and 3"):
+        as_latent(pack, width=64, height=64, model=models("wan21"), latent={"samples": torch.zeros(3, 4, 8, 8)})
+
+
+def test_a_flow_model_takes_no_noise_as_a_latent_at_its_start(pack, models):
+    with pytest.raises(ValueError, match=r"flow matching.*Use '3D Noise Prior' with SamplerCustomAdvanced"):
+        as_latent(pack, width=64, height=64, model=models("wan21"), sigmas=torch.tensor([1.0, 0.0]))
+    model, sigma = models("wan21"), 0.25  # below its start the latent counts
+    found = as_latent(pack, width=64, height=64, model=model, sigmas=torch.tensor([sigma, 0.0]))
+    unit = as_latent(pack, width=64, height=64, model=model)
+    expected = model.get_model_object("latent_format").process_out(unit * sigma / (1 - sigma))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wan21", "h3"])
+def test_the_preview_shows_the_latent_frames_and_says_what_they_hold(pack, models, kind, monkeypatch):
+    nodes, figures = pack("nodes.noise"), []
+    monkeypatch.setattr(nodes.ui, "PreviewImage", lambda *_, **__: None)
+    kept = nodes.plots.noise_prior_figure
+    monkeypatch.setattr(nodes.plots, "noise_prior_figure", lambda *given: figures.append(given) or kept(*given))
+    schedule = {"gamma": 0.1, "seed": 7, "gamma_schedule": "0: 0, 16: 0.8"}
+    figure, noise = nodes.NoisePriorPreview.execute(16, **schedule, model=models(kind)).args
+    sigma, _, _, label, names = figures[0]
+    count = {"wan21": 5, "h3": 7}[kind]
+    assert label.endswith(f"16 frames are {count} latent frames of this model")
+    assert names[:5] == ["0", "1-4", "5-8", "9-12", "13-16"]
+    assert names[5:] == ([] if kind == "wan21" else ["17", "18-21"])
+    steps = [0.0, 0.2, 0.4, 0.6, 0.8, 0.8][: count - 1]
+    assert torch.allclose(sigma, core.covariance(count, steps))
+    assert len(noise) == count
+    nodes.NoisePriorPreview.execute(5, 0.1, 7)
+    assert figures[1][3:] == ("gamma 0.1, 5 frames", [])
+    assert not torch.equal(figure, kept(*figures[0][:4]))
