@@ -211,8 +211,9 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False, covers: Sequen
         goes_on: the clip goes on behind these frames, so a list may too.
         covers: for a video latent, how many pictures each of its ``frames`` latent frames covers.  Keyframes then count
             pictures, and a list has a value for each transition between pictures or between latent frames, told apart
-            by their number.  The transition into latent frame i takes the gamma with which its first picture follows
-            the picture before: where frames of 1, 4, 4 pictures begin, 0 -> 1 and 4 -> 5.
+            by their number.  Latent frame i begins at picture ``s = sum(covers[:i])``, and the transition from latent
+            frame i-1 to i takes the gamma of the transition from picture s-1 to s: of [1, 4, 4], from 0 to 1 and from
+            4 to 5.
 
     Raises:
         ValueError: text that is neither, keyframes below 0 or that do not rise, a wrong count, or a gamma outside 0..1.
@@ -224,10 +225,10 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False, covers: Sequen
         [0.0, 0.4]
     """
     keys, values = _read_schedule(text)
-    before = range(frames - 1) if covers is None else [last - 1 for last in itertools.accumulate(covers[:-1])]
+    before = range(frames - 1) if covers is None else [start - 1 for start in itertools.accumulate(covers[:-1])]
     if keys:
         return transitions(frames, [_interpolate(keys, picture) for picture in before])
-    if covers is not None and len(values) != frames - 1:
+    if covers is not None and len(values) != frames - 1 and sum(covers) != frames:
         if len(values) != sum(covers) - 1:
             raise ValueError(
                 f"The gamma schedule has {len(values)} values, but a clip of {sum(covers)} frames has "
