@@ -31,8 +31,8 @@ def gamma_schedule_input() -> io.String.Input:
         optional=True,
         tooltip="Leave empty to use gamma for the whole clip. Otherwise keyframes by frame number, '0: 0.05, 8: 0.3', "
         "or one value for each transition, '0.1, 0.1, 0.3'. Keyframes fit any clip: linear in between, held before the "
-        "first and after the last, and one beyond the clip is where the line leads. Frames are the clip's pictures; "
-        "latent frames count where no video model is connected, or it does not tell how many pictures each holds.",
+        "first and after the last, and one beyond the clip is where the line leads. Of video models the clip's frames "
+        "count too; latent frames do where no model is connected, or it does not tell how many frames each holds.",
         advanced=True,
     )
 
@@ -41,7 +41,7 @@ def schedule_model_input() -> io.Model.Input:
     return io.Model.Input(
         "model",
         optional=True,
-        tooltip="Connect it for video models, so that the schedule counts pictures and not latent frames.",
+        tooltip="Connect it for video models, so that a schedule counts frames and not latent frames.",
     )
 
 
