@@ -42,12 +42,12 @@ def parts(latent):
     return latent.unbind() if latent.is_nested else [latent]
 
 
-def sampled(model, kind, sampler="euler", latent=None, noise=None, steps=2, seed=7):
+def sampled(model, kind, sampler="euler", latent=None, steps=2, seed=7):
     """What a KSampler makes of an empty latent, its parts in a list."""
     import comfy.sample
 
     latent = (latent or video_models.empty(kind))["samples"]
-    drawn = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
+    drawn = comfy.sample.prepare_noise(latent, seed)
     positive, negative = video_models.prompt(kind, 1), video_models.prompt(kind, 2)
     out = comfy.sample.sample(
         model, drawn, steps, 1.0, sampler, "simple", positive, negative, latent, disable_pbar=True, seed=seed
@@ -100,6 +100,30 @@ def test_gamma_0_is_the_stock_sampler(models, applied, kind, sampler):
         assert a.isfinite().all()
         assert torch.equal(a, b)
     assert not torch.allclose(stock[0], half[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_and_model_give_the_same_video(models, applied, prior, kind):
+    """In the host's own SamplerCustomAdvanced, on an empty latent of the kind."""
+    import comfy.samplers
+    import comfy_extras.nodes_custom_sampler as nodes
+
+    schedule, runs = {"gamma": 0.1, "gamma_schedule": "0: 0.2, 16: 0.9"}, []
+    ways = (
+        (models(kind), prior(**schedule, model=models(kind))),
+        (applied(kind, **schedule), nodes.Noise_RandomNoise(7)),
+        (models(kind), nodes.Noise_RandomNoise(7)),
+    )
+    for model, noise in ways:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(video_models.prompt(kind, 1), video_models.prompt(kind, 2))
+        guider.set_cfg(1.0)
+        sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.5, 0.0])
+        out = nodes.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, video_models.empty(kind)).args[0]
+        runs.append(list(parts(out["samples"])))
+    by_noise, by_model, stock = runs
+    assert all(torch.equal(a, b) for a, b in zip(by_noise, by_model, strict=True))
+    assert not torch.allclose(by_noise[0], stock[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", WITH_SOUND)
