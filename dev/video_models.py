@@ -116,13 +116,16 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     return [[text, pooled | mask]]
 
 
-def empty(kind: str, frames: int, height: int, width: int, sound: int = 9) -> Any:
-    """An empty latent of video and sound; frames, sides and the sound's frames are the latent's."""
+def empty(kind: str, latent_frames: int = 5, height: int = 4, width: int = 4, sound: int = 9) -> dict[str, Any]:
+    """An empty LATENT of this kind, video and sound in one for those of ``WITH_SOUND``; all sizes are the latent's."""
     import comfy.nested_tensor
 
-    parts = {"ltx2": ([128], [8, sound, 16]), "h3": ([24], [32, 2, sound])}[kind]
-    video = torch.zeros(1, *parts[0], frames, height, width)
-    return comfy.nested_tensor.NestedTensor([video, torch.zeros(1, *parts[1])])
+    channels = {"wan21": 16, "wan22_5b": 48, "ltxv": 128, "hunyuan": 16, "ltx2": 128, "h3": 24}[kind]
+    video = torch.zeros(1, channels, latent_frames, height, width)
+    if kind not in WITH_SOUND:
+        return {"samples": video}
+    heard = torch.zeros(1, 8, sound, 16) if kind == "ltx2" else torch.zeros(1, 32, 2, sound)
+    return {"samples": comfy.nested_tensor.NestedTensor([video, heard])}
 
 
 class Lossless(torch.nn.Module):

@@ -31,9 +31,18 @@ def gamma_schedule_input() -> io.String.Input:
         optional=True,
         tooltip="Leave empty to use gamma for the whole clip. Otherwise keyframes by frame number, '0: 0.05, 8: 0.3', "
         "or one value for each transition, '0.1, 0.1, 0.3'. Keyframes fit any clip: gamma is linear between them "
-        "and held before the first and after the last. One beyond the clip's end counts too. For video models, count "
-        "the latent's frames.",
+        "and held before the first and after the last. One beyond the clip's end counts too. Video models count the "
+        "clip's frames too; their latent frames count where no model is connected, or it does not tell how many "
+        "frames each holds.",
         advanced=True,
+    )
+
+
+def schedule_model_input() -> io.Model.Input:
+    return io.Model.Input(
+        "model",
+        optional=True,
+        tooltip="Connect it for video models, so that a schedule counts frames and not latent frames.",
     )
 
 

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import noise as core
 from ..vcd_core import plots
+from .host.latents import (
+    check_latent,
+    drawn_by_the_host,
+    in_parts,
+    latent_frames,
+    parts_of,
+    pictures_covered,
+    shapes_of,
+    video_part,
+    without_values,
+)
 from .host.memory import handed_on
-from .host.model import Latent, Model, latent_channels
+from .host.model import Latent, Model, of_video
 from .host.noise import latent_that_starts_as, with_noise_prior
 from .host.text import with_rows_held
-from .inputs import CATEGORY, closed_loop_input, gamma_input, gamma_schedule_input, seed_input
+from .inputs import (
+    CATEGORY,
+    closed_loop_input,
+    gamma_input,
+    gamma_schedule_input,
+    schedule_model_input,
+    seed_input,
+)
 
 NOISE_CATEGORY = f"{CATEGORY}/noise"
 ALIASES = ["3d gaussian noise", "magic me", "video custom diffusion", "vcd", "correlated noise"]
 
 
-def gamma_of(gamma: float, schedule: str, frames: int, goes_on: bool = False) -> core.Gamma:
-    """The gamma of a clip of this many frames, or of so many of a longer one, from the two widgets."""
-    return core.parse_schedule(schedule, frames, goes_on) if schedule.strip() else gamma
+def gamma_of(gamma: float, schedule: str, frames: int, goes_on: bool = False, model: Model | None = None) -> core.Gamma:
+    """The gamma of a clip of this many frames, or of so many of a longer one, from the two widgets.
+
+    Args:
+        model: the frames are latent frames of this video model, and a schedule counts the pictures that they cover.
+    """
+    if not schedule.strip():
+        return gamma
+    return core.parse_schedule(schedule, frames, goes_on, pictures_covered(model, frames) if model else None)
 
 
 def check_gamma(gamma: float, schedule: str, closed_loop: bool) -> None:
@@ -39,7 +65,9 @@ class NoisePriorLatent(io.ComfyNode):
             display_name="3D Noise Prior Latent",
             category=NOISE_CATEGORY,
             description="The correlated noise of a clip as a LATENT, for KSamplerAdvanced with add_noise disabled. "
-            "Connect the model and its sigmas, and the picture equals that of '3D Noise Prior' with the same seed.",
+            "Connect the model and its sigmas, and the picture equals that of '3D Noise Prior' with the same seed. "
+            "Without a model it is noise for SD 1.5: connect the model of any other kind. Flow models, as most video "
+            "models are, start from noise of their own: use '3D Noise Prior' or 'Apply 3D Noise Prior' with them.",
             search_aliases=[*ALIASES, "MagicAlbum3DGaussianNoise"],
             inputs=[
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of the video in pixels."),
@@ -58,15 +86,22 @@ class NoisePriorLatent(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="With sigmas: the noise is scaled to what this model's sampler starts from.",
+                    tooltip="The noise takes the shape of this model's latents. With sigmas it is scaled to what the "
+                    "model's sampler starts from.",
                 ),
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="The schedule that the sampler will use (BasicScheduler)."
                 ),
                 gamma_schedule_input(),
                 closed_loop_input(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The noise takes this latent's shape in place of width, height and frames. Models that "
+                    "draw sound with the video (LTX-2) need it.",
+                ),
             ],
-            outputs=[io.Latent.Output(tooltip="Noise [frames, 4, height/8, width/8].")],
+            outputs=[io.Latent.Output(tooltip="Noise [frames, 4, height/8, width/8], or of the model's own shape.")],
         )
 
     @classmethod
@@ -82,50 +117,68 @@ class NoisePriorLatent(io.ComfyNode):
         sigmas: torch.Tensor | None = None,
         gamma_schedule: str = "",
         closed_loop: bool = False,
+        latent: Latent | None = None,
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
-        if width % 8 or height % 8:
-            raise ValueError(f"The size is {width}x{height}; width and height must be multiples of 8.")
-        if (model is None) != (sigmas is None):
-            found, missing = ("SIGMAS", "MODEL") if model is None else ("MODEL", "SIGMAS")
+        if model is None and sigmas is not None:
             raise ValueError(
-                f"{found} is connected without {missing}. Connect both to scale the noise to the sampler's start, "
-                "or neither for noise of unit variance."
+                "SIGMAS is connected without MODEL. Connect both to scale the noise to the sampler's start, or neither "
+                "for noise of unit variance."
             )
-        shape = (frames, 4, height // 8, width // 8)
-        noise = core.sample(shape, gamma_of(gamma, gamma_schedule, frames), seed, layout, closed_loop)
-        if model is not None and sigmas is not None:
-            channels, dimensions = latent_channels(model)
-            if (channels, dimensions) != (4, 2):
-                raise ValueError(
-                    f"This model's latents have {channels} channels and {dimensions} dimensions; this node draws "
-                    "4 channels and 2 dimensions. Use '3D Noise Prior' or 'Apply 3D Noise Prior', which fit any model."
-                )
-            noise = latent_that_starts_as(model, sigmas, noise)
-        return io.NodeOutput({"samples": handed_on(noise)})
+        if latent is None:
+            latent = {"samples": without_values(shapes_of(model, frames, height, width))}
+        elif model is not None:
+            check_latent(model, latent["samples"])
+        noise = CorrelatedNoise(gamma, seed, layout, gamma_schedule, closed_loop, model).generate_noise(latent)
+        parts = parts_of(noise)
+        if sigmas is not None:
+            parts = [latent_that_starts_as(model, sigmas, part) for part in parts]
+        return io.NodeOutput({"samples": in_parts([handed_on(part) for part in parts])})
 
 
 class CorrelatedNoise:
     """A NOISE object: ComfyUI asks it for the noise of the latent that is about to be sampled."""
 
-    def __init__(self, gamma: float, seed: int, layout: core.Layout, gamma_schedule: str, closed_loop: bool) -> None:
+    def __init__(
+        self,
+        gamma: float,
+        seed: int,
+        layout: core.Layout,
+        gamma_schedule: str,
+        closed_loop: bool,
+        model: Model | None = None,
+    ) -> None:
         self.seed = seed
         self.gamma, self.layout, self.gamma_schedule, self.closed_loop = gamma, layout, gamma_schedule, closed_loop
+        self.model = model
 
     def generate_noise(self, input_latent: Latent) -> torch.Tensor:
-        samples = input_latent["samples"]
-        if samples.is_nested:
-            raise ValueError(
-                "This latent holds several parts (such as a video and its sound); the noise prior knows one. Use "
-                "RandomNoise."
-            )
-        batch_index = input_latent.get("batch_index")
-        dim = core.frame_dim(samples.ndim)
-        picked = batch_index if dim == 0 else None
-        frames = samples.shape[dim] if picked is None else max(picked) + 1
-        gamma = gamma_of(self.gamma, self.gamma_schedule, frames, goes_on=picked is not None)
+        samples, batch_index = input_latent["samples"], input_latent.get("batch_index")
+        if not samples.is_nested:
+            return self._of_one(samples, batch_index)
+        parts = parts_of(samples)
+        video = video_part([part.shape for part in parts])
+        drawn = drawn_by_the_host(parts, self.seed, batch_index)
+        if self.layout == "comfy":  # wherever the video stands among the parts
+            gamma = self._gamma(parts[video].shape[2])
+            drawn[video] = core.correlate(drawn[video], gamma, 2, self.closed_loop)
+        else:
+            drawn[video] = self._of_one(parts[video], batch_index)
+        return in_parts(drawn)
+
+    def _of_one(self, samples: torch.Tensor, batch_index: Sequence[int] | None) -> torch.Tensor:
+        """The noise of frames along the batch, or of a video latent."""
+        if core.frame_dim(samples.ndim) == 0:
+            frames = samples.shape[0] if batch_index is None else max(batch_index) + 1
+            gamma = gamma_of(self.gamma, self.gamma_schedule, frames, goes_on=batch_index is not None)
+        else:
+            gamma = self._gamma(samples.shape[2])
         noise = core.sample(samples.shape, gamma, self.seed, self.layout, self.closed_loop, batch_index)
         return noise.to(samples.dtype)
+
+    def _gamma(self, latent_frames: int) -> core.Gamma:
+        """The gamma of a video latent of this many latent frames."""
+        return gamma_of(self.gamma, self.gamma_schedule, latent_frames, model=self.model)
 
 
 class NoisePrior(io.ComfyNode):
@@ -136,9 +189,9 @@ class NoisePrior(io.ComfyNode):
             display_name="3D Noise Prior",
             category=NOISE_CATEGORY,
             description="Correlated noise for SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
-            "whatever latent is sampled, pictures along the batch or video latents. FreeNoise of context windows "
-            "shuffles its "
-            "frames: with that, use 'Apply 3D Noise Prior'.",
+            "whatever latent is sampled, pictures along the batch or video latents; the sound of a video keeps "
+            "RandomNoise's noise. FreeNoise of context windows shuffles its frames: with that, use 'Apply 3D Noise "
+            "Prior'.",
             search_aliases=[*ALIASES, "random noise"],
             inputs=[
                 gamma_input(),
@@ -152,6 +205,7 @@ class NoisePrior(io.ComfyNode):
                 ),
                 gamma_schedule_input(),
                 closed_loop_input(),
+                schedule_model_input(),
             ],
             outputs=[io.Noise.Output()],
         )
@@ -164,9 +218,10 @@ class NoisePrior(io.ComfyNode):
         layout: core.Layout,
         gamma_schedule: str = "",
         closed_loop: bool = False,
+        model: Model | None = None,
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
-        return io.NodeOutput(CorrelatedNoise(gamma, seed, layout, gamma_schedule, closed_loop))
+        return io.NodeOutput(CorrelatedNoise(gamma, seed, layout, gamma_schedule, closed_loop, model))
 
 
 class ApplyNoisePrior(io.ComfyNode):
@@ -178,8 +233,8 @@ class ApplyNoisePrior(io.ComfyNode):
             category=NOISE_CATEGORY,
             description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
             "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers "
-            "add later. "
-            "Nothing else in the graph changes.",
+            "add later. The sound of a video keeps its own. Nothing else in the graph changes. With FreeNoise, let the "
+            "context windows share 4 frames or more and keep gamma at 0.5 or below.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with; with AnimateDiff, before or after it."),
@@ -213,7 +268,8 @@ class ApplyNoisePrior(io.ComfyNode):
         def correlate(noise: torch.Tensor, frames: list[int] | None) -> torch.Tensor:
             dim = core.frame_dim(noise.ndim)
             if frames is None:
-                return core.correlate(noise, gamma_of(gamma, gamma_schedule, noise.shape[dim]), dim, closed_loop)
+                steps = gamma_of(gamma, gamma_schedule, noise.shape[dim], model=model if dim else None)
+                return core.correlate(noise, steps, dim, closed_loop)
             if closed_loop:
                 raise ValueError(core.PART_OF_A_LOOP)
             return core.correlate_picked(noise, gamma_of(gamma, gamma_schedule, max(frames) + 1, goes_on=True), frames)
@@ -229,7 +285,8 @@ class NoisePriorPreview(io.ComfyNode):
             display_name="3D Noise Prior Preview",
             category=NOISE_CATEGORY,
             description="Shows what a gamma does: the covariance between frames as asked for and as measured on one "
-            "draw, and the noise itself, frame by frame.",
+            "draw, and the noise itself, frame by frame. With a video model connected: between its latent frames, and "
+            "which frames each of them holds.",
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
@@ -238,6 +295,7 @@ class NoisePriorPreview(io.ComfyNode):
                 seed_input(io.ControlAfterGenerate.fixed),
                 gamma_schedule_input(),
                 closed_loop_input(),
+                schedule_model_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="figure", tooltip="Sigma, the measured covariance and a strip of frames."),
@@ -247,15 +305,27 @@ class NoisePriorPreview(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, frames: int, gamma: float, seed: int, gamma_schedule: str = "", closed_loop: bool = False
+        cls,
+        frames: int,
+        gamma: float,
+        seed: int,
+        gamma_schedule: str = "",
+        closed_loop: bool = False,
+        model: Model | None = None,
     ) -> io.NodeOutput:
         check_gamma(gamma, gamma_schedule, closed_loop)
-        steps = gamma_of(gamma, gamma_schedule, frames)
+        length, spans = f"{frames} frames", []
+        if model is not None and not of_video(model):
+            model = None
+        if model is not None:
+            count = latent_frames(model, frames)
+            spans = core.picture_spans(pictures_covered(model, count))
+            length, frames = f"{frames} frames are {count} latent frames of this model", count
+        steps = gamma_of(gamma, gamma_schedule, frames, model=model)
         noise = core.sample((frames, 4, 64, 64), steps, seed, closed_loop=closed_loop)
         label = f"gamma {gamma:g}" if steps is gamma else f"gamma {gamma_schedule.strip()}"
-        figure = plots.noise_prior_figure(
-            core.covariance(frames, steps, closed_loop), core.measured_covariance(noise), noise, label
-        )
+        sigma, measured = core.covariance(frames, steps, closed_loop), core.measured_covariance(noise)
+        figure = plots.noise_prior_figure(sigma, measured, noise, f"{label}, {length}", spans)
         pictures = handed_on(figure), handed_on(plots.noise_frames(noise, size=256))
         return io.NodeOutput(*pictures, ui=ui.PreviewImage(figure, cls=cls))
 

@@ -11,7 +11,7 @@ import torch
 from ..vcd_core import noise as prior
 from ..vcd_core.frames import broken_frames, check_finite, named
 from .host.model import Model, check_fits, draws_sound, of_video, patch_of
-from .host.nested import Parts, check_everywhere, check_sound, frame_rate_of, sound_of
+from .host.nested import check_everywhere, check_sound, frame_rate_of, sound_of
 from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
 from .host.rules import check_conditioning
@@ -85,7 +85,6 @@ class Stage:
         latent = codec.encode(images, progress)
         noise = prior.sample(latent.shape, 0.0, self.settings.seed)
         sound = self._sound(frames, of, positive)
-        parts = Parts([latent.shape] if sound is None else [latent.shape, sound.shape])
         start, steps_done = progress.done, [0]
 
         def on_call(share: float) -> None:
@@ -96,8 +95,7 @@ class Stage:
             on_call(0.0)
 
         def correlate(noise: torch.Tensor, picked: list[int] | None) -> torch.Tensor:
-            video, *rest = parts.apart(noise)
-            return parts.together([prior.correlate(video, self.gamma, prior.frame_dim(video.ndim)), *rest])
+            return prior.correlate(noise, self.gamma, prior.frame_dim(noise.ndim))
 
         model = with_noise_prior(self.model, correlate, each_step=True)
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step, sound)

@@ -197,7 +197,7 @@ def check_gamma(gamma: float) -> None:
         raise ValueError(f"gamma is {gamma}; expected a number from 0 (independent frames) to 1 (one noise for all).")
 
 
-def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]:
+def parse_schedule(text: str, frames: int, goes_on: bool = False, covers: Sequence[int] | None = None) -> list[float]:
     """Read a gamma schedule as people write it, one value for each of the ``frames - 1`` transitions.
 
     Either a list, ``"0.1, 0.1, 0.3"``, with a value for each transition; or keyframes, ``"0: 0.1, 8: 0.3"``, by frame
@@ -206,6 +206,11 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]
 
     Args:
         goes_on: the clip goes on behind these frames, so a list may too.
+        covers: for a video latent, how many pictures each of its ``frames`` latent frames covers.  Keyframes then count
+            pictures, and a list has a value for each transition between pictures or between latent frames, told apart
+            by their number.  Latent frame i begins at picture ``s = sum(covers[:i])``, and the transition from latent
+            frame i-1 to i takes the gamma of the transition from picture s-1 to s: of [1, 4, 4], from 0 to 1 and from
+            4 to 5.
 
     Raises:
         ValueError: text that is neither, keyframes below 0 or that do not rise, a wrong count, or a gamma outside 0..1.
@@ -213,11 +218,33 @@ def parse_schedule(text: str, frames: int, goes_on: bool = False) -> list[float]
     Example:
         >>> parse_schedule("0: 0, 4: 0.5", frames=6)
         [0.0, 0.125, 0.25, 0.375, 0.5]
+        >>> parse_schedule("0: 0, 8: 0.8", frames=3, covers=[1, 4, 4])
+        [0.0, 0.4]
     """
     keys, values = _read_schedule(text)
+    before = range(frames - 1) if covers is None else [start - 1 for start in itertools.accumulate(covers[:-1])]
     if keys:
-        return transitions(frames, [_interpolate(keys, i) for i in range(frames - 1)])
+        return transitions(frames, [_interpolate(keys, picture) for picture in before])
+    if covers is not None and len(values) != frames - 1 and sum(covers) != frames:
+        if len(values) != sum(covers) - 1:
+            raise ValueError(
+                f"The gamma schedule has {len(values)} values, but a clip of {sum(covers)} frames has "
+                f"{sum(covers) - 1} transitions, and {frames - 1} between its {frames} latent frames. Give a value "
+                "for each of either, or keyframes by frame number."
+            )
+        values = [values[picture] for picture in before]
     return transitions(frames, values[: frames - 1] if goes_on else values)
+
+
+def picture_spans(covers: Sequence[int]) -> list[str]:
+    """The pictures that latent frames cover, as people write them.
+
+    Example:
+        >>> picture_spans([1, 4, 4])
+        ['0', '1-4', '5-8']
+    """
+    ends = itertools.accumulate(covers)
+    return [f"{end - 1}" if count == 1 else f"{end - count}-{end - 1}" for count, end in zip(covers, ends, strict=True)]
 
 
 def check_schedule(text: str) -> None:

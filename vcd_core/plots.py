@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,12 @@ _STOPS = (
 
 
 def noise_prior_figure(
-    sigma: torch.Tensor, measured: torch.Tensor, noise: torch.Tensor, label: str, width: int = 960
+    sigma: torch.Tensor,
+    measured: torch.Tensor,
+    noise: torch.Tensor,
+    label: str,
+    names: Sequence[str] = (),
+    width: int = 960,
 ) -> torch.Tensor:
     """Sigma as a heat map beside the measured covariance of a draw, above a strip of the draw's frames.
 
@@ -35,7 +40,8 @@ def noise_prior_figure(
         sigma: [F, F], the covariance asked for.
         measured: [F, F], the covariance of ``noise``.
         noise: [F, C, h, w], the draw.
-        label: what to write above, e.g. "gamma 0.1".
+        label: what to write above, e.g. "gamma 0.1, 16 frames".
+        names: what the F frames are called, to be written below them.
 
     Returns:
         IMAGE [1, H, width, 3].
@@ -43,20 +49,35 @@ def noise_prior_figure(
     margin, gap = 28, 40
     side = (width - 2 * margin - gap) // 2
     strip = _strip(noise, width - 2 * margin)
-    height = 76 + side + 46 + strip.height + 30
+    row = 20 if names else 0
+    height = 76 + side + row + 46 + strip.height + row + 30
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     error = float((measured - sigma).abs().max())
-    draw.text((margin, 14), f"3D Gaussian noise prior, {label}, {sigma.shape[0]} frames", INK, font(20))
+    draw.text((margin, 14), f"3D Gaussian noise prior, {label}", INK, font(20))
     heads = ("Sigma[m, n] asked for", f"measured on this draw (largest error {as_number(error, '.3f')})")
     for column, (matrix, head) in enumerate(zip((sigma, measured), heads, strict=True)):
         x = margin + column * (side + gap)
         draw.text((x, 48), head, GREY, font(15))
         page.paste(heat_map(matrix, side), (x, 74))
+        _write_below(draw, names, x, 74 + side + 4, side / len(sigma))
     _scale_bar(page, draw, margin + side + 12, 74, side)
-    draw.text((margin, 76 + side + 12), "the noise, frame by frame", GREY, font(15))
-    page.paste(strip, (margin, 76 + side + 40))
+    draw.text((margin, 76 + side + row + 12), "the noise, frame by frame", GREY, font(15))
+    top = 76 + side + row + 40
+    page.paste(strip, (margin, top))
+    shown, cell = _cells(len(noise), strip.width)
+    _write_below(draw, names[:shown], margin, top + strip.height + 4, cell + 2)
     return to_tensor(page)
+
+
+def _write_below(draw: ImageDraw.ImageDraw, names: Sequence[str], left: float, top: float, step: float) -> None:
+    """Names in the middle below what stands ``step`` pixels apart; where they are too long, every other, or fewer."""
+    if not names:
+        return
+    longest = max(draw.textlength(name, font(12)) for name in names) + 6
+    for i in range(0, len(names), math.ceil(longest / step)):
+        x = left + (i + 0.5) * step - draw.textlength(names[i], font(12)) / 2
+        draw.text((max(x, left), top), names[i], GREY, font(12))
 
 
 def noise_frames(noise: torch.Tensor, size: int) -> torch.Tensor:
@@ -90,9 +111,14 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
+def _cells(frames: int, width: int) -> tuple[int, int]:
+    """How many frames a strip of this width shows, and how wide each."""
+    shown = min(frames, 16)
+    return shown, (width - 2 * (shown - 1)) // shown if shown > 4 else width // 5
+
+
 def _strip(noise: torch.Tensor, width: int) -> Image.Image:
-    shown = min(len(noise), 16)
-    cell = (width - 2 * (shown - 1)) // shown if shown > 4 else width // 5
+    shown, cell = _cells(len(noise), width)
     picture = Image.new("RGB", (width, cell), PAPER)
     for i, frame in enumerate(noise_frames(noise[:shown, :, :16, :16], cell)):
         picture.paste(to_pil(frame), (i * (cell + 2), 0))

@@ -14,6 +14,7 @@ import comfy.patcher_extension
 import comfy.sample
 import torch
 
+from .latents import on_the_video
 from .model import Model
 from .wrappers import with_wrapper
 
@@ -28,6 +29,8 @@ def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Mod
 
     The sampler itself is wrapped, inside every wrapper of the model: noise that another pack draws and noise that the
     host's FreeNoise shuffles is correlated too, whatever the order of the nodes.
+
+    Of a latent that holds a video and its sound, the video's noise alone is correlated.
 
     Args:
         correlate: ``correlate(noise, frames)`` for noise of these frames of a clip, or of a whole one (None).
@@ -46,17 +49,18 @@ def with_noise_prior(model: Model, correlate: Correlate, each_step: bool) -> Mod
         **named,
     ):
         frames = frames_drawn(noise, seed)
+        on_all = on_the_video(correlate, named.get("latent_shapes"))
 
         def start(drawn: torch.Tensor) -> torch.Tensor:
             if frames is None:
-                return correlate(drawn, None)
+                return on_all(drawn, None)
             whole = _draw(noise, seed, max(frames) + 1).float()
             if not torch.equal(whole[frames], drawn.float().cpu()):  # another wrapper changed it on its way here
                 return correlate(drawn, frames)
             return correlate(whole, list(range(len(whole))))[frames].to(drawn)
 
         if each_step:
-            sampler = _with_step_noise(sampler, lambda drawn: correlate(drawn, frames))
+            sampler = _with_step_noise(sampler, lambda drawn: on_all(drawn, frames))
         sampler = _with_initial_noise(sampler, start)
         # positional: some packs read them from the end
         return executor(noise, latent, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **named)

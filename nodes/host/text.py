@@ -234,9 +234,10 @@ def with_rows_held(model: Model) -> Model:
     """
 
     def wrapper(executor, noise, *args, **kwargs):  # type: ignore[no-untyped-def]
+        in_parts = len(kwargs.get("latent_shapes") or ()) > 1  # a video and its sound
         for conds in executor.class_obj.conds.values():
             for cond in conds or ():
-                if noise.ndim != 4:  # of video, or of video and sound: packed
+                if in_parts or noise.ndim == 5:
                     check_one_row(cond.get("cross_attn"), "The conditioning")
                 else:
                     hold_rows(cond, len(noise))

@@ -7,7 +7,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vcd_core.noise import correlate, correlate_picked, covariance, measured_covariance, parse_schedule, sample
+from vcd_core import plots
+from vcd_core.noise import (
+    correlate,
+    correlate_picked,
+    covariance,
+    measured_covariance,
+    parse_schedule,
+    picture_spans,
+    sample,
+)
 
 
 def independent(frames: int, *rest: int, seed: int = 0) -> torch.Tensor:
@@ -219,6 +228,40 @@ def test_keyframes_fit_any_clip_and_a_key_beyond_its_end_still_draws_the_line():
 def test_keys_that_are_no_frames_are_refused_by_name(text, message):
     with pytest.raises(ValueError, match=message):
         parse_schedule(text, 16)
+
+
+@pytest.mark.parametrize("covers", [[1, 4, 4, 4], [1, 8, 8], [1, 4, 4, 4, 4, 1, 4], [1, 1, 1]])
+def test_a_schedule_of_a_video_latent_counts_the_pictures_that_its_frames_cover(covers):
+    frames, pictures = len(covers), sum(covers)
+    of_pictures = parse_schedule("0: 0, 12: 0.6", pictures)
+    starts = [sum(covers[:i]) for i in range(1, frames)]
+    expected = [of_pictures[start - 1] for start in starts]
+    assert expected == pytest.approx([min(0.05 * (start - 1), 0.6) for start in starts])
+    for text in ("0: 0, 12: 0.6", ", ".join(map(repr, of_pictures)), ", ".join(map(repr, expected))):
+        assert parse_schedule(text, frames, covers=covers) == expected
+    for wrong in {0, 1, frames - 2, frames, pictures - 2, pictures} - {0, frames - 1, pictures - 1}:
+        with pytest.raises(ValueError, match=rf"{wrong} values.*{pictures} frames.*{frames - 1}"):
+            parse_schedule(", ".join(["0.1"] * wrong), frames, covers=covers)
+
+
+def test_one_picture_has_no_transition():
+    assert parse_schedule("0: 0.1, 8: 0.9", 1, covers=[1]) == []
+    assert picture_spans([1, 4, 4, 4, 4, 1, 4]) == ["0", "1-4", "5-8", "9-12", "13-16", "17", "18-21"]
+
+
+def test_names_of_frames_stand_below_them_and_change_nothing_else():
+    noise = sample((5, 4, 64, 64), 0.5, 1)
+    matrices = covariance(5, 0.5), measured_covariance(noise)
+    plain = plots.noise_prior_figure(*matrices, noise, "gamma 0.5")
+    named = plots.noise_prior_figure(*matrices, noise, "gamma 0.5", ["0", "1-4", "5-8", "9-12", "13-16"])
+    paper = plain[0, 0, 0]
+    assert torch.equal(named[:, :506], plain[:, :506])
+    below = (named[0, 506:526] != paper).any(-1)
+    for left in (28, 500):
+        assert all(below[:, left + x : left + x + 86].any() for x in range(0, 430, 86))
+    assert named.shape[1] == plain.shape[1] + 40
+    crowded = plots.noise_prior_figure(*matrices, noise, "", [f"{i}000000-{i}9999999" for i in range(5)])
+    assert crowded.shape == named.shape
 
 
 def test_a_part_of_a_clip_takes_the_beginning_of_its_schedule():

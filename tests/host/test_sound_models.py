@@ -68,7 +68,7 @@ def tiled(pack, kind, model, tile=4, overlap=2):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_tile_is_the_untiled_sampler_and_several_draw_sound_too(pack, made, kind):
     model, _, positive, negative = made(kind)
-    latent = video_models.empty(kind, 2, 8, 12)
+    latent = video_models.empty(kind, 2, 8, 12)["samples"]
     whole = drawn(model, positive, negative, latent)
     for part, same in zip(whole, drawn(tiled(pack, kind, model, 16), positive, negative, latent), strict=True):
         assert torch.allclose(part, same, atol=1e-5)
@@ -84,7 +84,10 @@ def test_one_tile_is_the_untiled_sampler_and_several_draw_sound_too(pack, made, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_video_is_blended_and_the_sound_is_the_tiles_mean_by_area(pack, made, kind):
     model, _, positive, negative = made(kind)
-    latent, values = video_models.empty(kind, 2, 6, 10), iter([80.0, *[0.0] * 7])  # eight tiles; the first in a corner
+    latent, values = (
+        video_models.empty(kind, 2, 6, 10)["samples"],
+        iter([80.0, *[0.0] * 7]),
+    )  # eight tiles; the first in a corner
     grid = pack("vcd_core.tiled").grid(6, 10, 4, 2)
     model = model.clone()
     model.set_model_unet_function_wrapper(lambda _, shown: torch.full_like(shown["input"], next(values)))
@@ -106,7 +109,9 @@ def test_every_tile_is_shown_its_video_the_whole_sound_and_its_part_of_the_masks
     model, _, positive, negative = made(kind)
     model, calls = recorded(pack, model)
     given = sound(kind)
-    picture = torch.randn(video_models.empty(kind, 2, 4, 12).shape, generator=torch.Generator().manual_seed(5))
+    picture = torch.randn(
+        video_models.empty(kind, 2, 4, 12)["samples"].shape, generator=torch.Generator().manual_seed(5)
+    )
     video_mask = (torch.arange(12) < 6).float().expand(1, 1, 2, 4, 12)
     nested = comfy.nested_tensor.NestedTensor
     mask = nested([video_mask, torch.zeros_like(given[:, :1])])
@@ -143,7 +148,7 @@ def test_keyframes_of_h3_are_cut_with_the_tile(pack, made):
         "minimax_token_tags": torch.ones(1, 6, dtype=torch.long),
     }
     positive = [[positive[0][0], more]]
-    latent = video_models.empty("h3", 2, 4, 12)
+    latent = video_models.empty("h3", 2, 4, 12)["samples"]
     found = drawn(tiled(pack, "h3", model, 4, 0), positive, negative, latent, cfg=1.0)
     for i, call in enumerate(calls):
         payload = call.inputs["minimax_payload"]
@@ -152,7 +157,7 @@ def test_keyframes_of_h3_are_cut_with_the_tile(pack, made):
         assert torch.equal(payload["cond_video_latents"][0], own)
     assert found[0].isfinite().all()
     with pytest.raises(ValueError, match="'minimax_keyframes' in the conditioning has size"):
-        drawn(tiled(pack, "h3", model, 4, 0), positive, negative, video_models.empty("h3", 2, 8, 24))
+        drawn(tiled(pack, "h3", model, 4, 0), positive, negative, video_models.empty("h3", 2, 8, 24)["samples"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,9 +172,9 @@ def test_memory_is_asked_for_one_tile_and_the_whole_sound(pack, made, kind, monk
         return prepare(patcher, shape, *args, **named)
 
     monkeypatch.setattr(helpers, "_prepare_sampling", ask)
-    drawn(tiled(pack, kind, model), positive, negative, video_models.empty(kind, 2, 8, 12))
+    drawn(tiled(pack, kind, model), positive, negative, video_models.empty(kind, 2, 8, 12)["samples"])
     channels = {"ltx2": 128, "h3": 24}[kind]
-    of_sound = video_models.empty(kind, 2, 8, 12).unbind()[1].numel()
+    of_sound = video_models.empty(kind, 2, 8, 12)["samples"].unbind()[1].numel()
     assert asked == [[1, 1, channels * 2 * 4 * 4 + of_sound]]
 
 
@@ -177,7 +182,7 @@ def test_a_prompt_for_each_frame_is_refused(pack, made):
     model, _, positive, negative = made("ltx2")
     many = [[torch.cat([positive[0][0]] * 3), positive[0][1]]]
     with pytest.raises(ValueError, match="has 3 rows, a prompt for each frame"):
-        drawn(tiled(pack, "ltx2", model), many, negative, video_models.empty("ltx2", 2, 8, 12))
+        drawn(tiled(pack, "ltx2", model), many, negative, video_models.empty("ltx2", 2, 8, 12)["samples"])
 
 
 def test_a_face_of_h3_is_drawn_with_the_references_and_without_the_keyframes(pack, made):
@@ -335,7 +340,7 @@ def test_h3_is_told_that_the_given_sound_is_clean(pack, made):
         pack("nodes.face").FaceRefine.execute(frames(5), model, vae, positive, negative, **inputs)
         mine = list(told)
         told.clear()
-        drawn(model, positive, negative, video_models.empty("h3", 2, 4, 4), denoise=0.8)
+        drawn(model, positive, negative, video_models.empty("h3", 2, 4, 4)["samples"], denoise=0.8)
     finally:
         hook.remove()
     assert len(mine) == 8
