@@ -429,3 +429,55 @@ def test_another_model_that_draws_sound_is_refused_by_name(pack):
     prompt = video_models.prompt("ltxv")
     with pytest.raises(ValueError, match=r"LTXV.* draws sound in a latent that this stage does not know"):
         pack("nodes.tiled").TiledDenoise.execute(frames(5), model, vae, prompt, prompt, **{**ENLARGE, "denoise": 0.3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_whose_weights_are_swapped_apart_count_as_together(pack, made, kind, monkeypatch):
+    model, _, positive, negative = made(kind)
+    latent, tiles = video_models.empty(kind, 2, 4, 8), pack("nodes.host.tiles")
+    both = [*positive, [negative[0][0], {**negative[0][1], "strength": 0.5}]]
+    together = drawn(tiled(pack, kind, model), both, negative, latent, cfg=1.0)
+    apart = [[lambda cond, i=i: cond and [cond[i]]] for i in range(2)]
+    monkeypatch.setattr(tiles, "by_hooks", lambda conds: [[of(cond) for cond in conds] for (of,) in apart])
+    for one, other in zip(together, drawn(tiled(pack, kind, model), both, negative, latent, cfg=1.0), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_tiles_within_the_hosts_context_windows(pack, made):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode as Windows
+
+    model, _, positive, negative = made("ltx2")
+    windows = Windows.execute(model, 4, 2, "standard_static", 1, False, "pyramid", 2, False).args[0]
+    latent = video_models.empty("ltx2", 6, 8, 8, sound=24)
+    whole = drawn(windows, positive, negative, latent)
+    for part, same in zip(whole, drawn(tiled(pack, "ltx2", windows, 16), positive, negative, latent), strict=True):
+        assert torch.allclose(part, same, atol=1e-5)
+    shown, calls = recorded(pack, windows)
+    for part, other in zip(whole, drawn(tiled(pack, "ltx2", shown), positive, negative, latent), strict=True):
+        assert other.isfinite().all()
+        assert not torch.allclose(part, other, atol=1e-5)
+        assert (part - other).norm() < 0.2 * part.norm()
+    assert all(call.video.shape[2] < 6 and call.video.shape[-2:] == (4, 4) for call in calls)
+    assert all(call.sound.shape[2] < 24 for call in calls)
+
+
+def test_a_longer_clip_hears_its_own_sound_in_each_context_window(pack, made):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode as Windows
+
+    model, vae, positive, negative = made("ltx2")
+    shown, calls = recorded(pack, model)
+    windows = Windows.execute(shown, 3, 1, "standard_static", 1, False, "pyramid", 2, False).args[0]
+    images, given = frames(33), torch.arange(33.0).view(1, 1, 33, 1).expand(1, 8, 33, 16)
+    large = pack("nodes.tiled").TiledDenoise.execute(
+        images, windows, vae, positive, negative, sound={"samples": given}, **{**ENLARGE, "denoise": 0.3}
+    )
+    assert large.args[0].shape == (33, 192, 192, 3)
+    assert large.args[0].isfinite().all()
+    begins = set()
+    for call in calls:
+        begin, count = int(call.sound[0, 0, 0, 0]), call.sound.shape[2]
+        assert count < 33
+        assert torch.equal(call.sound, given[:, :, begin : begin + count])
+        assert call.inputs["a_timestep"].abs().max() == 0
+        begins.add(begin)
+    assert len(begins) > 1
