@@ -23,7 +23,19 @@ from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
 from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import likeness_to
-from .inputs import CATEGORY, BoxesType, CropType, FacesType, gamma_input, sampling_inputs, seed_input, sound_input
+from .inputs import (
+    CATEGORY,
+    NOISE,
+    STEPS,
+    BoxesType,
+    CropType,
+    FacesType,
+    denoise_by_input,
+    gamma_input,
+    sampling_inputs,
+    seed_input,
+    sound_input,
+)  # fmt: skip
 from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
@@ -428,6 +440,7 @@ class FaceRefine(io.ComfyNode):
                 ),
                 none_input(),
                 sound_input(),
+                denoise_by_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -466,8 +479,10 @@ class FaceRefine(io.ComfyNode):
         mask: torch.Tensor | None = None,
         if_none: str = PASS,
         sound: Any = None,
+        denoise_by: str = STEPS,
     ) -> io.NodeOutput:
-        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma, sound)
+        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
+        stage = Stage(model, vae, settings, gamma, sound)
         more = {"positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4}
         stage.check(images, positive=positive, negative=negative, **more)
         if refine_size % 8:
@@ -489,7 +504,7 @@ class FaceRefine(io.ComfyNode):
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
-        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise)
+        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise, stage.begin())
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 
@@ -527,11 +542,11 @@ def refined_faces(
     return out, torch.cat(pairs), done
 
 
-def said(done: int, faces: int, missed: int, frames: int, denoise: float) -> str:
+def said(done: int, faces: int, missed: int, frames: int, denoise: float, begin: str) -> str:
     """What the node says after it has run."""
     left = "denoise is 0" if denoise == 0 else "see the log"
     text = f"{done} of {faces} faces refined" + (f" ({left})" if done < faces else "")
-    return f"{text}; {missed} of {frames} frames have none and passed through."
+    return f"{text}; {missed} of {frames} frames have none and passed through. {begin}".rstrip()
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

@@ -92,6 +92,21 @@ def sampling_inputs(steps: int, cfg: float, denoise: float) -> list[io.Input]:
     ]
 
 
+STEPS, NOISE = "steps", "noise"
+
+
+def denoise_by_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "denoise_by",
+        options=[STEPS, NOISE],
+        default=STEPS,
+        optional=True,
+        advanced=True,
+        tooltip="What denoise is a share of. steps: as in a KSampler, where video models start from more noise than "
+        "SD 1.5. noise: of the noise that is added, the same on every model. The node says where it started.",
+    )
+
+
 def sound_input() -> io.Latent.Input:
     return io.Latent.Input(
         "sound",

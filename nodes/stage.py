@@ -15,7 +15,7 @@ from .host.nested import check_everywhere, check_sound, frame_rate_of, sound_of
 from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
 from .host.rules import check_conditioning
-from .host.sampling import Sampling, sample
+from .host.sampling import Sampling, noise_share, sample
 from .host.ui import Progress
 
 
@@ -105,6 +105,13 @@ class Stage:
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn
+
+    def begin(self) -> str:
+        """What the stage starts from, for the artist; empty where nothing is drawn."""
+        if self.settings.denoise == 0:
+            return ""
+        sigma = float(self.settings.sigmas(self.model)[0])
+        return f"Drawn from sigma {sigma:.3g}, {noise_share(self.model, sigma):.0%} noise."
 
     def _sound(self, frames: int, of: tuple[int, int] | None, positive: Any) -> torch.Tensor | None:
         """The sound of these frames; None for a model that draws none."""

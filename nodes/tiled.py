@@ -20,7 +20,7 @@ from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles
 from .host.ui import Progress, ui_text
-from .inputs import CATEGORY, gamma_input, sampling_inputs, seed_input, sound_input
+from .inputs import CATEGORY, NOISE, STEPS, denoise_by_input, gamma_input, sampling_inputs, seed_input, sound_input
 from .stage import NotFinite, Stage
 
 KEY = "vcd_tiles"
@@ -137,6 +137,7 @@ class TiledDenoise(io.ComfyNode):
                 seed_input(),
                 shift_input(),
                 sound_input(),
+                denoise_by_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -162,8 +163,10 @@ class TiledDenoise(io.ComfyNode):
         upscale_model: Any = None,
         shift_grid: bool = False,
         sound: Any = None,
+        denoise_by: str = STEPS,
     ) -> io.NodeOutput:
-        stage = Stage(model, vae, Sampling(steps, cfg, sampler_name, scheduler, denoise, seed), gamma, sound)
+        settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
+        stage = Stage(model, vae, settings, gamma, sound)
         stage.check(images, positive=positive, negative=negative)
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
@@ -182,7 +185,7 @@ class TiledDenoise(io.ComfyNode):
             return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)
 
         try:
-            drawn, text = stage.refine(large, positive, negative, progress, patch), ""
+            drawn, text = stage.refine(large, positive, negative, progress, patch), stage.begin()
         except NotFinite as error:
             if error.drawn is None:
                 raise

@@ -17,11 +17,29 @@ from .nested import video_of, with_clean_sound, with_sound
 
 SAMPLER_NAMES: list[str] = comfy.samplers.SAMPLER_NAMES
 SCHEDULER_NAMES: list[str] = comfy.samplers.SCHEDULER_NAMES
+FINEST = 1024  # times the steps: of a longer schedule the host's own do not tell the last steps apart
+
+
+def noise_share(model: Model, sigma: float) -> float:
+    """How much of what a model starts from at ``sigma`` is noise, beside the picture: 0 to 1, told by the model."""
+    scaling = model.get_model_object("model_sampling").noise_scaling
+    level, one, none = torch.tensor([sigma]), torch.ones(1), torch.zeros(1)
+    noise, picture = float(scaling(level, one, none)), float(scaling(level, none, one))
+    return noise / (noise + picture)
+
+
+def sigma_of(model: Model, share: float) -> float:
+    """The sigma at which this share is noise; the model's largest where it knows none so large."""
+    low, high = 0.0, float(model.get_model_object("model_sampling").sigma_max)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if noise_share(model, middle) < share else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: what a KSampler's widgets say."""
+    """How to sample: what a KSampler's widgets say, and whether ``denoise`` is a share of the steps or of the noise."""
 
     steps: int
     cfg: float
@@ -29,6 +47,35 @@ class Sampling:
     scheduler: str
     denoise: float
     seed: int
+    by_noise: bool = False
+
+    def sigmas(self, model: Model) -> torch.Tensor:
+        """The noise levels [steps + 1] that a model is sampled at, down to 0."""
+        if self.by_noise and 0 < self.denoise < 1:
+            return self._from(model, sigma_of(model, self.denoise))
+        return self._schedule(model, self.steps, self.denoise)
+
+    def _schedule(self, model: Model, steps: int, denoise: float) -> torch.Tensor:
+        return comfy.samplers.KSampler(
+            model, steps, model.load_device, self.sampler_name, self.scheduler, denoise, model.model_options
+        ).sigmas
+
+    def _from(self, model: Model, sigma: float) -> torch.Tensor:
+        """The end of the shortest schedule whose last ``steps`` begin at ``sigma`` or below, begun there."""
+        few, many = self.steps - 1, self.steps
+        while self._end(model, many)[0] > sigma and many < FINEST * self.steps:
+            few, many = many, 2 * many
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (middle, many) if self._end(model, middle)[0] > sigma else (few, middle)
+        end = self._end(model, many)
+        levels = torch.unique_consecutive(torch.cat([end.new_tensor([sigma]), end[end < sigma]]))
+        at = torch.linspace(0, len(levels) - 1, self.steps + 1, device=levels.device)  # fine schedules repeat levels
+        below = at.long().clamp(max=len(levels) - 2)
+        return torch.lerp(levels[below], levels[below + 1], at - below)
+
+    def _end(self, model: Model, steps: int) -> torch.Tensor:
+        return self._schedule(model, steps, 1.0)[-(self.steps + 1) :].clone()
 
 
 def sample(
@@ -60,5 +107,5 @@ def sample(
     return video_of(comfy.sample.sample(
         model, noise, settings.steps, settings.cfg, settings.sampler_name, settings.scheduler, positive, negative,
         latent, denoise=settings.denoise, callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=settings.seed, noise_mask=mask,
+        seed=settings.seed, noise_mask=mask, sigmas=settings.sigmas(model),
     ))  # fmt: skip
