@@ -62,6 +62,9 @@ def animate(name: str, clips: Sequence[torch.Tensor], side: int) -> None:
     print(f"web/docs/images/{name}.webp, {len(frames)} frames")
 
 
+OF_FACES = ("05_face_refine", "13_ltx2_with_sound", "14_wan_vace")  # graphs that show the same picture
+
+
 class Painter:
     """The stages on the tiny model, as the quickstart has them."""
 
@@ -108,12 +111,13 @@ def main() -> None:
         "07_full_pipeline",
     )
     animate("stages", [frames, refined, large], 256)
-    save("face", grid([("crops before", pairs[:, :, :128]), ("drawn anew", pairs[:, :, 128:])], 4), "05_face_refine")
+    save("face", grid([("crops before", pairs[:, :, :128]), ("drawn anew", pairs[:, :, 128:])], 4), *OF_FACES)
     left = torch.nn.functional.interpolate(refined.movedim(-1, 1), scale_factor=2.0, mode="bilinear").movedim(1, -1)
     save(
         "tiled",
         grid([("enlarged", left[:, 40:200, 48:208]), ("and refined in tiles", large[:, 40:200, 48:208])], 4, 160),
         "06_tiled_upscale",
+        "12_wan22_faces_and_tiles",
     )
 
     prompts = [f"a {shot} V*, {action}" for shot, action in (

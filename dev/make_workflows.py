@@ -452,6 +452,107 @@ def evaluate(graph: Graph) -> None:
     graph.add("PreviewAny", source=figures, tall=260)
 
 
+WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+WAN22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+LTX2 = "ltx-2-19b-dev-fp8.safetensors"
+GEMMA = "gemma_3_12B_it_fp4_mixed.safetensors"
+VIDEO_NEGATIVE = "blurry, static, deformed face, watermark, text"
+FACE_PROMPT = "close-up of a woman, detailed face, sharp eyes, natural skin"
+
+
+def wan_column(graph: Graph, unet: str, vae: str, home: str, vae_home: str) -> Stage:
+    """A Wan model, its text encoder and VAE, and prompts."""
+    graph.column("1. Model and prompt", 380)
+    graph.note(
+        "Any of ComfyUI's own video models goes here. The prompt says what the face is; the noise prior, the tracks "
+        "and the tiles need nothing of SD 1.5. A motion module is not needed: these models move by themselves."
+    )
+    model = graph.add("UNETLoader", unet_name=unet, weight_dtype="default")
+    graph.models(model, (unet, f"{home}/diffusion_models/{unet}", "diffusion_models"))
+    model = graph.add("ModelSamplingSD3", model=model, shift=8.0)
+    clip = graph.add("CLIPLoader", clip_name=UMT5, type="wan", device="default")
+    graph.models(clip, (UMT5, f"{WAN}/text_encoders/{UMT5}", "text_encoders"))
+    loaded = graph.add("VAELoader", vae_name=vae)
+    graph.models(loaded, (vae, f"{vae_home}/vae/{vae}", "vae"))
+    positive = graph.add("CLIPTextEncode", clip=clip, text=FACE_PROMPT, title="Prompt", tall=160)
+    negative = graph.add("CLIPTextEncode", clip=clip, text=VIDEO_NEGATIVE, title="Negative prompt", tall=120)
+    return model, loaded, positive, negative
+
+
+def refine_and_enlarge(graph: Graph, images: Out, stage: Stage, name: str, tile: int, **more: Any) -> None:
+    """Faces, then tiles, with settings for a flow model; saved with the speed and the sound of the clip."""
+    model, vae, positive, negative = stage
+    settings = {"cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "seed": 1, "denoise_by": "noise", **more}
+    graph.column("2. Faces", 380)
+    graph.note(
+        "`denoise_by` is *noise*: 0.5 is half noise whatever the model's shift. Under the node stands the sigma that "
+        "it started from. Tracks are lengthened by held frames to what the VAE takes, and cut again."
+    )
+    faces = graph.add("VCD_FaceTrack", images=images, tall=560)
+    refined = graph.add(
+        "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces,
+        steps=20, denoise=0.5, **settings,
+    )  # fmt: skip
+    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
+    graph.column("3. Tiles", 380)
+    graph.note("Twice the size. Each tile sees all frames, and all tiles one noise.")
+    large = graph.add(
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, steps=20,
+        denoise=0.2, tile_size=tile, overlap=128, **settings,
+    )  # fmt: skip
+    save_column(graph, large, name, images)
+
+
+def wan22_faces(graph: Graph) -> None:
+    images = load_column(graph, "Any clip, whatever model made it; its sound is kept.")
+    vae = "wan2.2_vae.safetensors"
+    stage = wan_column(graph, "wan2.2_ti2v_5B_fp16.safetensors", vae, WAN22, WAN22)
+    refine_and_enlarge(graph, images, stage, "wan22", 704)
+
+
+def ltx2_sound(graph: Graph) -> None:
+    images = load_column(graph, "A clip with its sound. The model hears the sound while it draws, and keeps it.")
+    graph.column("1. Model, prompt, sound", 380)
+    graph.note(
+        "LTX-2 draws video and sound in one latent. Here the clip's own sound is given to it clean: faces are drawn "
+        "with the mouth that the sound needs. The saved video has the sound of the loaded one, untouched."
+    )
+    model = graph.add("CheckpointLoaderSimple", ckpt_name=LTX2)
+    graph.models(model, (LTX2, f"{HUB}/Lightricks/LTX-2/resolve/main/{LTX2}", "checkpoints"))
+    clip = graph.add("LTXAVTextEncoderLoader", text_encoder=GEMMA, ckpt_name=LTX2)
+    home = f"{HUB}/Comfy-Org/ltx-2/resolve/main/split_files/text_encoders"
+    graph.models(clip, (GEMMA, f"{home}/{GEMMA}", "text_encoders"))
+    hears = graph.add("LTXVAudioVAELoader", ckpt_name=LTX2)
+    sound = graph.add("LTXVAudioVAEEncode", audio=Out(images.node, 1), audio_vae=hears)
+    positive = graph.add("CLIPTextEncode", clip=clip, text=FACE_PROMPT, title="Prompt", tall=160)
+    negative = graph.add("CLIPTextEncode", clip=clip, text=VIDEO_NEGATIVE, title="Negative prompt", tall=120)
+    timed = graph.add("LTXVConditioning", positive=positive, negative=negative, frame_rate=Out(images.node, 2))
+    stage = model, Out(model.node, 2), timed, Out(timed.node, 1)
+    refine_and_enlarge(graph, images, stage, "ltx2", 768, sound=sound, cfg=4.0, sampler_name="euler")
+
+
+def wan_vace(graph: Graph) -> None:
+    images = load_column(
+        graph, "A clip of 4n + 1 frames (17, 33, 81). Its edges guide the model, so that more can be drawn anew."
+    )
+    vae, unet = "wan_2.1_vae.safetensors", "wan2.1_vace_1.3B_fp16.safetensors"
+    model, vae_out, positive, negative = wan_column(graph, unet, vae, WAN, WAN)
+    graph.column("1b. What VACE is shown", 380)
+    graph.note(
+        "The control video is made once for the whole clip. Face VCD cuts each face's window out of it, frame by "
+        "frame, and Tiled VCD enlarges it and cuts each tile. Leave the reference picture of the node empty."
+    )
+    edges = graph.add("Canny", image=images, low_threshold=0.2, high_threshold=0.5)
+    size = graph.add("GetImageSize", image=images)
+    shown = graph.add(
+        "WanVaceToVideo", positive=positive, negative=negative, vae=vae_out, control_video=edges, width=size,
+        height=Out(size.node, 1), length=Out(size.node, 2), strength=0.8, tall=260,
+    )  # fmt: skip
+    stage = model, vae_out, shown, Out(shown.node, 1)
+    refine_and_enlarge(graph, images, stage, "wan_vace", 512)
+
+
 GRAPHS: dict[str, Callable[[Graph], None]] = {
     "00_noise_prior": noise_prior,
     "01_quickstart": quickstart,
@@ -467,6 +568,9 @@ GRAPHS: dict[str, Callable[[Graph], None]] = {
     "09_long_clip": long_clip,
     "10_emotions": emotions,
     "11_evaluate": evaluate,
+    "12_wan22_faces_and_tiles": wan22_faces,
+    "13_ltx2_with_sound": ltx2_sound,
+    "14_wan_vace": wan_vace,
 }
 NEEDS_PACK = {"03_t2v_animatediff_evolved": "ADE_AnimateDiffLoaderGen1"}
 

@@ -16,7 +16,7 @@ from ...vcd_core.tiled import Tile
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
 from .pictures import Codec, cell_of, frames_taken, resize
-from .redrawn import frames_in, guides_in, redrawn, redrawn_masks, resized, tokens_in
+from .redrawn import frames_in, guides_in, is_of, redrawn, redrawn_masks, resized, tokens_in
 from .rules import (
     AREA,
     BESIDE,
@@ -196,12 +196,14 @@ class Cut:
         """Latents of a clip in the frames and windows; pictures of something else whole, at the windows' size."""
         if self.vae is None:
             raise ValueError(f"The conditioning holds '{name}', latents of a video, which cannot be cut without a VAE.")
-        if self.region is None and tuple(value.shape[-2:]) == self._cells():
+        count = frames_in(self.vae, value.shape[2])
+        fits = count == frames_taken(self.vae, self.length) and tuple(value.shape[-2:]) == self._cells()
+        if self.region is None and fits:
             return value
         if rule == LATENT_MASKS:
             return redrawn_masks(self.vae, value, self.length, self._shown, self.patch, name)
-        count = frames_in(self.vae, value.shape[2])
-        short = count < frames_taken(self.vae, self.length)  # the clip's first frames, or pictures of something else
+        # of the clip's first frames alone, or pictures of something else
+        short = count < self.length and not is_of(self.vae, value.shape[2], self.length)
         if rule == BESIDE or (rule == OWN_OR_WHOLE and short):
             return redrawn(self.vae, value, count, lambda images: resize(images, *self.size), self.patch, name)
         if short and not self._among(count):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ...vcd_core.frames import held
 from ...vcd_core.tiled import Tile
 from .pictures import Codec, cell_of, frames_taken, of_video
 from .ui import Progress, stop_if_asked
@@ -30,7 +31,8 @@ def redrawn(vae: Any, latents: torch.Tensor, frames: int, change: Change, patch:
 
     Args:
         latents: [1, n * C, T, h, w] for a VAE of C channels.
-        frames: of the clip; latents of another length are refused.
+        frames: of the clip. Where the latents end within a latent frame of its end the last picture is held; those of
+            another length are refused.
         change: IMAGE [frames, H, W, 3] to IMAGE.
         patch: how many latent cells a side the model takes together.
         name: what the conditioning calls them.
@@ -38,21 +40,21 @@ def redrawn(vae: Any, latents: torch.Tensor, frames: int, change: Change, patch:
     Raises:
         ValueError: latents of another length, or of another VAE.
     """
-    channels, found = vae.latent_channels, frames_in(vae, latents.shape[2])
+    channels, found = vae.latent_channels, min(frames, frames_in(vae, latents.shape[2]))
     if len(latents) != 1 or latents.shape[1] % channels or not of_video(vae):
         raise ValueError(
             f"'{name}' in the conditioning has shape {list(latents.shape)}, which this VAE ({channels} channels) "
             "cannot decode. Make it with the VAE that is connected here."
         )
-    if found != frames_taken(vae, frames):
+    if not is_of(vae, latents.shape[2], frames):
         raise ValueError(
-            f"'{name}' in the conditioning is of {found} frames, but the clip has {frames}. Make it for "
-            f"{frames_taken(vae, frames)} frames, without a reference picture before them."
+            f"'{name}' in the conditioning is of {frames_in(vae, latents.shape[2])} frames, but the clip has {frames}. "
+            f"Make it for {frames_taken(vae, frames)} frames, without a reference picture before them."
         )
-    before = Codec(vae, frames, latents.shape[-2] * cell_of(vae), latents.shape[-1] * cell_of(vae))
+    before = Codec(vae, found, latents.shape[-2] * cell_of(vae), latents.shape[-1] * cell_of(vae))
     parts = []
     for part in latents.split(channels, 1):
-        images = change(before.decode(part, _Unseen()))
+        images = change(held(before.decode(part, _Unseen()), frames))
         parts.append(Codec(vae, len(images), images.shape[1], images.shape[2], patch).encode(images, _Unseen()))
     return torch.cat(parts, 1)
 
@@ -66,8 +68,9 @@ def redrawn_masks(vae: Any, masks: torch.Tensor, frames: int, change: Change, pa
     """
     cell, times, channels = cell_of(vae), pictures_of_latent(vae), masks.shape[1]
     height, width = masks.shape[-2:]
-    latent_frame = [latent_frame_of(vae, i) for i in range(frames)]
-    if frames_in(vae, masks.shape[2]) != frames_taken(vae, frames) or channels not in (1, times, cell * cell):
+    pictures = [min(i, frames_in(vae, masks.shape[2]) - 1) for i in range(frames)]
+    latent_frame = [latent_frame_of(vae, i) for i in pictures]
+    if not is_of(vae, masks.shape[2], frames) or channels not in (1, times, cell * cell):
         raise ValueError(
             f"'{name}' in the conditioning has shape {list(masks.shape)}; expected masks of {frames} frames with 1, "
             f"{times} or {cell * cell} channels."
@@ -76,7 +79,7 @@ def redrawn_masks(vae: Any, masks: torch.Tensor, frames: int, change: Change, pa
         pixels = F.pixel_shuffle(masks[0].movedim(1, 0), cell)[latent_frame]  # [frames, 1, H, W]
     else:
         each = masks[0].movedim(0, 1).reshape(-1, 1, height, width)  # the first picture as often as others share one
-        rows = [times - 1 + i for i in range(frames)] if channels > 1 else latent_frame
+        rows = [times - 1 + i for i in pictures] if channels > 1 else latent_frame
         pixels = F.interpolate(each[rows], scale_factor=cell, mode="nearest")
     changed = change(pixels.movedim(1, -1).expand(-1, -1, -1, 3))[..., :1].movedim(-1, 1)
     return _packed(vae, changed, channels, patch)
@@ -94,6 +97,11 @@ def _packed(vae: Any, pixels: torch.Tensor, channels: int, patch: int) -> torch.
     first = pixels[[_begin(vae, i) for i in range(latent_frame_of(vae, taken - 1) + 1)]]
     values = F.avg_pool2d(first, cell) if channels == 1 else F.pixel_unshuffle(first, cell)
     return values.movedim(1, 0)[None]
+
+
+def is_of(vae: Any, latent_frames: int, frames: int) -> bool:
+    """Whether latents are of a clip of so many frames, or lack less than a latent frame of it."""
+    return frames_in(vae, latent_frames) <= frames_taken(vae, frames) <= frames_in(vae, latent_frames + 1)
 
 
 def frames_in(vae: Any, latent_frames: int) -> int:

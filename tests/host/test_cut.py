@@ -285,6 +285,21 @@ def test_the_clips_first_picture_is_seen_by_the_faces_of_its_first_frames(pack, 
     assert torch.allclose(begin.value("concat_latent_image", first), window.vae.encode(shown), atol=1e-5)
 
 
+def test_a_control_video_that_ends_within_a_latent_frame_of_the_clip_holds_its_last_picture(cut, window):
+    """As the host's nodes make it of a clip whose length the VAE does not take."""
+    images = torch.rand(13, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    latents = window.vae.encode(images)
+    whole = cut.Cut(size=(64, 64), length=16, vae=window.vae)
+    found = whole.value("vace_frames", latents)
+    assert torch.allclose(found, window.vae.encode(torch.cat([images, images[-1:].expand(4, 64, 64, 3)])), atol=1e-5)
+    masks = whole.value("vace_mask", torch.ones(1, 64, 4, 8, 8))
+    assert torch.equal(masks, torch.ones(1, 64, 5, 8, 8))
+    with pytest.raises(ValueError, match="'vace_frames' in the conditioning is of 17 frames, but the clip has 13"):
+        cut.Cut(size=(64, 64), length=13, vae=window.vae).value(
+            "vace_frames", window.vae.encode(torch.zeros(17, 64, 64, 3))
+        )
+
+
 def test_what_a_window_cannot_be_cut_out_of_is_refused_by_name(cut, window):
     for name, value in {
         "keyframe_idxs": torch.zeros(1, 3, 64, 2), "audio_embed": torch.zeros(1, 20, 8),
