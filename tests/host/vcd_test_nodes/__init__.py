@@ -34,6 +34,7 @@ def _load(name, file):
 
 
 random_models = _load("random_models", "dev/random_models.py")
+video_models = _load("video_models", "dev/video_models.py")
 
 
 class TinySD(io.ComfyNode):
@@ -522,6 +523,55 @@ class TinyControlNet(io.ComfyNode):
         return io.NodeOutput(random_models.tiny_controlnet())
 
 
+class VideoModel(io.ComfyNode):
+    """A tiny video model of a kind, in place of files that are not to be had."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_VideoModel",
+            category="tests",
+            inputs=[io.String.Input("kind")],
+            outputs=[io.Model.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, kind):
+        return io.NodeOutput(video_models.model(kind), video_models.vae(kind))
+
+
+class VideoPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_VideoPrompt",
+            category="tests",
+            inputs=[io.String.Input("kind"), io.Int.Input("seed", default=1)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, kind, seed):
+        return io.NodeOutput(video_models.prompt(kind, seed))
+
+
+class VideoSound(io.ComfyNode):
+    """The sound of so many seconds as LTX-2's audio VAE gives it, 25 frames a second."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_VideoSound",
+            category="tests",
+            inputs=[io.Float.Input("seconds")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, seconds):
+        return io.NodeOutput({"samples": torch.ones(1, 8, round(25 * seconds), 16)})
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
         return [
@@ -546,6 +596,9 @@ class Extension(ComfyExtension):
             MaskedText,
             Upscaler,
             TinyControlNet,
+            VideoModel,
+            VideoPrompt,
+            VideoSound,
         ]
 
 
