@@ -293,7 +293,7 @@ class Cut:
 def fitted(conditioning: Any, size: tuple[int, int], frames: int, vae: Any, patch: int) -> Any:
     """A conditioning whose latents of a clip, made at any size, fit the clip enlarged to ``size``."""
     whole = Cut(size=size, length=frames, vae=vae, patch=patch)
-    sized = (LATENTS, LATENT_MASKS, BESIDE, OWN_OR_WHOLE, TOKENS, OF_ALL_FRAMES)
+    sized = (PLACES, LATENTS, LATENT_MASKS, BESIDE, OWN_OR_WHOLE, TOKENS, OF_ALL_FRAMES)
     return [
         [rows, {name: whole.value(name, v) if rule_of(name, v) in sized else v for name, v in options.items()}]
         for rows, options in conditioning

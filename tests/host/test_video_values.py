@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dev import video_models
+from dev.host import ROOT
 from vcd_core.tiny import world
 
 SIDE, COUNT = 128, 9
@@ -72,7 +73,7 @@ def shown(case, vae, positive, negative, side=SIDE, count=COUNT):
     )
 
 
-CASES = {
+CASES = {  # what is shown, and to which kind of model
     "i2v": "wan21_i2v", "vace": "wan21_vace", "camera": "wan21_camera", "fun": "wan21_fun", "phantom": "wan21",
     "v1 (concat)": "hunyuan_i2v", "v2 (replace)": "hunyuan", "custom": "hunyuan", "start": "ltxv", "guides": "ltxv",
 }  # fmt: skip
@@ -84,7 +85,7 @@ def made(pack):
     known = {}
 
     def make(case):
-        kind = CASES[case]
+        kind = CASES.get(case, case)
         if kind not in known:
             known[kind] = video_models.model(kind), video_models.vae(kind)
         return *known[kind], video_models.prompt(kind, 1), video_models.prompt(kind, 2)
@@ -95,7 +96,7 @@ def made(pack):
 def sampled(pack, model, positive, negative, latent, steps=1):
     import comfy.sample
 
-    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(3))
+    noise = comfy.sample.prepare_noise(latent["samples"], 3)
     return comfy.sample.sample(
         model, noise, steps, 1.0, "euler", "simple", positive, negative, latent["samples"],
         noise_mask=latent.get("noise_mask"), seed=3, disable_pbar=True,
@@ -124,31 +125,9 @@ REFINE = {
     "index": 0, "denoise": 0.5,
 }  # fmt: skip
 ENLARGE = {
-    "scale": 2.0, "tile_size": 128, "overlap": 32, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
+    "scale": 2.0, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
     "scheduler": "normal", "gamma": 0.1, "seed": 1, "denoise": 0.3,
 }  # fmt: skip
-DRAWN = [case for case in CASES if case not in ("start", "guides", "camera")]
-
-
-@pytest.mark.parametrize("case", DRAWN)
-def test_a_face_is_refined_with_what_the_model_is_shown(pack, made, case):
-    model, vae, positive, negative = made(case)
-    images = frames()
-    positive, negative, _ = shown(case, vae, positive, negative)
-    out, _, missed = pack("nodes.face").FaceRefine.execute(images, model, vae, positive, negative, **REFINE).args
-    assert missed == 0
-    assert not torch.equal(out, images)
-    assert torch.equal(out[:, :8], images[:, :8])
-
-
-@pytest.mark.parametrize("case", DRAWN)
-def test_a_clip_is_enlarged_with_what_the_model_is_shown(pack, made, case):
-    model, vae, positive, negative = made(case)
-    positive, negative, _ = shown(case, vae, positive, negative)
-    images = frames()
-    (large,) = pack("nodes.tiled").TiledDenoise.execute(images, model, vae, positive, negative, **ENLARGE).args
-    assert large.shape == (COUNT, 2 * SIDE, 2 * SIDE, 3)
-    assert large.isfinite().all()
 
 
 @pytest.mark.parametrize("stage", ["face", "tiled"])
@@ -156,6 +135,101 @@ def test_guides_are_refused_by_name_before_anything_is_drawn(pack, made, stage):
     model, vae, positive, negative = made("guides")
     positive, negative, _ = shown("guides", vae, positive, negative)
     run = pack("nodes.face").FaceRefine if stage == "face" else pack("nodes.tiled").TiledDenoise
-    inputs = REFINE if stage == "face" else {**ENLARGE, "overlap": 64}
+    inputs = REFINE if stage == "face" else ENLARGE
     with pytest.raises(ValueError, match="'keyframe_idxs', which this pack cannot change"):
         run.execute(frames(), model, vae, positive, negative, **inputs)
+
+
+# the table of the README: its columns, each a kind of model and what it is shown ...
+COLUMNS = {
+    "Wan 2.1": ("wan21", ""), "Wan 2.2 5B": ("wan22_5b", ""), "LTX-Video": ("ltxv", ""), "Hunyuan": ("hunyuan", ""),
+    "LTX-2": ("ltx2", ""), "MiniMax H3": ("h3", ""), "Wan, first picture": ("wan21_i2v", "i2v"),
+    "Wan VACE": ("wan21_vace", "vace"), "Wan Fun, reference": ("wan21_fun", "fun"), "Wan Phantom": ("wan21", "phantom"),
+    "Wan camera": ("wan21_camera", "camera"), "LTX-Video guides": ("ltxv", "guides"),
+    "Hunyuan, first picture": ("hunyuan_i2v", "v1 (concat)"),
+}  # fmt: skip
+# ... its rows, and which cells say no
+NODES = (
+    "3D Noise Prior", "Apply 3D Noise Prior", "Tiled VCD Patch", "Tiled VCD Denoise", "Face VCD in one node",
+    "Face VCD in three nodes",
+)  # fmt: skip
+REFUSED = {
+    (node, column)
+    for node in ("Tiled VCD Denoise", "Face VCD in one node")
+    for column in ("Wan camera", "LTX-Video guides")
+}
+
+
+def table():
+    """What the README says, in Markdown."""
+    lines = ["| | " + " | ".join(NODES) + " |", "|---|" + "---|" * len(NODES)]
+    for column in COLUMNS:
+        cells = ("refused" if (node, column) in REFUSED else "yes" for node in NODES)
+        lines.append(f"| {column} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def by_noise(pack, model, positive, negative, latent):
+    """Sampled from the NOISE node, as SamplerCustomAdvanced does."""
+    import comfy.sample
+    import comfy.samplers
+
+    noise = pack("nodes.noise").NoisePrior.execute(0.5, 3, "comfy").args[0].generate_noise(latent)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 1)
+    return comfy.sample.sample_custom(
+        model, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas, positive, negative, latent["samples"],
+        noise_mask=latent.get("noise_mask"), seed=3, disable_pbar=True,
+    )  # fmt: skip
+
+
+def by_face(pack, model, vae, positive, negative, images):
+    return pack("nodes.face").FaceRefine.execute(images, model, vae, positive, negative, **REFINE).args[0]
+
+
+def by_three(pack, model, vae, positive, negative, images):
+    """Crop, a sampler of one's own on a video of the crops, paste."""
+    face = pack("nodes.face")
+    faces = face.FaceTrack.execute(images, "all", 0, 0.6, 8, 3, False).args[0]
+    crops, crop = face.FaceCrop.execute(images, faces, 0, 64, 3.0, 1.0, vae=vae).args
+    return face.FacePaste.execute(images, crop, crops * 0.5, 4.0, 1.6, False).args[0]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("node", NODES)
+def test_the_readmes_table_is_true(pack, made, node, column):
+    kind, case = COLUMNS[column]
+    model, vae, positive, negative = made(kind)
+    side = 128
+    latent = video_models.empty(kind, 2, 4, 4) if not case else None
+    if case:
+        positive, negative, latent = shown(case, vae, positive, negative, side)
+    tiled, images = pack("nodes.tiled"), frames()
+    runs = {
+        "3D Noise Prior": lambda: by_noise(pack, model, positive, negative, latent),
+        "Apply 3D Noise Prior": lambda: sampled(
+            pack, pack("nodes.noise").ApplyNoisePrior.execute(model, 0.5).args[0], positive, negative, latent
+        ),
+        "Tiled VCD Patch": lambda: sampled(
+            pack, tiled.TiledPatch.execute(model, 64, 32).args[0], positive, negative, latent
+        ),
+        "Tiled VCD Denoise": lambda: tiled.TiledDenoise.execute(
+            images, model, vae, positive, negative, **ENLARGE
+        ).args[0],
+        "Face VCD in one node": lambda: by_face(pack, model, vae, positive, negative, images),
+        "Face VCD in three nodes": lambda: by_three(pack, model, vae, positive, negative, images),
+    }  # fmt: skip
+    if (node, column) in REFUSED:
+        with pytest.raises(ValueError, match=r"'(camera_conditions|keyframe_idxs)'"):
+            runs[node]()
+        return
+    out = runs[node]()
+    assert all(part.isfinite().all() for part in (out.unbind() if out.is_nested else [out]))
+    if node.startswith("Face"):
+        assert not torch.equal(out, images)
+        assert torch.equal(out[:, :8], images[:, :8])
+    elif node == "Tiled VCD Denoise":
+        assert out.shape == (COUNT, 2 * SIDE, 2 * SIDE, 3)
+
+
+def test_the_readme_has_this_table():
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
