@@ -13,8 +13,9 @@ from comfy_api.latest import io, ui
 
 from ..vcd_core import face as core
 from ..vcd_core import plots
+from ..vcd_core.face.people import Choice
 from ..vcd_core.face.plan import Turn
-from ..vcd_core.face.track import Choice, Faces, Track
+from ..vcd_core.face.track import Faces, Track
 from ..vcd_core.frames import check_finite, colours, held, with_alpha
 from .host.cut import Cut
 from .host.memory import handed_on, torch_device
@@ -59,19 +60,17 @@ def track_faces(
 ) -> Faces:
     """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
+    device, weak = torch_device(), core.track.WEAK * threshold
     if bboxes is not None:
-        detections = core.track.from_boxes(bboxes, frames, height, width)
+        detections = core.given.from_boxes(bboxes, frames, height, width)
     elif masks is not None:
-        detections = core.track.from_masks(masks)
+        detections = core.given.from_masks(masks)
     else:
-        detections = []
-        for chunk in images.split(16):
-            detections += core.detect.detect(chunk, core.track.WEAK * threshold, small_faces, device=torch_device())
-            if progress:
-                progress.advance(len(chunk))
+        on_frame = progress.advance if progress else stop_if_asked
+        detections = core.detect.detect(images, weak, small_faces, device=device, on_frame=on_frame)
     given = bboxes is not None or masks is not None
     counts = {"sure": 0.0} if given else {"threshold": threshold}
-    tracks = core.track.follow(images, detections, max_gap=max_gap, min_length=min_length, **counts)
+    tracks = core.track.follow(images, detections, max_gap, min_length, device=device, on_frame=stop_if_asked, **counts)
     return Faces(frames, height, width, tracks)
 
 
@@ -93,7 +92,7 @@ def no_faces(if_none: str) -> None:
     logging.warning("Face VCD: %s The clip is passed through.", message)
 
 
-def which_inputs(choices: tuple[Choice, ...] = core.track.CHOICES) -> list[io.Input]:
+def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.Input]:
     return [
         io.Combo.Input(
             "which",
@@ -225,7 +224,7 @@ def pick(
             place = core.crop.windows(track, faces.height, faces.width, 1.5)
             views.append(core.crop.crop(images[..., :3], place, (224, 224))[:: max(1, len(place.centres) // 8)])
         likeness = likeness_to(clip_vision, reference, views)
-    return core.track.choose(faces.tracks, which, index, likeness)
+    return core.people.choose(faces.tracks, which, index, likeness)
 
 
 def window_inputs() -> list[io.Input]:
@@ -421,7 +420,7 @@ class FaceRefine(io.ComfyNode):
                 seed_input(),
                 *window_inputs(),
                 *paste_inputs(),
-                *which_inputs(core.track.CHOICES[:-1]),
+                *which_inputs(core.people.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."

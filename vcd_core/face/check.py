@@ -1,7 +1,8 @@
 """A second look at what may be a face: magnified, from twice as far, and in the mirror.
 
-A face is found again in each view, with its eyes, nose and mouth in the same places; a lit window, a flower or a hand is not.
-The limits are from 420 tracks of faces, 25 of other things and 40 nearly found ones in 380 clips of ComfyUI's template media.
+A face is found again in each view, with its eyes, nose and mouth in the same places; a lit window, a flower or a hand
+is not.  The limits are from 420 tracks of faces, 25 of other things and 40 nearly found ones in 380 clips of ComfyUI's
+template media.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ SURE = 0.77
 _VIEWS = ((4.0, 160), (2.5, 192))  # the side shown over the face's, and its pixels
 _LEAST = 0.62  # the share of sure detections and the mean of the second look, together
 _SMALL = 20  # pixels: the worse half of the frames of so small a face is blur
-_WEAK, _BELOW = (
-    1.36,
-    0.4,
-)  # both looks together say no face: less than the one, and by the other less than the track's best
+_WEAK = 1.36  # both looks together: where a face has turned away less, and ...
+_BELOW = 0.4  # ... less than the track's best by this
 
 
 def second_look(
@@ -84,12 +83,13 @@ def _found(rows: np.ndarray, box: np.ndarray, factor: float, size: int) -> np.nd
 
 
 def _mirrored(found: np.ndarray) -> np.ndarray:
+    """What was found [11] in a picture's mirror, as it is in the picture."""
     points = found[1:].reshape(5, 2)[[1, 0, 2, 4, 3]] * [-1, 1]
     return np.concatenate([found[:1], points.ravel()])
 
 
 def _agreement(found: np.ndarray) -> tuple[float, float]:
-    """The mean score of views [n, 11], and that with each view's less the farther its landmarks lie from the others'."""
+    """The mean score of views [n, 11]; and that mean where each counts less the farther its landmarks lie from all."""
     score, points = found[:, 0], found[:, 1:]
     mean = (score[:, None] * points).sum(0) / (score.sum() + 1e-6)
     off = np.sqrt(((points - mean) ** 2).sum(1) / 5)
@@ -101,9 +101,13 @@ def is_face(scores: np.ndarray, matched: np.ndarray, side: float) -> bool:
     """Whether a track shows a face.
 
     Args:
-        scores: of its detections.
-        matched: of :func:`second_look` at some of its frames, evenly spaced.
+        scores: [n] of its detections.
+        matched: [m] of :func:`second_look` at some of its frames, evenly spaced.
         side: of the face in pixels.
+
+    Example:
+        >>> is_face(np.full(9, 0.7), np.full(9, 0.8), 50), is_face(np.full(9, 0.7), np.full(9, 0.3), 50)
+        (True, False)
     """
     if side < _SMALL:
         matched = np.sort(matched)[::-1][: len(matched) // 2 + 1]
@@ -114,7 +118,11 @@ def shows(scores: np.ndarray, again: np.ndarray) -> np.ndarray:
     """In which frames of a face's track it is seen, and not an ear or the back of the head.
 
     Args:
-        scores, again: of the first and of the second look, 1 where the second was not needed.
+        scores, again: [n] of the first look and of the second; sure scores need no second.
+
+    Example:
+        >>> shows(np.array([0.9, 0.9, 0.7, 0.4]), np.array([0.9, 0.9, 0.8, 0.2]))
+        array([ True,  True,  True, False])
     """
     both = scores + again
     return (scores >= SURE) | (both >= min(_WEAK, float(np.quantile(both, 0.9)) - _BELOW))

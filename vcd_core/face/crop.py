@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .track import Track, smooth_boxes
+from .smooth import smooth_boxes
+from .track import Track
 
 Size = tuple[int, int]
 FLAT = 2 / 255  # a spread below this tells nothing of the contrast of what was drawn
@@ -111,8 +112,8 @@ def paste(
     neighbours: Sequence[Windows] = (),
     on_frame: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
-    """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was,
-    and so does one in which the face is hidden (``place.visible``).
+    """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was, and so
+    does one in which the face is hidden (``place.visible``).
 
     Pastes build on each other: what is added to ``out`` is the change from ``images``, and where the regions of
     neighbours overlap each pixel goes to the face that is nearer, with a soft border between them.  So no face erases
@@ -344,7 +345,7 @@ def _colour_match(
         half_x, half_y = paste_factor * place.face[i, 2] / 2, paste_factor * place.face[i, 3] / 2
         ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
         window = _view(images[frame], place, i, size).clamp(0, 1)
-        if ring.any() and usable(refined[i], window):
+        if ring.any() and place.pasted(frame) and usable(refined[i], window):
             old, new = window[ring].double(), refined[i][ring].double()
             count += len(old)
             sums += torch.stack([old.sum(0), (old * old).sum(0), new.sum(0), (new * new).sum(0)])

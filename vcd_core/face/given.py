@@ -39,8 +39,8 @@ def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list
         x, y, w, h = face.box
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             raise ValueError(
-                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect the "
-                "images that the detector saw."
+                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect "
+                "the images that the detector saw."
             )
     return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
 

@@ -1,7 +1,7 @@
 """What changes from frame to frame: a cut brings other things, a change of light leaves them where they are.
 
-Pictures are compared by the directions of their edges, faces by their pattern without brightness, colour cast and slope of
-light, so that neither lamps nor strobes nor a turned palette look like somebody else.
+Pictures are compared by the directions of their edges, faces by their pattern without brightness, colour cast and slope
+of light, so that neither lamps nor strobes nor a turned palette look like somebody else.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 REACH = 4
 """A flash of fewer frames than this is looked over: what stands behind it is compared with what stood before it."""
-_GRID = 64  # side of the pictures whose edges are compared
+_GRID = 64  # side at most of the pictures whose edges are compared
 _LOOK = 12  # side of the little picture of a face
-_ELSEWHERE = 0.2  # edges of two pictures of one place agree by more than this, of two places by less (0.1 in 99 of 100)
-_SAME_PLACE = 0.25
-_RELIT = (
-    0.8  # where the light changes nearly all that has edges changes; where a person does, what is around them stays
-)
+_ELSEWHERE = 0.2
+"""The edges of two places agree by less (0.1 in 99 of 100), those of one place in another light by 0.46 or more."""
+_RELIT = 0.8
+"""Where the light changes at least this share of all edges is another colour; 0.7 at most where a person changes."""
 _OTHER = 0.35
 """Looks of one face in neighbouring frames differ by less than this, those of two people by more."""
 
@@ -47,9 +46,10 @@ def changes(images: torch.Tensor, on_frame: Callable[[], object] = lambda: None)
     relit = np.zeros(len(images))
     last: list[torch.Tensor] = []
     small = edges = None
+    size = tuple(max(3, min(_GRID, side)) for side in images.shape[1:3])
     for i, image in enumerate(images):
         before, edges_before = small, edges
-        small = F.adaptive_avg_pool2d(image[..., :3].movedim(-1, 0)[None].float(), _GRID)[0]
+        small = F.adaptive_avg_pool2d(image[..., :3].movedim(-1, 0)[None].float(), size)[0].clamp(min=0)
         edges = _edges(small)
         unit = edges.flatten() / edges.norm().clamp(min=1e-6)
         for back, other in enumerate(reversed(last)):
@@ -59,7 +59,7 @@ def changes(images: torch.Tensor, on_frame: Callable[[], object] = lambda: None)
         last = [*last[1 - REACH :], unit]
         on_frame()
     cuts = _breaks(alike, _ELSEWHERE)
-    lights = [i for i in range(1, len(alike)) if i not in cuts and relit[i] > _RELIT and alike[i, 0] > _SAME_PLACE]
+    lights = [i for i in range(1, len(images)) if relit[i] > _RELIT and alike[i, 0] > _ELSEWHERE]
     return cuts, lights
 
 
@@ -69,10 +69,10 @@ def scene_cuts(images: torch.Tensor) -> list[int]:
 
 
 def _edges(small: torch.Tensor) -> torch.Tensor:
-    """The directions of a small picture's [3, n, n] edges [2, n - 2, n - 2], each as long as it stands out around it.
+    """The directions of a small picture's [3, h, w] edges [2, h - 2, w - 2], each as long as it stands out around it.
 
-    Directions are doubled angles, so that light and dark may change places; logarithms and the mean over the neighbourhood
-    take brightness and its slopes away.
+    Directions are doubled angles, so that light and dark may change places; logarithms and the mean over the
+    neighbourhood take brightness and its slopes away.
     """
     light = torch.log(small + 0.02)
     across = (light[:, 1:-1, 2:] - light[:, 1:-1, :-2]) / 2
@@ -113,7 +113,7 @@ def _breaks(alike: np.ndarray, least: float) -> list[int]:
 
 
 def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
-    """What a face and its hair look like, whatever the light: a small picture of them [3, 144], each channel of length 1.
+    """What a face and its hair look like, whatever the light: a small picture [3, 144], each channel of length 1.
 
     Args:
         image: one frame [H, W, 3].
@@ -124,9 +124,8 @@ def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
     left, right = min(max(0, int(x - 0.25 * w)), width - 1), min(width, math.ceil(x + 1.25 * w))
     top, bottom = min(max(0, int(y - 0.5 * h)), height - 1), min(height, math.ceil(y + 1.25 * h))
     part = image[top : max(bottom, top + 1), left : max(right, left + 1), :3].movedim(-1, 0)[None]
-    small = (
-        F.interpolate(part.float().cpu(), size=(_LOOK, _LOOK), mode="bilinear", antialias=True)[0].flatten(1).numpy()
-    )
+    shrunk = F.interpolate(part.float().cpu(), size=(_LOOK, _LOOK), mode="bilinear", antialias=True)[0]
+    small = shrunk.clamp(min=0).flatten(1).numpy()
     light = np.log(small / (small.mean(1, keepdims=True) + 1e-3) + 0.1)
     light = light - (light @ _slopes().T) @ _slopes()
     return light / (np.linalg.norm(light, axis=1, keepdims=True) + 0.005 * _LOOK)
@@ -139,15 +138,16 @@ def _slopes() -> np.ndarray:
     return np.stack([plane / np.linalg.norm(plane) for plane in (np.ones_like(x), x, y)])
 
 
-def unlike(one: np.ndarray | None, other: np.ndarray | None) -> float:
-    """How different two looks are: 0 for the same, up to 2; 0 also where one is not known.
+def unlike(one: np.ndarray, other: np.ndarray) -> float:
+    """How different two looks [channels, n] are: 0 for the same, up to 2.
 
     Of the ways to pair their channels the best counts: a turned palette is the same face.
+
+    Example:
+        >>> some = np.eye(3)
+        >>> unlike(some, some[[1, 2, 0]]), unlike(some, -some)
+        (0.0, 1.0)
     """
-    if one is None or other is None:
-        return 0.0
-    if one.ndim == 1:
-        return 1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other) + 1e-9))
     match = one @ other.T
     orders = itertools.permutations(range(len(one)))
     return 1 - max(float(match[range(len(one)), order].sum()) for order in orders) / len(one)
@@ -159,7 +159,13 @@ def least_unlike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> fl
 
 
 def somebody_else(looks: Sequence[np.ndarray]) -> list[int]:
-    """At which of the looks of one place, in order of time, another person stands there."""
+    """At which of the looks of one place, in order of time, another person stands there.
+
+    Example:
+        >>> one, other = np.eye(6)[:3], np.eye(6)[3:]
+        >>> somebody_else([one, one, one, other, other]), somebody_else([one, one, other, one])  # one is a blink
+        ([3], [])
+    """
     alike = np.ones((len(looks), REACH))
     for i, one in enumerate(looks):
         for back in range(min(i, REACH)):

@@ -10,30 +10,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .check import SURE, is_face, second_look, shows
 from .detect import Face, iou
-from .given import from_boxes as from_boxes
-from .given import from_masks as from_masks
-from .people import CHOICES as CHOICES
-from .people import Choice as Choice
-from .people import choose as choose
-from .people import most_at_once as most_at_once
-from .people import people as people
-from .people import visible as visible
-from .scenes import changes, look, somebody_else, unlike
-from .scenes import scene_cuts as scene_cuts
-from .smooth import smooth as smooth
-from .smooth import smooth_boxes as smooth_boxes
+from .scenes import changes, least_unlike, look, somebody_else
+from .smooth import smooth_boxes
 
 _FAR = 1e6
 WEAK = 2 / 3
 """The share of the threshold at which a detection goes on a track that it could not begin."""
 _LOOKS = 5  # a face turns and blinks: it is compared with as many of its last looks
-_CHECKED = 16  # frames of a track, evenly spaced, that are looked at again to say whether it is a face
+_CHECKED = 16  # frames, evenly spaced, that are looked at again: of a track, and of those in which it is unsure
 
 
 @dataclass
@@ -45,10 +36,9 @@ class Track:
     seen: np.ndarray  # [n] bool: whether the face was detected in that frame
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     scene: int = 0  # counted from the clip's first, by its cuts
-    look: np.ndarray | None = None  # of the face as it was last seen, see :func:`look`
-    looks: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))  # the first and last few
-    light: tuple[int, int] = (0, 0)  # how often the light changed in the clip up to the first frame and up to the last
-    visible: np.ndarray | None = None  # [n] bool: whether it may be pasted, see :func:`visible`; None for everywhere
+    looks: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))  # first and last few
+    light: tuple[int, int] = (0, 0)  # how often the clip's light changed up to the first frame, and up to the last
+    visible: np.ndarray | None = None  # [n] bool: where it may be pasted, see :func:`visible`; None for everywhere
 
     @property
     def frames(self) -> range:
@@ -58,6 +48,11 @@ class Track:
     def size(self) -> float:
         """The median side of the face."""
         return float(np.median(self.boxes[:, 2:].max(1)))
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """In which of its frames [n] bool the face is behind another one."""
+        return np.zeros(len(self.boxes), bool) if self.visible is None else ~self.visible
 
 
 @dataclass
@@ -98,16 +93,17 @@ def link(
 
     Args:
         detections: faces of each frame.
-        looks: a vector for each detection (see :func:`look`), to tell people apart where their ways cross, and where one
-            takes the other's place.
+        looks: what each detection looks like (see :func:`~vcd_core.face.scenes.look`), to tell people apart where their
+            ways cross, and where one takes the other's place.
         cuts: frames that begin a new scene; no track goes across.
         max_gap: a face may be missing for this many frames and still be the same track.
         min_length: tracks detected in fewer frames are dropped (never more than the clip has).
-        sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in most
-            of its own: a hand looks like a face for a moment. 0 takes every detection at its word, and one alone in its frame
-            goes on the one track there is, however far it went.
-        threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns away
-            or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv 2110.06864).
+        sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in
+            most of its own: a hand looks like a face for a moment. 0 takes every detection at its word, and one alone
+            in its frame goes on the one track there is, however far it went.
+        threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns
+            away or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv
+            2110.06864).
         lights: frames before which the light changed: looks of before and behind are not compared.
 
     Example:
@@ -117,8 +113,7 @@ def link(
         [(range(0, 6), np.float64(13.0))]
     """
     paths = _paths(detections, looks, cuts, lights, max_gap, sure <= 0)
-    lasts = partial(_lasts, count=len(detections), min_length=min_length, sure=sure, threshold=threshold)
-    return _tracks([path for path in paths if lasts(path)], lights)
+    return _tracks([path for path in paths if path.lasts(len(detections), min_length, sure, threshold)], lights)
 
 
 def _paths(
@@ -129,43 +124,38 @@ def _paths(
     max_gap: int,
     given: bool,
 ) -> list[_Path]:
-    """What may become tracks: see :func:`link`."""
-    from scipy.optimize import linear_sum_assignment
-
-    open_paths: list[_Path] = []
+    """What may become tracks: see :func:`link`; ``given`` where every detection is taken at its word."""
+    going: list[_Path] = []
     done: list[_Path] = []
     for frame, faces in enumerate(detections):
         if frame in cuts:
-            done, open_paths = done + open_paths, []
-        done += [path for path in open_paths if frame - path.last > max_gap + 1]
-        open_paths = [path for path in open_paths if frame - path.last <= max_gap + 1]
+            done, going = done + going, []
+        done += [path for path in going if frame - path.last > max_gap + 1]
+        going = [path for path in going if frame - path.last <= max_gap + 1]
         views = looks[frame] if looks else [None] * len(faces)
-        cost = np.array(
-            [[path.cost(f, v, frame, lights) for f, v in zip(faces, views, strict=True)] for path in open_paths]
-        )
-        # what was given by a box or mask alone in its frame is the one thing that is followed, however far it went
-        alone = given and cost.shape == (1, 1)
-        taken: set[int] = set()
-        if cost.size:
-            for row, column in zip(*linear_sum_assignment(cost), strict=True):
-                if alone or cost[row, column] < _FAR:
-                    open_paths[row].add(frame, faces[column], views[column])
-                    taken.add(column)
-        for i, face in enumerate(faces):
-            if i not in taken:
-                open_paths.append(_Path(sum(cut <= frame for cut in cuts)))
-                open_paths[-1].add(frame, face, views[i])
-    paths = done + open_paths
+        sights = [
+            _Sight(frame, np.array(face.box, float), face.score, view) for face, view in zip(faces, views, strict=True)
+        ]
+        owners = _owners(going, sights, lights, given)
+        for i, sight in enumerate(sights):
+            if i in owners:
+                owners[i].sights.append(sight)
+            else:
+                going.append(_Path(sum(cut <= frame for cut in cuts), [sight]))
+    paths = done + going
     return paths if given else [part for path in paths for part in path.people(lights)]
 
 
-def _lasts(path: _Path, count: int, min_length: int, sure: float, threshold: float) -> bool:
-    """Whether a path of a clip of ``count`` frames is a track."""
-    strong = [at for at, score in zip(path.at, path.scores, strict=True) if score >= threshold]
-    if len(strong) < max(1, min(min_length, count)):
-        return False
-    steady = 2 * len(strong) >= strong[-1] - strong[0] + 1
-    return max(path.scores) >= sure or (steady and len(strong) >= min(8, (count + 1) // 2))
+def _owners(paths: Sequence[_Path], sights: Sequence[_Sight], lights: Sequence[int], given: bool) -> dict[int, _Path]:
+    """Which path each of a frame's sights goes on, by its number; none for those that begin one."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not paths or not sights:
+        return {}
+    if given and len(paths) == len(sights) == 1:  # the one thing that is followed, however far it went
+        return {0: paths[0]}
+    cost = np.array([[path.cost(sight, lights) for sight in sights] for path in paths])
+    return {int(i): paths[row] for row, i in zip(*linear_sum_assignment(cost), strict=True) if cost[row, i] < _FAR}
 
 
 def _tracks(paths: Sequence[_Path], lights: Sequence[int]) -> list[Track]:
@@ -175,82 +165,87 @@ def _tracks(paths: Sequence[_Path], lights: Sequence[int]) -> list[Track]:
     return tracks
 
 
-class _Path:
-    """A track in the making."""
+class _Sight(NamedTuple):
+    """One detection on a path."""
 
-    def __init__(self, scene: int) -> None:
-        self.scene = scene
-        self.at: list[int] = []
-        self.boxes: list[np.ndarray] = []
-        self.scores: list[float] = []
-        self.looks: list[np.ndarray | None] = []
+    frame: int
+    box: np.ndarray  # [4] x, y, width, height in pixels
+    score: float
+    look: np.ndarray | None
+
+
+@dataclass
+class _Path:
+    """A track in the making: a face's sights in one scene, in order of time."""
+
+    scene: int
+    sights: list[_Sight]
 
     @property
     def last(self) -> int:
-        return self.at[-1]
+        return self.sights[-1].frame
 
-    def add(self, frame: int, face: Face, view: np.ndarray | None) -> None:
-        self.at.append(frame)
-        self.boxes.append(np.array(face.box, float))
-        self.scores.append(face.score)
-        self.looks.append(view)
+    def parts(self, ends: Sequence[int]) -> list[_Path]:
+        """Its pieces, where the sights of these numbers begin new ones."""
+        cut = zip([0, *ends], [*ends, len(self.sights)], strict=True)
+        return [_Path(self.scene, self.sights[first:end]) for first, end in cut if end > first]
 
-    def part(self, kept: Sequence[int]) -> _Path:
-        """The path of some of its detections, by their numbers."""
-        part = _Path(self.scene)
-        for name in ("at", "boxes", "scores", "looks"):
-            values = getattr(self, name)
-            setattr(part, name, [values[i] for i in kept])
-        return part
-
-    def parts(self, kept: Sequence[int], max_gap: int) -> list[_Path]:
-        """Its paths where only some of its detections are taken: gaps of more than ``max_gap`` frames part them."""
-        ends = [n for n in range(1, len(kept)) if self.at[kept[n]] - self.at[kept[n - 1]] > max_gap + 1]
-        cut = zip([0, *ends], [*ends, len(kept)], strict=True)
-        return [self.part(kept[first:end]) for first, end in cut if end > first]
+    def of(self, kept: Sequence[int], max_gap: int) -> list[_Path]:
+        """Its pieces where only the sights of these numbers count: gaps of more than ``max_gap`` frames part them."""
+        path = _Path(self.scene, [self.sights[i] for i in kept])
+        at = [sight.frame for sight in path.sights]
+        return path.parts([i for i in range(1, len(at)) if at[i] - at[i - 1] > max_gap + 1])
 
     def people(self, lights: Sequence[int]) -> list[_Path]:
-        """Its paths where somebody else takes the place of who was there, under the same light."""
-        looks = [look for look in self.looks if look is not None]
-        if len(looks) < len(self.looks):
+        """Its pieces where somebody else takes the place of who was there, under the same light."""
+        looks = [sight.look for sight in self.sights if sight.look is not None]
+        if len(looks) < len(self.sights):
             return [self]
-        ends = [i for i in somebody_else(looks) if not _between(lights, self.at[i - 1], self.at[i])]
-        numbers = list(range(len(looks)))
-        return [self.part(numbers[a:b]) for a, b in zip([0, *ends], [*ends, len(looks)], strict=True)]
+        at = [sight.frame for sight in self.sights]
+        return self.parts([i for i in somebody_else(looks) if not _between(lights, at[i - 1], at[i])])
+
+    def lasts(self, count: int, min_length: int, sure: float, threshold: float) -> bool:
+        """Whether it is a track in a clip of ``count`` frames: see :func:`link`."""
+        strong = [sight.frame for sight in self.sights if sight.score >= threshold]
+        if len(strong) < max(1, min(min_length, count)):
+            return False
+        steady = 2 * len(strong) >= strong[-1] - strong[0] + 1
+        best = max(sight.score for sight in self.sights)
+        return best >= sure or (steady and len(strong) >= min(8, (count + 1) // 2))
 
     def predicted(self, frame: int) -> np.ndarray:
-        """The box by steady motion over the last detections, slowing down the longer the face is lost."""
-        box = self.boxes[-1].copy()
-        if len(self.at) >= 2:
-            first = max(-5, -len(self.at))
-            speed = (_centre(self.boxes[-1]) - _centre(self.boxes[first])) / (self.at[-1] - self.at[first])
-            box[:2] += speed * min(frame - self.last, 4)
+        """The box by steady motion over the last sights, slowing down the longer the face is lost."""
+        last, first = self.sights[-1], self.sights[-min(5, len(self.sights))]
+        box = last.box.copy()
+        if last.frame > first.frame:
+            speed = (_centre(last.box) - _centre(first.box)) / (last.frame - first.frame)
+            box[:2] += speed * min(frame - last.frame, 4)
         return box
 
-    def cost(self, face: Face, view: np.ndarray | None, frame: int, lights: Sequence[int]) -> float:
-        """How unlike this detection is to the track's next place; ``_FAR`` where it cannot be the same face."""
-        guess, box = self.predicted(frame), np.array(face.box, float)
+    def cost(self, sight: _Sight, lights: Sequence[int]) -> float:
+        """How unlike this sight is to the track's next place; ``_FAR`` where it cannot be the same face."""
+        guess, box = self.predicted(sight.frame), sight.box
         side = max(guess[2:].max(), box[2:].max())
         distance = float(np.linalg.norm(_centre(guess) - _centre(box))) / side
         growth = abs(math.log(box[2:].max() / guess[2:].max()))
-        waited = frame - self.last
+        waited = sight.frame - self.last
         if distance > 0.7 + 0.25 * min(waited, 6) or growth > math.log(1.6) + 0.05 * waited:
             return _FAR
-        lit = _between(lights, self.last, frame)
-        other = 0.0 if lit or view is None else min(unlike(view, look) for look in self.looks[-_LOOKS:])
-        return distance + (1 - iou(tuple(guess), face.box)) + growth + 3.0 * other
+        looks = [before.look for before in self.sights[-_LOOKS:] if before.look is not None]
+        lit = bool(_between(lights, self.last, sight.frame))
+        other = 0.0 if lit or sight.look is None else least_unlike([sight.look], looks)
+        return distance + (1 - iou(tuple(guess), tuple(box))) + growth + 3.0 * other
 
     def track(self, lights: Sequence[int] = ()) -> Track:
-        start, count = self.at[0], self.at[-1] - self.at[0] + 1
-        known, boxes = np.array(self.at) - start, np.array(self.boxes)
+        at = np.array([sight.frame for sight in self.sights])
+        start, count = int(at[0]), int(at[-1] - at[0]) + 1
         seen, scores = np.zeros(count, bool), np.zeros(count)
-        seen[known], scores[known] = True, self.scores
-        frames = np.arange(count)
-        filled = np.stack([np.interp(frames, known, boxes[:, i]) for i in range(4)], 1)
-        looks = [look for look in self.looks if look is not None]
-        light = (_between(lights, -1, self.at[0]), _between(lights, -1, self.last))
-        ends = (looks[:_LOOKS], looks[-_LOOKS:])
-        return Track(start, filled, seen, scores, self.scene, self.looks[-1], ends, light)
+        seen[at - start], scores[at - start] = True, [sight.score for sight in self.sights]
+        boxes = np.array([sight.box for sight in self.sights])
+        filled = np.stack([np.interp(np.arange(count), at - start, boxes[:, i]) for i in range(4)], 1)
+        looks = [sight.look for sight in self.sights if sight.look is not None]
+        light = (_between(lights, -1, start), _between(lights, -1, self.last))
+        return Track(start, filled, seen, scores, self.scene, (looks[:_LOOKS], looks[-_LOOKS:]), light)
 
 
 def _between(lights: Sequence[int], before: int, frame: int) -> int:
@@ -270,38 +265,75 @@ def follow(
 ) -> list[Track]:
     """The tracks of a clip IMAGE [F, H, W, 3]: :func:`link` with what its faces look like and where its scenes begin.
 
-    Unless ``sure`` is 0, what the detector found gets a second look (:mod:`check`): what is no face is left out, and so are
-    the frames in which a face has turned away.
+    Unless ``sure`` is 0, what was found gets a second look (:mod:`~vcd_core.face.check`): what is no face is left out,
+    and so are the frames in which a face has turned away.
 
     Args:
+        images: IMAGE [F, H, W, 3].
         detections: faces of each frame, down to ``WEAK`` times the threshold.
         max_gap, min_length, sure, threshold: as for :func:`link`.
         device: where the second look runs.
         on_frame: called after each frame and each second look; may raise to stop.
+
+    Example:
+        >>> follow(torch.zeros(4, 64, 96, 3), [[]] * 4)
+        []
     """
     cuts, lights = changes(images, on_frame)
     looks = [[look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)]
     paths = _paths(detections, looks, cuts, lights, max_gap, sure <= 0)
-    lasts = partial(_lasts, count=len(detections), min_length=min_length, sure=sure, threshold=threshold)
-    paths = [path for path in paths if lasts(path)]
+    counts = (len(detections), min_length, sure, threshold)
+    paths = [path for path in paths if path.lasts(*counts)]
     if sure > 0:
         again = partial(second_look, images, device=device, on_frame=on_frame)
-        paths = [part for path in paths for part in _faces_of(path, max_gap, again) if lasts(part)]
+        paths = [part for path in paths for part in _seen_again(path, max_gap, again) if part.lasts(*counts)]
     return _tracks(paths, lights)
 
 
-def _faces_of(path: _Path, max_gap: int, again: Callable[..., tuple[np.ndarray, np.ndarray]]) -> list[_Path]:
-    """What of a path shows a face at a second look."""
-    scores, boxes, at = np.array(path.scores), np.array(path.boxes), np.array(path.at)
-    some = np.unique(np.linspace(0, len(at) - 1, min(len(at), _CHECKED)).round().astype(int))
+def _seen_again(path: _Path, max_gap: int, again: Callable[..., tuple[np.ndarray, np.ndarray]]) -> list[_Path]:
+    """What of a path shows a face at a second look; nothing of what is none."""
+    at, scores = np.array([s.frame for s in path.sights]), np.array([s.score for s in path.sights])
+    boxes = np.array([s.box for s in path.sights])
+    some = _spread(np.arange(len(at)))
     second = scores.copy()
     second[some], matched = again(at[some], boxes[some])
     if not is_face(scores, matched, float(np.median(boxes[:, 2:].max(1)))):
         return []
     unsure = np.setdiff1d(np.flatnonzero(scores < SURE), some)
     if len(unsure):
-        second[unsure] = again(at[unsure], boxes[unsure])[0]
-    return path.parts(np.flatnonzero(shows(scores, second)).tolist(), max_gap)
+        more = _spread(unsure)
+        second[more], _ = again(at[more], boxes[more])
+        known = np.union1d(some, more)
+        second[unsure] = np.interp(at[unsure], at[known], second[known])
+    return path.of(np.flatnonzero(shows(scores, second)).tolist(), max_gap)
+
+
+def _spread(numbers: np.ndarray) -> np.ndarray:
+    """At most ``_CHECKED`` of some numbers, evenly spaced, with the first and the last."""
+    count = min(len(numbers), _CHECKED)
+    return numbers[np.linspace(0, len(numbers) - 1, count).round().astype(int)]
+
+
+def visible(tracks: Sequence[Track], factor: float = 1.6) -> list[np.ndarray]:
+    """In which of its frames each track's face is not behind another one [n] bool: where it may be pasted.
+
+    A face is lost for some frames because the detector missed it, or because somebody stands before it.  It is hidden
+    where it was not seen and another face was, within ``factor`` times its side (what is pasted).
+
+    Example:
+        >>> still = lambda seen: Track(0, np.array([[10.0, 10.0, 20.0, 20.0]] * 3), np.array(seen))
+        >>> visible([still([True, False, False]), still([True, True, False])])[0]
+        array([ True, False,  True])
+    """
+    shown = [np.ones(len(track.boxes), bool) for track in tracks]
+    for number, track in enumerate(tracks):
+        for i in np.flatnonzero(~track.seen):
+            x, y, w, h = track.boxes[i]
+            pasted = (x - w * (factor - 1) / 2, y - h * (factor - 1) / 2, w * factor, h * factor)
+            at = {n: track.start + i - other.start for n, other in enumerate(tracks) if n != number}
+            there = (tracks[n].boxes[k] for n, k in at.items() if 0 <= k < len(tracks[n].boxes) and tracks[n].seen[k])
+            shown[number][i] = not any(iou(pasted, tuple(box)) > 0 for box in there)
+    return shown
 
 
 def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
@@ -317,7 +349,8 @@ def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
 
 
 def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
-    """A mask [F, H, W] of all tracked faces, each smoothed box enlarged to ``factor`` times its side (hair and neck)."""
+    """A mask [F, H, W] of all tracked faces, each smoothed box enlarged to ``factor`` times its side (hair and
+    neck)."""
     masks = torch.zeros(faces.frames, faces.height, faces.width)
     for track in faces.tracks:
         for frame, (x, y, w, h) in zip(track.frames, smooth_boxes(track.boxes), strict=True):
