@@ -62,11 +62,25 @@ def _view(image: torch.Tensor, box: np.ndarray, factor: float, size: int) -> tor
     height, width = image.shape[:2]
     centre, half = box[:2] + box[2:] / 2, factor * max(box[2:]) / 2
     (left, top), (right, bottom) = np.round(centre - half).astype(int), np.round(centre + half).astype(int)
-    right, bottom = max(right, left + 2), max(bottom, top + 2)
-    part = image[max(0, top) : max(0, min(height, bottom)), max(0, left) : max(0, min(width, right)), :3]
-    edges = (max(0, -left), max(0, right - width), max(0, -top), max(0, bottom - height))
-    square = F.pad(part.movedim(-1, 0)[None].float(), edges)
-    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    x = _shrunk(left, max(right, left + 2), width, size)
+    y = _shrunk(top, max(bottom, top + 2), height, size)
+    part = image[y[0] : y[1], x[0] : x[1], :3].movedim(-1, 0)[None].float()
+    within = (size - sum(y[2:]), size - sum(x[2:]))
+    small = F.interpolate(part, size=within, mode="bilinear", antialias=True, align_corners=False)[0]
+    return F.pad(small, (*x[2:], *y[2:]))
+
+
+def _shrunk(first: int, last: int, limit: int, size: int) -> tuple[int, int, int, int]:
+    """What of a line from ``first`` to ``last`` lies in 0..limit; and how much of ``size`` is missing on both sides.
+
+    Example:
+        >>> _shrunk(-50, 150, 120, 100)
+        (0, 120, 25, 15)
+    """
+    low, high = min(max(0, first), limit - 1), max(min(limit, last), 1)
+    before = min(round((low - first) / (last - first) * size), size - 1)
+    after = min(round((last - high) / (last - first) * size), size - 1 - before)
+    return low, high, before, after
 
 
 def _found(rows: np.ndarray, box: np.ndarray, factor: float, size: int) -> np.ndarray:
@@ -112,6 +126,11 @@ def is_face(scores: np.ndarray, matched: np.ndarray, side: float) -> bool:
     if side < _SMALL:
         matched = np.sort(matched)[::-1][: len(matched) // 2 + 1]
     return float((scores >= SURE).mean() + matched.mean()) >= _LEAST
+
+
+def surely_a_face(scores: np.ndarray) -> bool:
+    """Whether so many of a track's detections [n] are sure that it is a face without a second look."""
+    return float((scores >= SURE).mean()) >= _LEAST
 
 
 def shows(scores: np.ndarray, again: np.ndarray) -> np.ndarray:

@@ -124,16 +124,20 @@ def detect(
         >>> detect(torch.zeros(2, 64, 96, 3))
         [[], []]
     """
-    longest = max(images.shape[1:3])
+    height, width = images.shape[1:3]
+    longest = max(height, width)
     scales = _scales(longest, small_faces)
     found: list[list[Face]] = []
     at_once = 2 if torch.device(device).type == "cpu" else 16  # on a CPU two frames' features stay in its cache
     for chunk in images[..., :3].split(at_once):
         rows: list[list[np.ndarray]] = [[] for _ in chunk]
-        for scale in scales:
-            for frame, kept in zip(rows, _rows_at(chunk, scale, threshold, device), strict=True):
-                large = kept[:, 2:4].max(1) > longest / 2
-                frame.append(kept[large] if scale < scales[0] else kept)
+        frames = whole = chunk.movedim(-1, 1)
+        for scale in scales:  # the smallest comes last, and out of the usual size
+            source = frames if scale < scales[0] else whole
+            shrunk = _resized(source, (max(1, round(height * scale)), max(1, round(width * scale))), device)
+            frames = shrunk if scale == scales[0] else frames
+            for frame, kept in zip(rows, _rows_of(shrunk, (height, width), threshold), strict=True):
+                frame.append(kept if scale >= scales[0] else kept[kept[:, 2:4].max(1) > longest / 2])
         for frame in rows:
             found.append(_best(np.concatenate(frame), overlap, longest))
             on_frame()
@@ -151,20 +155,22 @@ def _scales(longest: int, small_faces: bool) -> list[float]:
     return scales
 
 
-def _rows_at(images: torch.Tensor, scale: float, threshold: float, device: torch.device | str) -> list[np.ndarray]:
-    """The rows [n, 15] above the threshold of each frame, searched at ``scale``, in pixels of the frame."""
-    height, width = images.shape[1:3]
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    frames = images.movedim(-1, 1)
-    if size != (height, width):
+def _resized(frames: torch.Tensor, size: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """Frames [N, 3, h, w] of another size on the device; shrunk one at a time where they lie."""
+    if size != tuple(frames.shape[-2:]):
         resized = partial(F.interpolate, size=size, mode="bilinear", antialias=True, align_corners=False)
         frames = torch.cat([resized(frame[None].float()) for frame in frames])
-    frames = frames.to(device, torch.float32)
-    if size[0] % 32 or size[1] % 32:
-        frames = F.pad(frames, (0, -size[1] % 32, 0, -size[0] % 32))
+    return frames.to(device, torch.float32)
+
+
+def _rows_of(frames: torch.Tensor, shape: tuple[int, int], threshold: float) -> list[np.ndarray]:
+    """The rows [n, 15] above the threshold of each of some frames [N, 3, h, w], in pixels of ``shape``."""
+    height, width = frames.shape[-2:]
+    if height % 32 or width % 32:
+        frames = F.pad(frames, (0, -width % 32, 0, -height % 32))
     with torch.inference_mode():
-        rows = load().to(device)(frames.to(memory_format=torch.channels_last)).cpu().numpy()
-    factor = np.array([width / size[1], height / size[0]], np.float32)
+        rows = load().to(frames.device)(frames.to(memory_format=torch.channels_last)).cpu().numpy()
+    factor = np.array([shape[1] / width, shape[0] / height], np.float32)
     scaling = np.concatenate([factor, factor, [1], *[factor] * 5]).astype(np.float32)
     return [frame[frame[:, 4] >= threshold] * scaling for frame in rows]
 

@@ -71,8 +71,8 @@ def _apart(before: Track, after: Track) -> float | None:
         same = near and other is not None and other < _ALIKE
     elif other is None or before.light[1] != after.light[0]:
         same = near
-    else:
-        same = other < _ALIKE or (near and other < _NOT_OTHER)
+    else:  # who takes a place with no frame between was parted for their looks
+        same = other < _ALIKE or (near and gap > 0 and other < _NOT_OTHER)
     return min(distance, 1.0) + (other or 0.0) + 0.01 * gap if same else None
 
 

@@ -87,8 +87,9 @@ def _edges(small: torch.Tensor) -> torch.Tensor:
 
 def _changed(before: torch.Tensor, after: torch.Tensor, edges_before: torch.Tensor, edges: torch.Tensor) -> float:
     """The share of what has edges, in either picture, that is another colour in the other one."""
-    weight = torch.maximum(edges_before.norm(dim=0), edges.norm(dim=0))
-    other = ((before - after).abs() / ((before + after) / 2 + 0.05)).amax(0)[1:-1, 1:-1] > 0.2
+    weight = torch.maximum(torch.hypot(*edges_before), torch.hypot(*edges))
+    differ = (before - after).abs() > 0.1 * (before + after) + 0.01
+    other = (differ[0] | differ[1] | differ[2])[1:-1, 1:-1]
     return float((weight * other).sum() / weight.sum().clamp(min=1e-6))
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .check import SURE, is_face, second_look, shows
+from .check import SURE, is_face, second_look, shows, surely_a_face
 from .detect import Face, iou
 from .scenes import changes, least_unlike, look, somebody_else
 from .smooth import smooth_boxes
@@ -294,17 +294,18 @@ def _seen_again(path: _Path, max_gap: int, again: Callable[..., tuple[np.ndarray
     """What of a path shows a face at a second look; nothing of what is none."""
     at, scores = np.array([s.frame for s in path.sights]), np.array([s.score for s in path.sights])
     boxes = np.array([s.box for s in path.sights])
-    some = _spread(np.arange(len(at)))
-    second = scores.copy()
-    second[some], matched = again(at[some], boxes[some])
-    if not is_face(scores, matched, float(np.median(boxes[:, 2:].max(1)))):
-        return []
-    unsure = np.setdiff1d(np.flatnonzero(scores < SURE), some)
+    second, known = scores.copy(), scores >= SURE
+    if not surely_a_face(scores):
+        some = _spread(np.arange(len(at)))
+        second[some], matched = again(at[some], boxes[some])
+        known[some] = True
+        if not is_face(scores, matched, float(np.median(boxes[:, 2:].max(1)))):
+            return []
+    unsure = np.flatnonzero(~known)
     if len(unsure):
-        more = _spread(unsure)
-        second[more], _ = again(at[more], boxes[more])
-        known = np.union1d(some, more)
-        second[unsure] = np.interp(at[unsure], at[known], second[known])
+        some = _spread(unsure)
+        second[some], _ = again(at[some], boxes[some])
+        second[unsure] = np.interp(at[unsure], at[some], second[some])
     return path.of(np.flatnonzero(shows(scores, second)).tolist(), max_gap)
 
 
