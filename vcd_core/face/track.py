@@ -113,6 +113,8 @@ def link(
         [(range(0, 6), np.float64(13.0))]
     """
     paths = _paths(detections, looks, cuts, lights, max_gap, sure <= 0)
+    if sure > 0:
+        paths = [part for path in paths for part in path.people(lights)]
     return _tracks([path for path in paths if path.lasts(len(detections), min_length, sure, threshold)], lights)
 
 
@@ -142,8 +144,7 @@ def _paths(
                 owners[i].sights.append(sight)
             else:
                 going.append(_Path(sum(cut <= frame for cut in cuts), [sight]))
-    paths = done + going
-    return paths if given else [part for path in paths for part in path.people(lights)]
+    return done + going
 
 
 def _owners(paths: Sequence[_Path], sights: Sequence[_Sight], lights: Sequence[int], given: bool) -> dict[int, _Path]:
@@ -286,7 +287,8 @@ def follow(
     paths = [path for path in paths if path.lasts(*counts)]
     if sure > 0:
         again = partial(second_look, images, device=device, on_frame=on_frame)
-        paths = [part for path in paths for part in _seen_again(path, max_gap, again) if part.lasts(*counts)]
+        faces = [face for path in paths for face in _seen_again(path, max_gap, again)]
+        paths = [part for face in faces for part in face.people(lights) if part.lasts(*counts)]
     return _tracks(paths, lights)
 
 
