@@ -486,7 +486,8 @@ class FaceRefine(io.ComfyNode):
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
-        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise)
+        hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
+        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise, hidden)
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 
@@ -513,18 +514,20 @@ def refined_faces(
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
             refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
-        pairs.append(torch.cat([crops, refined.nan_to_num()], 2))
+        hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
+        pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
         if refined is not crops:
             paste(refined, turn.windows, out=out, neighbours=turn.neighbours)
             done += 1
     return out, torch.cat(pairs), done
 
 
-def said(done: int, faces: int, missed: int, frames: int, denoise: float) -> str:
-    """What the node says after it has run."""
+def said(done: int, faces: int, missed: int, frames: int, denoise: float, hidden: int) -> str:
+    """What the node says after it has run; ``hidden``: in how many frames a face is behind another one."""
     left = "denoise is 0" if denoise == 0 else "see the log"
     text = f"{done} of {faces} faces refined" + (f" ({left})" if done < faces else "")
-    return f"{text}; {missed} of {frames} frames have none and passed through."
+    behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
+    return f"{text}; {missed} of {frames} frames have none and passed through.{behind}"
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

@@ -340,14 +340,18 @@ def visible(tracks: Sequence[Track], factor: float = 1.6) -> list[np.ndarray]:
 
 
 def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
-    """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
+    """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score.
+
+    The label says where a face is hidden.
+    """
     frames: list[list[dict[str, float | str]]] = [[] for _ in range(faces.frames)]
     for number, track in enumerate(faces.tracks):
         boxes = smooth_boxes(track.boxes)
         for i, frame in enumerate(track.frames):
             x, y, w, h = (float(v) for v in boxes[i])
             score = float(track.scores[i]) if len(track.scores) else 1.0
-            frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": f"face {number}", "score": score})
+            label = f"face {number}, hidden" if track.hidden[i] else f"face {number}"
+            frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": label, "score": score})
     return frames
 
 
