@@ -14,12 +14,16 @@ from PIL import Image, ImageSequence
 
 from .host import HOST
 
+IMAGE_MEDIA = "comfyui-workflow-templates-media-image==0.3.160"
+VIDEO_MEDIA = "comfyui-workflow-templates-media-video==0.3.101"
 MEDIA = {
     # generated people, animated WebP (MIT)
-    "talking": ("comfyui-workflow-templates-media-image==0.3.160", "video_ltx2_i2v-1.webp"),
-    "avatar": ("comfyui-workflow-templates-media-video==0.3.101", "api_kling_avatar2-1.webp"),
-    "turning": ("comfyui-workflow-templates-media-video==0.3.101", "video_wan2_2_14B_s2v-1.webp"),
-    "puppy": ("comfyui-workflow-templates-media-video==0.3.101", "video_ltx2_i2v_lora-1.webp"),
+    "talking": (IMAGE_MEDIA, "video_ltx2_i2v-1.webp"),
+    "avatar": (VIDEO_MEDIA, "api_kling_avatar2-1.webp"),
+    "turning": (VIDEO_MEDIA, "video_wan2_2_14B_s2v-1.webp"),
+    "flashing": (IMAGE_MEDIA, "templates-portrait_light_migration-1.webp"),  # one woman in changing light
+    "puppy": (VIDEO_MEDIA, "video_ltx2_i2v_lora-1.webp"),
+    "landscape": (VIDEO_MEDIA, "video_wan2.1_fun_camera_v1.1_1.3B-1.webp"),  # a lit window at its edge, and nobody
 }
 
 
@@ -50,8 +54,13 @@ def path_of(package: str, name: str) -> Path:
 
 
 def clip(name: str, frames: int = 1000) -> torch.Tensor:
-    """A clip as IMAGE [F, H, W, 3]."""
-    with Image.open(path_of(*MEDIA[name])) as picture:
+    """A clip of ``MEDIA`` as IMAGE [F, H, W, 3]."""
+    return frames_of(*MEDIA[name], frames)
+
+
+def frames_of(package: str, name: str, frames: int = 1000) -> torch.Tensor:
+    """An animation in a package as IMAGE [F, H, W, 3]."""
+    with Image.open(path_of(package, name)) as picture:
         read = [
             np.array(f.convert("RGB")) for f, _ in zip(ImageSequence.Iterator(picture), range(frames), strict=False)
         ]

@@ -13,8 +13,9 @@ from comfy_api.latest import io, ui
 
 from ..vcd_core import face as core
 from ..vcd_core import plots
+from ..vcd_core.face.people import Choice
 from ..vcd_core.face.plan import Turn
-from ..vcd_core.face.track import Choice, Faces, Track
+from ..vcd_core.face.track import Faces, Track
 from ..vcd_core.frames import check_finite, colours, held, with_alpha
 from .host.cut import Cut
 from .host.memory import handed_on, torch_device
@@ -71,19 +72,17 @@ def track_faces(
 ) -> Faces:
     """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
+    device, weak = torch_device(), core.track.WEAK * threshold
     if bboxes is not None:
-        detections = core.track.from_boxes(bboxes, frames, height, width)
+        detections = core.given.from_boxes(bboxes, frames, height, width)
     elif masks is not None:
-        detections = core.track.from_masks(masks)
+        detections = core.given.from_masks(masks)
     else:
-        detections = []
-        for chunk in images.split(16):
-            detections += core.detect.detect(chunk, core.track.WEAK * threshold, small_faces, device=torch_device())
-            if progress:
-                progress.advance(len(chunk))
+        on_frame = progress.advance if progress else stop_if_asked
+        detections = core.detect.detect(images, weak, small_faces, device=device, on_frame=on_frame)
     given = bboxes is not None or masks is not None
     counts = {"sure": 0.0} if given else {"threshold": threshold}
-    tracks = core.track.follow(images, detections, max_gap=max_gap, min_length=min_length, **counts)
+    tracks = core.track.follow(images, detections, max_gap, min_length, device=device, on_frame=stop_if_asked, **counts)
     return Faces(frames, height, width, tracks)
 
 
@@ -105,7 +104,7 @@ def no_faces(if_none: str) -> None:
     logging.warning("Face VCD: %s The clip is passed through.", message)
 
 
-def which_inputs(choices: tuple[Choice, ...] = core.track.CHOICES) -> list[io.Input]:
+def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.Input]:
     return [
         io.Combo.Input(
             "which",
@@ -237,7 +236,7 @@ def pick(
             place = core.crop.windows(track, faces.height, faces.width, 1.5)
             views.append(core.crop.crop(images[..., :3], place, (224, 224))[:: max(1, len(place.centres) // 8)])
         likeness = likeness_to(clip_vision, reference, views)
-    return core.track.choose(faces.tracks, which, index, likeness)
+    return core.people.choose(faces.tracks, which, index, likeness)
 
 
 def window_inputs() -> list[io.Input]:
@@ -433,7 +432,7 @@ class FaceRefine(io.ComfyNode):
                 seed_input(),
                 *window_inputs(),
                 *paste_inputs(),
-                *which_inputs(core.track.CHOICES[:-1]),
+                *which_inputs(core.people.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
@@ -504,7 +503,9 @@ class FaceRefine(io.ComfyNode):
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
-        out, text = with_alpha(out, given), said(done, len(turns), missed, len(images), denoise, stage.begin())
+        hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
+        text = said(done, len(turns), missed, len(images), denoise, hidden)
+        out, text = with_alpha(out, given), f"{text} {stage.begin()}".rstrip()
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 
@@ -535,18 +536,20 @@ def refined_faces(
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
             refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
-        pairs.append(torch.cat([crops, refined.nan_to_num()], 2))
+        hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
+        pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
         if refined is not crops:
             paste(refined, turn.windows, out=out, neighbours=turn.neighbours)
             done += 1
     return out, torch.cat(pairs), done
 
 
-def said(done: int, faces: int, missed: int, frames: int, denoise: float, begin: str) -> str:
-    """What the node says after it has run."""
+def said(done: int, faces: int, missed: int, frames: int, denoise: float, hidden: int) -> str:
+    """What the node says after it has run; ``hidden``: in how many frames a face is behind another one."""
     left = "denoise is 0" if denoise == 0 else "see the log"
     text = f"{done} of {faces} faces refined" + (f" ({left})" if done < faces else "")
-    return f"{text}; {missed} of {frames} frames have none and passed through. {begin}".rstrip()
+    behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
+    return f"{text}; {missed} of {frames} frames have none and passed through.{behind}"
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

@@ -6,25 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lights import LIGHTS
 
 from vcd_core.face import crop as crops
 from vcd_core.face.crop import crop, paste, windows
 from vcd_core.face.detect import Face, detect, iou
-from vcd_core.face.track import (
-    Faces,
-    Track,
-    boxes_of,
-    choose,
-    from_boxes,
-    from_masks,
-    link,
-    look,
-    masks_of,
-    most_at_once,
-    people,
-    scene_cuts,
-    smooth,
-)
+from vcd_core.face.given import from_boxes, from_masks
+from vcd_core.face.people import choose, most_at_once, people
+from vcd_core.face.scenes import look, scene_cuts, unlike
+from vcd_core.face.smooth import smooth
+from vcd_core.face.track import WEAK, Faces, Track, boxes_of, follow, link, masks_of
 from vcd_core.tiny import world
 
 
@@ -154,8 +145,7 @@ def test_weak_detections_go_on_a_track_and_begin_none():
 
 
 def test_people_who_cross_keep_their_names():
-    red, blue = np.full(192, 0.4), np.full(192, -0.4)
-    red[::2] = -0.1
+    red, blue = np.eye(2)[:1], np.eye(2)[1:]
     left, right = walk(30, 6.0, x=0), walk(30, -6.0, x=174, y=56)
     faces, looks = [], []
     for i, (a, b) in enumerate(zip(left, right, strict=True)):
@@ -392,20 +382,36 @@ def test_two_faces_at_one_time_are_two_people():
 
 
 def test_behind_a_cut_the_same_person_must_look_alike():
-    dark, fair = np.eye(4)[0], np.eye(4)[1]
+    dark, fair = np.eye(4)[:1], np.eye(4)[1:2]
 
-    def shot(start, scene, look):
-        return replace(moving(start, 10, 20), scene=scene, look=look)
+    def shot(start, scene, look, x=20):
+        looks = [] if look is None else [look]
+        return replace(moving(start, 10, x), scene=scene, looks=(looks, looks))
 
-    assert people([shot(0, 0, dark), shot(12, 0, fair)]) == [0, 0]  # lost and found, in other light
     assert people([shot(0, 0, dark), shot(10, 1, fair)]) == [0, 1]
+    assert people([shot(0, 0, dark), shot(10, 1, dark, x=90)]) == [0, 1]  # behind a cut the place counts, too
     assert people([shot(0, 0, dark), shot(10, 1, fair), shot(20, 2, 0.9 * dark)]) == [0, 1, 0]
     assert people([shot(0, 0, dark), shot(10, 1, None)]) == [0, 1]
     faces, looks = [[face] for face in walk(32)], [[dark]] * 16 + [[fair]] * 16
     first, second = link(faces, looks, cuts=[16])
     assert (first.scene, second.scene) == (0, 1)
-    assert np.array_equal(first.look, dark)
-    assert np.array_equal(second.look, fair)
+    assert np.array_equal(first.looks[1][-1], dark)
+    assert np.array_equal(second.looks[0][0], fair)
+
+
+def test_who_was_lost_and_found_is_told_by_the_look():
+    dark, fair, turned = np.eye(4)[:1], np.eye(4)[1:2], np.array([[0.7, 0.51, 0.51, 0.0]])
+
+    def shot(start, look, x=20, light=0):
+        return replace(moving(start, 10, x), looks=([look], [look]), light=(light, light))
+
+    assert people([shot(0, dark), shot(12, fair)]) == [0, 1]
+    assert people([shot(0, dark), shot(19, dark, x=90)]) == [0, 0]
+    assert people([shot(0, dark), shot(19, turned)]) == [0, 0]  # looks a little like it, and stands where it stood
+    assert people([shot(0, dark), shot(19, turned, x=90)]) == [0, 1]
+    assert people([shot(0, dark), shot(10, turned)]) == [0, 1]  # the tracker saw one take the other's place
+    assert people([shot(0, dark), shot(12, fair, light=1)]) == [0, 0]  # in another light the place decides
+    assert people([shot(0, dark), shot(5, dark, x=90)]) == [0, 1]  # twins are two
 
 
 def test_masks_become_their_boxes():
@@ -433,3 +439,157 @@ def test_boxes_and_masks_that_are_given_on_follow_smoothly():
     assert np.abs(np.diff(given, axis=0)).max() < 0.3 * np.abs(np.diff(boxes, axis=0)).max()
     areas = masks_of(faces).flatten(1)
     assert (areas[1:] != areas[:-1]).float().mean() < 0.02
+
+
+def test_a_face_that_fills_the_frame_is_found():
+    rng, counts = random.Random(3), {640: 0, 1280: 0}
+    for _ in range(12):
+        frame = world.render(world.random_take(rng, framing="close-up"), 0, side=384)
+        x, y, w, h = (3 * side for side in frame.faces[0])
+        left, top, side = int(max(0, x + w / 2 - h / 2)), int(max(0, y)), int(h)
+        part = torch.from_numpy(frame.image.copy()).float()[top : top + side, left : left + side].movedim(-1, 0) / 255
+        for pixels in counts:
+            large = torch.nn.functional.interpolate(part[None], size=(pixels, pixels), mode="bicubic").clamp(0, 1)
+            found = detect(large.movedim(1, -1))[0]
+            scale = pixels / side
+            true = ((x - left) * scale, (y - top) * scale, w * scale, h * scale)
+            counts[pixels] += len(found) == 1 and iou(found[0].box, true) > 0.5 and found[0].score > 0.75
+    assert min(counts.values()) >= 10, counts
+
+
+def tracks_of(images):
+    return follow(images, detect(images, WEAK * 0.6), threshold=0.6)
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+def test_a_face_goes_on_through_a_change_of_light(light):
+    """The detector may lose a drawn face in strange light: it is asked before."""
+    for framing, seed in (("close-up", 0), ("medium", 2), ("medium", 6)):
+        images = clip_of(framing, "walking", seed)[0]
+        lit = LIGHTS[light](images)
+        assert scene_cuts(lit) == []
+        tracks = follow(lit, detect(images, WEAK * 0.6), threshold=0.6)
+        assert [track.frames for track in tracks] == [range(16)]
+        assert people(tracks) == [0]
+
+
+def test_another_person_at_the_same_place_is_another_track():
+    for seed in (2, 4, 6, 9):
+        rng = random.Random(seed)
+        first = world.random_take(rng, framing="close-up", action="standing")
+        second = world.replace(first, people=(world.random_person(random.Random(100 + seed)),))
+        before, after = (
+            torch.from_numpy(np.stack([f.image for f in world.render_take(one)])).float() / 255
+            for one in (first, second)
+        )
+        tracks = tracks_of(torch.cat([before, after]))
+        assert sorted(track.start for track in tracks) == [0, 16]
+        assert len(set(people(tracks))) == 2
+
+
+def texture(kind, seed, side=256):
+    rng = torch.Generator().manual_seed(seed)
+    if kind == "noise":
+        return torch.rand(side, side, 3, generator=rng)
+    if kind == "scenery":
+        scene = world.random_take(random.Random(seed), scene=world.SCENES[seed % len(world.SCENES)])
+        return torch.from_numpy(np.array(world._background(scene))).float() / 255
+    out = torch.zeros(1, 3, side, side)
+    for cells in (4, 8, 16, 32):
+        coarse = torch.rand(1, 3, cells, cells, generator=rng)
+        out += torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+    return (out[0] / 4).clamp(0, 1).movedim(0, -1)
+
+
+@pytest.mark.parametrize("kind", ["noise", "blobs", "scenery"])
+def test_pictures_of_nobody_have_no_track(kind):
+    for seed in range(6):
+        images = torch.stack([texture(kind, seed).roll(2 * i, 1) for i in range(8)])
+        assert tracks_of(images) == []
+
+
+def test_what_is_no_face_at_a_second_look_has_no_track():
+    images = clip_of("close-up", "standing")[0]
+    found = detect(images, WEAK * 0.6)
+    nobody = torch.stack([texture("blobs", 1).roll(i, 1) for i in range(16)])
+    unsure = [[face._replace(score=0.7) for face in faces] for faces in found]
+    assert len(follow(images, unsure, threshold=0.6)) == 1
+    assert follow(nobody, unsure, threshold=0.6) == []
+    assert len(follow(nobody, unsure, sure=0.0)) == 1  # what was given is taken at its word
+
+
+def test_a_track_does_not_go_on_over_a_head_that_has_turned_away():
+    images, frames = clip_of("close-up", "standing")
+    found = detect(images, WEAK * 0.6)
+    images = images.repeat_interleave(2, 0)
+    found = [[face] for faces in found for face in faces[:1] * 2]
+    x, y, w, h = (round(side) for side in frames[0].faces[0])
+    images[20:, y : y + h, x : x + w] = images[20, y + h // 4, x + w // 2]  # nothing of a face is left
+    found[20:] = [[face._replace(score=0.5) for face in faces] for faces in found[20:]]
+    (track,) = follow(images, found, threshold=0.6)
+    assert track.frames == range(20)
+
+
+def crossing():
+    """Two tracks of 12 frames: the first is not seen in frames 4 to 7, where the second passes before it."""
+    behind = [[Face((60.0, 40.0, 20.0, 20.0), 0.9)] if not 4 <= i < 8 else [] for i in range(12)]
+    before = [Face((6.0 + 10.0 * i, 42.0, 20.0, 20.0), 0.9) for i in range(12)]
+    red, blue = np.eye(2)[:1], np.eye(2)[1:]
+    looks = [[red] * len(faces) + [blue] for faces in behind]
+    tracks = link([[*faces, face] for faces, face in zip(behind, before, strict=True)], looks)
+    return sorted(tracks, key=lambda track: int(track.seen.sum()))
+
+
+def test_a_face_that_is_hidden_is_not_pasted_over_the_one_before_it():
+    images = pictures(12)
+    hidden, shown = crossing()
+    assert hidden.seen.tolist() == [not 4 <= i < 8 for i in range(12)]
+    assert (~hidden.hidden).tolist() == hidden.seen.tolist()
+    assert not shown.hidden.any()
+    behind, before = (windows(track, 120, 160) for track in (hidden, shown))
+    red = torch.tensor([1.0, 0.0, 0.0]).expand(12, 128, 128, 3)
+    out = paste(images, red, behind, neighbours=[before])
+    assert torch.equal(out[4:8], images[4:8])
+    assert not torch.equal(out[3], images[3])
+    blue = paste(images, red.flip(-1), before, neighbours=[behind])
+    alone = paste(images, red.flip(-1), before)
+    assert torch.equal(blue[4:8], alone[4:8])  # and takes nothing from it
+    both = paste(images, red, behind, out=blue.clone(), neighbours=[before])
+    assert torch.equal(both[4:8], blue[4:8])
+
+
+def test_a_face_that_the_detector_missed_is_pasted_where_nobody_stands():
+    hidden, _ = crossing()
+    (alone,) = link(
+        [[Face(tuple(box), 0.9)] if seen else [] for box, seen in zip(hidden.boxes, hidden.seen, strict=True)]
+    )
+    assert alone.visible.all()
+    images = pictures(12)
+    out = paste(images, torch.ones(12, 128, 128, 3), windows(alone, 120, 160))
+    assert (out != images).flatten(1).any(1).all()
+
+
+def test_who_was_hidden_for_nine_frames_is_the_same_person():
+    images, frames = clip_of("close-up", "standing", 3)
+    x, y, w, h = frames[0].faces[0]
+    street, faces = 0.4 + 0.2 * texture("blobs", 3, 500)[:128], []
+    walked = street.repeat(32, 1, 1, 1)
+    for i, picture in enumerate(walked):
+        picture[:, 11 * i : 11 * i + 128] = images[0]
+        hidden = 12 <= i < 21
+        if hidden:
+            picture[:, 120:380] = street[:, 120:380]  # behind a hedge
+        faces.append([] if hidden else [Face((x + 11 * i, y, w, h), 0.9)])
+    tracks = follow(walked, faces)
+    assert sorted((track.frames.start, track.frames.stop) for track in tracks) == [(0, 12), (21, 32)]
+    assert people(tracks) == [0, 0]
+
+
+def test_looks_tell_people_apart_whatever_the_light():
+    shots = [clip_of("close-up", "standing", seed) for seed in range(8)]
+    looks = [look(images[0], frames[0].faces[0]) for images, frames in shots]
+    for own, (images, frames) in zip(looks, shots, strict=True):
+        for light in ("dark", "hue", "palette", "gradient"):
+            lit = LIGHTS[light](torch.stack([images[0]] * 2))[1]
+            assert unlike(own, look(lit, frames[0].faces[0])) < 0.2
+    assert np.median([unlike(a, b) for i, a in enumerate(looks) for b in looks[:i]]) > 0.35

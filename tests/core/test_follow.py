@@ -6,7 +6,8 @@ import torch
 
 from vcd_core.face.crop import windows
 from vcd_core.face.detect import Face
-from vcd_core.face.track import from_masks, link
+from vcd_core.face.given import from_masks
+from vcd_core.face.track import link
 
 
 @pytest.mark.parametrize("frames", [2, 3, 4, 5, 6, 8, 12, 16, 32])

@@ -1,5 +1,6 @@
 """Face VCD in graphs queued on the real server."""
 
+import json
 import random
 
 import pytest
@@ -75,14 +76,14 @@ def test_boxes_of_another_detector_are_taken_and_given(bench):
 
 
 def test_a_face_that_was_found_is_followed_where_it_is_hard_to_see(bench):
-    """In the first frame of this jump its score lies between two thirds of the threshold and the threshold."""
+    """In the fifth frame of this jump its score lies between two thirds of the threshold and the threshold."""
     graph = bench.graph()
-    images = world(graph, "far away", "jumping", seed=9)
+    images = world(graph, "far away", "jumping", seed=10)
     mask = bench.tensors(graph, out(track(graph, images), 3))
     assert mask.amax((1, 2)).tolist() == [1.0] * 16
     graph = bench.graph()
-    first = graph.ImageFromBatch(image=world(graph, "far away", "jumping", seed=9), batch_index=0, length=1)
-    mask = bench.tensors(graph, out(track(graph, first, min_length=1), 3))
+    fifth = graph.ImageFromBatch(image=world(graph, "far away", "jumping", seed=10), batch_index=4, length=1)
+    mask = bench.tensors(graph, out(track(graph, fifth, min_length=1), 3))
     assert not mask.any()
 
 
@@ -320,6 +321,44 @@ def test_the_face_most_like_a_reference_is_chosen(bench):
     assert torch.equal(first, left)
     assert torch.equal(second, right)
     assert not torch.equal(left, right)
+
+
+def passing(graph, images):
+    """A face that is not seen in frames 6 to 9, where another one passes before it; the other is track 0."""
+    behind = [[] if 6 <= i < 10 else [[54.0, 44.0, 20.0, 20.0]] for i in range(16)]
+    boxes = [[*faces, [-16.0 + 10.0 * i, 66.0, 20.0, 20.0]] for i, faces in enumerate(behind) if i < 14]
+    return track(graph, images, bboxes=graph.VCDTest_Boxes(boxes=json.dumps([*boxes, *behind[14:]])), min_length=1)
+
+
+def test_a_face_behind_another_one_is_left_as_it_is(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    faces = passing(graph, images)
+    crops = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=64, crop_factor=2.0, aspect=1.0)
+    other = graph.VCD_FaceCrop(images=images, faces=faces, index=1, refine_size=64, crop_factor=2.0, aspect=1.0)
+    red, blue = (graph.EmptyImage(width=64, height=64, batch_size=n, color=c) for n, c in ((14, 0xFF0000), (16, 255)))
+    first, second = (
+        graph.VCD_FacePaste(
+            images=images, crop=out(crop, 1), refined=colour, feather=5.0, paste_factor=1.6, match_colour=False
+        )
+        for crop, colour in ((crops, red), (other, blue))
+    )
+    refined = refine(graph, images, model, vae, positive, negative, faces=faces, crop_factor=2.0)
+    images, first, second, pairs = bench.tensors(graph, images, first, second, out(refined, 1))
+    changed = (second != images).flatten(1).any(1)
+    assert changed.tolist() == [not 6 <= i < 10 for i in range(16)]
+    assert (first != images).flatten(1).any(1).tolist() == [True] * 14 + [False] * 2
+    same_as_before = (pairs[14:, :, :64] == pairs[14:, :, 64:]).flatten(1).all(1)
+    assert same_as_before.tolist() == [6 <= i < 10 for i in range(16)]
+
+
+def test_the_stage_says_how_often_a_face_is_hidden(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    node = refine(graph, images, model, vae, positive, negative, faces=passing(graph, images), denoise=0.0)
+    graph.PreviewImage(images=node)
+    shown = bench.server.run(graph.prompt, 300)["outputs"]
+    assert "4 times a face is behind another one" in shown[node[0]]["text"][0]
 
 
 def test_masks_give_the_boxes(bench):

@@ -1,6 +1,6 @@
-"""Face VCD: find faces (``detect``), follow them (``track``), cut them out and put them back (``crop``), in turns
-(``plan``)."""
+"""Face VCD: find faces (``detect``) or take them (``given``), follow them (``track``), say who is who (``people``), cut
+them out and put them back (``crop``), in turns (``plan``)."""
 
-from . import crop, detect, plan, track
+from . import crop, detect, given, people, plan, track
 
-__all__ = ["crop", "detect", "plan", "track"]
+__all__ = ["crop", "detect", "given", "people", "plan", "track"]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .track import Track, smooth_boxes
+from .smooth import smooth_boxes
+from .track import Track
 
 Size = tuple[int, int]
 FLAT = 2 / 255  # a spread below this tells nothing of the contrast of what was drawn
@@ -28,10 +29,15 @@ class Windows:
     centres: np.ndarray  # [n, 2] x, y
     size: tuple[float, float]  # width, height
     face: np.ndarray  # [n, 4] the smoothed face box x, y, width, height
+    visible: np.ndarray | None = None  # [n] bool: in which frames to paste; None for all
 
     @property
     def frames(self) -> range:
         return range(self.start, self.start + len(self.centres))
+
+    def pasted(self, frame: int) -> bool:
+        """Whether the face is put back in this frame of the clip: it has a window there and is not hidden."""
+        return frame in self.frames and (self.visible is None or bool(self.visible[frame - self.start]))
 
 
 def windows(
@@ -52,7 +58,7 @@ def windows(
     side = crop_factor * float(np.quantile(face[:, 2:].max(1), 0.9))
     wide, tall = side * math.sqrt(aspect), side / math.sqrt(aspect)
     shrink = min(1.0, width / wide, height / tall)
-    return Windows(track.start, face[:, :2] + face[:, 2:] / 2, (wide * shrink, tall * shrink), face)
+    return Windows(track.start, face[:, :2] + face[:, 2:] / 2, (wide * shrink, tall * shrink), face, track.visible)
 
 
 def crop_size(side: int, aspect: float = 1.0, step: int = 8) -> Size:
@@ -106,7 +112,8 @@ def paste(
     neighbours: Sequence[Windows] = (),
     on_frame: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
-    """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was.
+    """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was, and so
+    does one in which the face is hidden (``place.visible``).
 
     Pastes build on each other: what is added to ``out`` is the change from ``images``, and where the regions of
     neighbours overlap each pixel goes to the face that is nearer, with a soft border between them.  So no face erases
@@ -130,9 +137,11 @@ def paste(
     check_count(len(refined), len(place.centres))
     out = images.clone() if out is None else out
     size = (refined.shape[1], refined.shape[2])
-    gain, offset = _colour_match(images, refined, place, paste_factor) if match_colour else (1.0, 0.0)
+    gain, offset = _colour_match(images, refined, place, paste_factor, on_frame) if match_colour else (1.0, 0.0)
     for i, frame in enumerate(place.frames):
         on_frame()
+        if not place.pasted(frame):
+            continue
         rows, columns = _region(place, i, images.shape[1], images.shape[2])
         mask = _mask(place, i, rows, columns, feather, paste_factor, masks[frame] if masks is not None else None)
         mask = _shared(mask, place, frame, rows, columns, feather, paste_factor, neighbours)
@@ -278,7 +287,7 @@ def _shared(
 
     A share falls from one to zero over the feather's width where another face becomes the nearer one.
     """
-    others = [other for other in neighbours if frame in other.frames]
+    others = [other for other in neighbours if other.pasted(frame)]
     there = [_mask(o, frame - o.start, rows, columns, feather, paste_factor, None) for o in others]
     near = [(other, weight) for other, weight in zip(others, there, strict=True) if bool((weight * mask).any())]
     if not near:
@@ -324,7 +333,7 @@ def _soften(mask: torch.Tensor, feather: float) -> torch.Tensor:
 
 
 def _colour_match(
-    images: torch.Tensor, refined: torch.Tensor, place: Windows, paste_factor: float
+    images: torch.Tensor, refined: torch.Tensor, place: Windows, paste_factor: float, on_frame: Callable[[], object]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gain and offset a channel for the whole clip, from the ring between the pasted region and the window's edge."""
     size = (refined.shape[1], refined.shape[2])
@@ -332,10 +341,11 @@ def _colour_match(
     x = (torch.arange(size[1]) + 0.5) / size[1] * place.size[0] - place.size[0] / 2
     count, sums = 0, torch.zeros(4, refined.shape[-1], dtype=torch.float64)
     for i, frame in enumerate(place.frames):
+        on_frame()
         half_x, half_y = paste_factor * place.face[i, 2] / 2, paste_factor * place.face[i, 3] / 2
         ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
         window = _view(images[frame], place, i, size).clamp(0, 1)
-        if ring.any() and usable(refined[i], window):
+        if ring.any() and place.pasted(frame) and usable(refined[i], window):
             old, new = window[ring].double(), refined[i][ring].double()
             count += len(old)
             sums += torch.stack([old.sum(0), (old * old).sum(0), new.sum(0), (new * new).sum(0)])

@@ -7,10 +7,12 @@ OpenCV's FaceDetectorYN.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 WEIGHTS = Path(__file__).parent / "weights" / "yunet_2023mar.safetensors"
 LONGEST_SIDE = 640  # larger frames are scaled down first
 SMALL_PICTURE = 320  # below this the frames are also searched at twice their size
+COARSE_SIDE = 160  # larger frames are also searched this small, for faces that fill more than half of them
 STRIDES = (8, 16, 32)
 
 
@@ -102,69 +105,91 @@ def detect(
     small_faces: bool = False,
     overlap: float = 0.3,
     device: torch.device | str = "cpu",
+    on_frame: Callable[[], object] = lambda: None,
 ) -> list[list[Face]]:
     """Faces of every frame, best first.
+
+    Frames are shrunk where they lie, one at a time, before they go to the device.
 
     Args:
         images: IMAGE [F, H, W, 3 or more] in 0..1; only the first three channels are looked at.
         threshold: the least score, 0..1.
-        small_faces: also search at twice the size, for faces under 10 pixels (four times the work).
+        small_faces: also search at twice the size (four times the work), and frames of more than 1920 at 2/3 of theirs,
+            for faces of 16 pixels.
         overlap: detections that overlap a better one by more than this (intersection over union) are left out.
         device: where to run; the frames may lie elsewhere.
+        on_frame: called after each frame; may raise to stop.
 
     Example:
         >>> detect(torch.zeros(2, 64, 96, 3))
         [[], []]
     """
     height, width = images.shape[1:3]
-    base = min(1.0, LONGEST_SIDE / max(height, width))
-    scales = [base]
-    if small_faces or max(height, width) < SMALL_PICTURE:
-        scales.append(2 * base)
+    longest = max(height, width)
+    scales = _scales(longest, small_faces)
     found: list[list[Face]] = []
     at_once = 2 if torch.device(device).type == "cpu" else 16  # on a CPU two frames' features stay in its cache
     for chunk in images[..., :3].split(at_once):
-        frames = chunk.to(torch.float32).movedim(-1, 1)
-        rows: list[list[torch.Tensor]] = [[] for _ in chunk]
-        for scale in scales:
-            for frame, kept in zip(rows, _rows_at(frames, scale, threshold, device), strict=True):
-                frame.append(kept)
-        found += [_best(torch.cat(frame), overlap) for frame in rows]
+        rows: list[list[np.ndarray]] = [[] for _ in chunk]
+        frames = whole = chunk.movedim(-1, 1)
+        for scale in scales:  # the smallest comes last, and out of the usual size
+            source = frames if scale < scales[0] else whole
+            shrunk = _resized(source, (max(1, round(height * scale)), max(1, round(width * scale))), device)
+            frames = shrunk if scale == scales[0] else frames
+            for frame, kept in zip(rows, _rows_of(shrunk, (height, width), threshold), strict=True):
+                frame.append(kept if scale >= scales[0] else kept[kept[:, 2:4].max(1) > longest / 2])
+        for frame in rows:
+            found.append(_best(np.concatenate(frame), overlap, longest))
+            on_frame()
     return found
 
 
-def _rows_at(
-    frames: torch.Tensor, scale: float, threshold: float, device: torch.device | str = "cpu"
-) -> list[torch.Tensor]:
-    """The rows above the threshold of each frame, searched at ``scale``, in pixels of the frame.
+def _scales(longest: int, small_faces: bool) -> list[float]:
+    """At which scales frames with this longest side are searched."""
+    base = min(1.0, LONGEST_SIDE / longest)
+    scales = [base]
+    if small_faces or longest < SMALL_PICTURE:
+        scales.append(max(2 * base, 2 / 3))  # a face of 16 pixels has 10 there
+    if longest * base > SMALL_PICTURE:
+        scales.append(COARSE_SIDE / longest)
+    return scales
 
-    Frames are shrunk where they lie: only what the detector looks at goes to its device.
-    """
+
+def _resized(frames: torch.Tensor, size: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """Frames [N, 3, h, w] of another size on the device; shrunk one at a time where they lie."""
+    if size != tuple(frames.shape[-2:]):
+        resized = partial(F.interpolate, size=size, mode="bilinear", antialias=True, align_corners=False)
+        frames = torch.cat([resized(frame[None].float()) for frame in frames])
+    return frames.to(device, torch.float32)
+
+
+def _rows_of(frames: torch.Tensor, shape: tuple[int, int], threshold: float) -> list[np.ndarray]:
+    """The rows [n, 15] above the threshold of each of some frames [N, 3, h, w], in pixels of ``shape``."""
     height, width = frames.shape[-2:]
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if size != (height, width):
-        frames = F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
-    if size[0] % 32 or size[1] % 32:
-        frames = F.pad(frames, (0, -size[1] % 32, 0, -size[0] % 32))
+    if height % 32 or width % 32:
+        frames = F.pad(frames, (0, -width % 32, 0, -height % 32))
     with torch.inference_mode():
-        model = load().to(device)
-        rows = model(frames.to(device).to(memory_format=torch.channels_last)).cpu()
-    factor = torch.tensor([width / size[1], height / size[0]])
-    scaling = torch.cat([factor, factor, torch.ones(1), factor.repeat(5)])
+        rows = load().to(frames.device)(frames.to(memory_format=torch.channels_last)).cpu().numpy()
+    factor = np.array([shape[1] / width, shape[0] / height], np.float32)
+    scaling = np.concatenate([factor, factor, [1], *[factor] * 5]).astype(np.float32)
     return [frame[frame[:, 4] >= threshold] * scaling for frame in rows]
 
 
-def _best(rows: torch.Tensor, overlap: float) -> list[Face]:
-    """Greedy non-maximum suppression."""
-    kept: list[torch.Tensor] = []
-    for row in rows[rows[:, 4].argsort(descending=True)]:
-        if all(iou(row, other) <= overlap for other in kept):
-            kept.append(row)
-    faces = []
-    for row in kept:
-        x, y, w, h, score, *points = row.tolist()
-        faces.append(Face((x, y, w, h), score, tuple(zip(points[::2], points[1::2], strict=True))))
-    return faces
+def _best(rows: np.ndarray, overlap: float, longest: int) -> list[Face]:
+    """Greedy non-maximum suppression; what lies in a better face of more than half the frame is a part of it."""
+    rows = rows[rows[:, 4].argsort(kind="stable")[::-1]]
+    kept: list[np.ndarray] = []
+    while len(rows):
+        best, rows = rows[0], rows[1:]
+        kept.append(best)
+        low, high = np.maximum(rows[:, :2], best[:2]), np.minimum(rows[:, :2] + rows[:, 2:4], best[:2] + best[2:4])
+        shared, area = (high - low).clip(0).prod(1), rows[:, 2:4].prod(1)
+        same = shared > overlap * (area + best[2:4].prod() - shared)
+        part = (shared > 0.7 * area) & (best[2:4].max() > longest / 2)
+        rows = rows[~(same | part)]
+    return [
+        Face(tuple(row[:4].tolist()), float(row[4]), tuple(map(tuple, row[5:].reshape(5, 2).tolist()))) for row in kept
+    ]
 
 
 def iou(a: torch.Tensor | tuple[float, ...], b: torch.Tensor | tuple[float, ...]) -> float:

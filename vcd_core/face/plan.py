@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .crop import Windows, windows
-from .track import Choice, Faces, Track, choose, most_at_once, people
+from .people import Choice, choose, most_at_once, people
+from .track import Faces, Track
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def plan(
     """The turns of the chosen faces, in the order in which they are refined.
 
     Args:
-        which, index: see :func:`~vcd_core.face.track.choose`.
+        which, index: see :func:`~vcd_core.face.people.choose`.
         crop_factor, aspect: see :func:`~vcd_core.face.crop.windows`.
         by_person: one person after the other, from left to right, instead of the order of the tracks.
     """

@@ -7,22 +7,24 @@ the detections of the next frame, by overlap, distance, size and look, so that t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .check import SURE, is_face, second_look, shows, surely_a_face
 from .detect import Face, iou
+from .scenes import changes, least_unlike, look, somebody_else
+from .smooth import smooth_boxes
 
-Choice = Literal["all", "largest", "left to right", "by index", "like the reference"]
-CHOICES: tuple[Choice, ...] = ("all", "largest", "left to right", "by index", "like the reference")
 _FAR = 1e6
 WEAK = 2 / 3
 """The share of the threshold at which a detection goes on a track that it could not begin."""
-_ALIKE = 0.15
-"""The most that looks of one person differ across a cut: of drawn people 9 of 10 in one scene do, no two persons."""
+_LOOKS = 5  # a face turns and blinks: it is compared with as many of its last looks
+_CHECKED = 16  # frames, evenly spaced, that are looked at again: of a track, and of those in which it is unsure
 
 
 @dataclass
@@ -34,7 +36,9 @@ class Track:
     seen: np.ndarray  # [n] bool: whether the face was detected in that frame
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     scene: int = 0  # counted from the clip's first, by its cuts
-    look: np.ndarray | None = None  # of the face as it was last seen, see :func:`look`
+    looks: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))  # first and last few
+    light: tuple[int, int] = (0, 0)  # how often the clip's light changed up to the first frame, and up to the last
+    visible: np.ndarray | None = None  # [n] bool: where it may be pasted, see :func:`visible`; None for everywhere
 
     @property
     def frames(self) -> range:
@@ -44,6 +48,11 @@ class Track:
     def size(self) -> float:
         """The median side of the face."""
         return float(np.median(self.boxes[:, 2:].max(1)))
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """In which of its frames [n] bool the face is behind another one."""
+        return np.zeros(len(self.boxes), bool) if self.visible is None else ~self.visible
 
 
 @dataclass
@@ -78,21 +87,24 @@ def link(
     min_length: int = 3,
     sure: float = 0.75,
     threshold: float = 0.0,
+    lights: Sequence[int] = (),
 ) -> list[Track]:
     """Link the detections of a clip into tracks, the longest-seen first.
 
     Args:
         detections: faces of each frame.
-        looks: a vector for each detection (see :func:`look`), to tell people apart where their ways cross.
+        looks: what each detection looks like (see :func:`~vcd_core.face.scenes.look`), to tell people apart where their
+            ways cross, and where one takes the other's place.
         cuts: frames that begin a new scene; no track goes across.
         max_gap: a face may be missing for this many frames and still be the same track.
         min_length: tracks detected in fewer frames are dropped (never more than the clip has).
         sure: a track without a single score of this must have been seen in eight frames (half of a shorter clip) and in
-            most
-            of its own: a hand looks like a face for a moment. 0 takes every detection at its word.
+            most of its own: a hand looks like a face for a moment. 0 takes every detection at its word, and one alone
+            in its frame goes on the one track there is, however far it went.
         threshold: detections of a lower score go on a track, at either end too, and count for none: a face that turns
             away or is half out of the picture is still the one that was seen before (as in ByteTrack, arXiv
             2110.06864).
+        lights: frames before which the light changed: looks of before and behind are not compared.
 
     Example:
         >>> moving = [[Face((10.0 + i, 20.0, 30.0, 30.0), 0.9)] for i in range(6)]
@@ -100,270 +112,246 @@ def link(
         >>> [(t.frames, t.boxes[3, 0]) for t in link(moving)]
         [(range(0, 6), np.float64(13.0))]
     """
-    from scipy.optimize import linear_sum_assignment
+    paths = _paths(detections, looks, cuts, lights, max_gap, sure <= 0)
+    if sure > 0:
+        paths = [part for path in paths for part in path.people(lights)]
+    return _tracks([path for path in paths if path.lasts(len(detections), min_length, sure, threshold)], lights)
 
-    open_tracks: list[_Path] = []
+
+def _paths(
+    detections: Sequence[Sequence[Face]],
+    looks: Sequence[Sequence[np.ndarray]] | None,
+    cuts: Sequence[int],
+    lights: Sequence[int],
+    max_gap: int,
+    given: bool,
+) -> list[_Path]:
+    """What may become tracks: see :func:`link`; ``given`` where every detection is taken at its word."""
+    going: list[_Path] = []
     done: list[_Path] = []
     for frame, faces in enumerate(detections):
         if frame in cuts:
-            done, open_tracks = done + open_tracks, []
-        done += [path for path in open_tracks if frame - path.last > max_gap + 1]
-        open_tracks = [path for path in open_tracks if frame - path.last <= max_gap + 1]
+            done, going = done + going, []
+        done += [path for path in going if frame - path.last > max_gap + 1]
+        going = [path for path in going if frame - path.last <= max_gap + 1]
         views = looks[frame] if looks else [None] * len(faces)
-        cost = np.array([[path.cost(f, v, frame) for f, v in zip(faces, views, strict=True)] for path in open_tracks])
-        taken: set[int] = set()
-        if cost.size:
-            for row, column in zip(*linear_sum_assignment(cost), strict=True):
-                # what was given by a box or mask alone in its frame is the one thing that is followed, however far it
-                # went
-                alone = sure == 0 and cost.shape == (1, 1)
-                if alone or cost[row, column] < _FAR:
-                    open_tracks[row].add(frame, faces[column], views[column])
-                    taken.add(column)
-        for i, face in enumerate(faces):
-            if i not in taken:
-                path = _Path(sum(cut <= frame for cut in cuts))
-                path.add(frame, face, views[i])
-                open_tracks.append(path)
-    paths = done + open_tracks
-
-    def lasts(path: _Path) -> bool:
-        strong = [at for at, score in zip(path.at, path.scores, strict=True) if score >= threshold]
-        if len(strong) < max(1, min(min_length, len(detections))):
-            return False
-        steady = 2 * len(strong) >= strong[-1] - strong[0] + 1
-        return max(path.scores) >= sure or (steady and len(strong) >= min(8, (len(detections) + 1) // 2))
-
-    return sorted((path.track() for path in paths if lasts(path)), key=lambda t: (-int(t.seen.sum()), t.start))
+        sights = [
+            _Sight(frame, np.array(face.box, float), face.score, view) for face, view in zip(faces, views, strict=True)
+        ]
+        owners = _owners(going, sights, lights, given)
+        for i, sight in enumerate(sights):
+            if i in owners:
+                owners[i].sights.append(sight)
+            else:
+                going.append(_Path(sum(cut <= frame for cut in cuts), [sight]))
+    return done + going
 
 
+def _owners(paths: Sequence[_Path], sights: Sequence[_Sight], lights: Sequence[int], given: bool) -> dict[int, _Path]:
+    """Which path each of a frame's sights goes on, by its number; none for those that begin one."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not paths or not sights:
+        return {}
+    if given and len(paths) == len(sights) == 1:  # the one thing that is followed, however far it went
+        return {0: paths[0]}
+    cost = np.array([[path.cost(sight, lights) for sight in sights] for path in paths])
+    return {int(i): paths[row] for row, i in zip(*linear_sum_assignment(cost), strict=True) if cost[row, i] < _FAR}
+
+
+def _tracks(paths: Sequence[_Path], lights: Sequence[int]) -> list[Track]:
+    tracks = sorted((path.track(lights) for path in paths), key=lambda t: (-int(t.seen.sum()), t.start))
+    for track, shown in zip(tracks, visible(tracks), strict=True):
+        track.visible = shown
+    return tracks
+
+
+class _Sight(NamedTuple):
+    """One detection on a path."""
+
+    frame: int
+    box: np.ndarray  # [4] x, y, width, height in pixels
+    score: float
+    look: np.ndarray | None
+
+
+@dataclass
 class _Path:
-    """A track in the making."""
+    """A track in the making: a face's sights in one scene, in order of time."""
 
-    def __init__(self, scene: int) -> None:
-        self.scene = scene
-        self.at: list[int] = []
-        self.boxes: list[np.ndarray] = []
-        self.scores: list[float] = []
-        self.look: np.ndarray | None = None
+    scene: int
+    sights: list[_Sight]
 
     @property
     def last(self) -> int:
-        return self.at[-1]
+        return self.sights[-1].frame
 
-    def add(self, frame: int, face: Face, view: np.ndarray | None) -> None:
-        self.at.append(frame)
-        self.boxes.append(np.array(face.box, float))
-        self.scores.append(face.score)
-        if view is not None:
-            self.look = view if self.look is None else 0.8 * self.look + 0.2 * view
+    def parts(self, ends: Sequence[int]) -> list[_Path]:
+        """Its pieces, where the sights of these numbers begin new ones."""
+        cut = zip([0, *ends], [*ends, len(self.sights)], strict=True)
+        return [_Path(self.scene, self.sights[first:end]) for first, end in cut if end > first]
+
+    def of(self, kept: Sequence[int], max_gap: int) -> list[_Path]:
+        """Its pieces where only the sights of these numbers count: gaps of more than ``max_gap`` frames part them."""
+        path = _Path(self.scene, [self.sights[i] for i in kept])
+        at = [sight.frame for sight in path.sights]
+        return path.parts([i for i in range(1, len(at)) if at[i] - at[i - 1] > max_gap + 1])
+
+    def people(self, lights: Sequence[int]) -> list[_Path]:
+        """Its pieces where somebody else takes the place of who was there, under the same light."""
+        looks = [sight.look for sight in self.sights if sight.look is not None]
+        if len(looks) < len(self.sights):
+            return [self]
+        at = [sight.frame for sight in self.sights]
+        return self.parts([i for i in somebody_else(looks) if not _between(lights, at[i - 1], at[i])])
+
+    def lasts(self, count: int, min_length: int, sure: float, threshold: float) -> bool:
+        """Whether it is a track in a clip of ``count`` frames: see :func:`link`."""
+        strong = [sight.frame for sight in self.sights if sight.score >= threshold]
+        if len(strong) < max(1, min(min_length, count)):
+            return False
+        steady = 2 * len(strong) >= strong[-1] - strong[0] + 1
+        best = max(sight.score for sight in self.sights)
+        return best >= sure or (steady and len(strong) >= min(8, (count + 1) // 2))
 
     def predicted(self, frame: int) -> np.ndarray:
-        """The box by steady motion over the last detections, slowing down the longer the face is lost."""
-        box = self.boxes[-1].copy()
-        if len(self.at) >= 2:
-            first = max(-5, -len(self.at))
-            speed = (_centre(self.boxes[-1]) - _centre(self.boxes[first])) / (self.at[-1] - self.at[first])
-            box[:2] += speed * min(frame - self.last, 4)
+        """The box by steady motion over the last sights, slowing down the longer the face is lost."""
+        last, first = self.sights[-1], self.sights[-min(5, len(self.sights))]
+        box = last.box.copy()
+        if last.frame > first.frame:
+            speed = (_centre(last.box) - _centre(first.box)) / (last.frame - first.frame)
+            box[:2] += speed * min(frame - last.frame, 4)
         return box
 
-    def cost(self, face: Face, view: np.ndarray | None, frame: int) -> float:
-        """How unlike this detection is to the track's next place; ``_FAR`` where it cannot be the same face."""
-        guess, box = self.predicted(frame), np.array(face.box, float)
+    def cost(self, sight: _Sight, lights: Sequence[int]) -> float:
+        """How unlike this sight is to the track's next place; ``_FAR`` where it cannot be the same face."""
+        guess, box = self.predicted(sight.frame), sight.box
         side = max(guess[2:].max(), box[2:].max())
         distance = float(np.linalg.norm(_centre(guess) - _centre(box))) / side
         growth = abs(math.log(box[2:].max() / guess[2:].max()))
-        waited = frame - self.last
+        waited = sight.frame - self.last
         if distance > 0.7 + 0.25 * min(waited, 6) or growth > math.log(1.6) + 0.05 * waited:
             return _FAR
-        return distance + (1 - iou(tuple(guess), face.box)) + growth + 3.0 * unlike(view, self.look)
+        looks = [before.look for before in self.sights[-_LOOKS:] if before.look is not None]
+        lit = bool(_between(lights, self.last, sight.frame))
+        other = 0.0 if lit or sight.look is None else least_unlike([sight.look], looks)
+        return distance + (1 - iou(tuple(guess), tuple(box))) + growth + 3.0 * other
 
-    def track(self) -> Track:
-        start, count = self.at[0], self.at[-1] - self.at[0] + 1
-        seen = np.zeros(count, bool)
-        seen[np.array(self.at) - start] = True
-        known, boxes = np.array(self.at) - start, np.array(self.boxes)
-        frames = np.arange(count)
-        filled = np.stack([np.interp(frames, known, boxes[:, i]) for i in range(4)], 1)
-        scores = np.zeros(count)
-        scores[known] = self.scores
-        return Track(start, filled, seen, scores, self.scene, self.look)
+    def track(self, lights: Sequence[int] = ()) -> Track:
+        at = np.array([sight.frame for sight in self.sights])
+        start, count = int(at[0]), int(at[-1] - at[0]) + 1
+        seen, scores = np.zeros(count, bool), np.zeros(count)
+        seen[at - start], scores[at - start] = True, [sight.score for sight in self.sights]
+        boxes = np.array([sight.box for sight in self.sights])
+        filled = np.stack([np.interp(np.arange(count), at - start, boxes[:, i]) for i in range(4)], 1)
+        looks = [sight.look for sight in self.sights if sight.look is not None]
+        light = (_between(lights, -1, start), _between(lights, -1, self.last))
+        return Track(start, filled, seen, scores, self.scene, (looks[:_LOOKS], looks[-_LOOKS:]), light)
 
 
-def follow(images: torch.Tensor, detections: Sequence[Sequence[Face]], **counts: Any) -> list[Track]:
+def _between(lights: Sequence[int], before: int, frame: int) -> int:
+    """How often the light changed behind one frame and up to another."""
+    return sum(before < light <= frame for light in lights)
+
+
+def follow(
+    images: torch.Tensor,
+    detections: Sequence[Sequence[Face]],
+    max_gap: int = 8,
+    min_length: int = 3,
+    sure: float = 0.75,
+    threshold: float = 0.0,
+    device: torch.device | str = "cpu",
+    on_frame: Callable[[], object] = lambda: None,
+) -> list[Track]:
     """The tracks of a clip IMAGE [F, H, W, 3]: :func:`link` with what its faces look like and where its scenes begin.
 
-    Args:
-        detections: faces of each frame, down to ``WEAK`` times the threshold.
-        counts: ``max_gap``, ``min_length``, ``sure`` and ``threshold`` of :func:`link`.
-    """
-    looks = [[look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)]
-    return link(detections, looks, scene_cuts(images), **counts)
-
-
-def look(image: torch.Tensor, box: Sequence[float]) -> np.ndarray:
-    """What a face and its hair look like: a small picture of them [192], without its mean.
-
-    Args:
-        image: one frame [H, W, 3].
-        box: x, y, width, height in pixels.
-    """
-    height, width = image.shape[:2]
-    x, y, w, h = box
-    left, right = min(max(0, int(x - 0.25 * w)), width - 1), min(width, math.ceil(x + 1.25 * w))
-    top, bottom = min(max(0, int(y - 0.5 * h)), height - 1), min(height, math.ceil(y + 1.25 * h))
-    part = image[top : max(bottom, top + 1), left : max(right, left + 1), :3].movedim(-1, 0)[None]
-    small = torch.nn.functional.adaptive_avg_pool2d(part.float(), 8).flatten()
-    return (small - 0.5).cpu().numpy()
-
-
-def unlike(one: np.ndarray | None, other: np.ndarray | None) -> float:
-    """How different two looks are: 0 for the same, up to 2; 0 also where one is not known."""
-    if one is None or other is None:
-        return 0.0
-    return 1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other) + 1e-9))
-
-
-def scene_cuts(images: torch.Tensor, threshold: float = 0.12) -> list[int]:
-    """Frames that begin a new scene: a jump of the whole picture that stands out from the motion around it.
+    Unless ``sure`` is 0, what was found gets a second look (:mod:`~vcd_core.face.check`): what is no face is left out,
+    and so are the frames in which a face has turned away.
 
     Args:
         images: IMAGE [F, H, W, 3].
-        threshold: the least mean change of a 32x32 version, 0..1.
-    """
-    if len(images) < 2:
-        return []
-    small = torch.cat(
-        [torch.nn.functional.adaptive_avg_pool2d(part[..., :3].movedim(-1, 1).float(), 32) for part in images.split(16)]
-    )
-    change = (small[1:] - small[:-1]).abs().mean((1, 2, 3)).tolist()
-    cuts = []
-    for i, jump in enumerate(change):
-        others = change[:i] + change[i + 1 :]
-        if jump > threshold and jump > 4 * float(np.median(others or [0.0])):
-            cuts.append(i + 1)
-    return cuts
-
-
-def smooth(path: np.ndarray, strength: float = 0.85) -> np.ndarray:
-    """A path [n, d] filtered forward and backward (Butterworth, 2nd order), so that it does not lag.
-
-    ``strength`` 0 keeps the path; towards 1 the slowest motion alone is left.  What is filtered is the path's distance
-    from its line of best fit, so a steady motion is followed exactly at any length.
+        detections: faces of each frame, down to ``WEAK`` times the threshold.
+        max_gap, min_length, sure, threshold: as for :func:`link`.
+        device: where the second look runs.
+        on_frame: called after each frame and each second look; may raise to stop.
 
     Example:
-        >>> steady = np.arange(5.0)[:, None] * 16
-        >>> float(np.abs(smooth(steady) - steady).max()) < 1e-9
-        True
+        >>> follow(torch.zeros(4, 64, 96, 3), [[]] * 4)
+        []
     """
-    if strength <= 0 or len(path) < 4:
-        return path.copy()
-    from scipy.signal import butter, filtfilt
-
-    b, a = butter(2, max(0.02, 0.6 * (1 - strength) + 0.02))
-    padding = min(len(path) - 1, 24)
-    line = _line(path)
-    return line + filtfilt(b, a, path - line, axis=0, padtype="odd", padlen=padding)
-
-
-def _line(path: np.ndarray) -> np.ndarray:
-    """The straight line [n, d] of least squares through a path."""
-    at = np.arange(len(path)) - (len(path) - 1) / 2
-    slope = at @ path / (at @ at)
-    return path.mean(0) + at[:, None] * slope
+    cuts, lights = changes(images, on_frame)
+    looks = [[look(image, face.box) for face in faces] for image, faces in zip(images, detections, strict=True)]
+    paths = _paths(detections, looks, cuts, lights, max_gap, sure <= 0)
+    counts = (len(detections), min_length, sure, threshold)
+    paths = [path for path in paths if path.lasts(*counts)]
+    if sure > 0:
+        again = partial(second_look, images, device=device, on_frame=on_frame)
+        faces = [face for path in paths for face in _seen_again(path, max_gap, again)]
+        paths = [part for face in faces for part in face.people(lights) if part.lasts(*counts)]
+    return _tracks(paths, lights)
 
 
-def smooth_boxes(boxes: np.ndarray, strength: float = 0.85) -> np.ndarray:
-    """Boxes [n, 4] (x, y, width, height) whose centres are smoothed by ``strength`` and sizes by at least 0.5."""
-    sides = smooth(boxes[:, 2:], max(strength, 0.5))
-    return np.concatenate([smooth(boxes[:, :2] + boxes[:, 2:] / 2, strength) - sides / 2, sides], 1)
+def _seen_again(path: _Path, max_gap: int, again: Callable[..., tuple[np.ndarray, np.ndarray]]) -> list[_Path]:
+    """What of a path shows a face at a second look; nothing of what is none."""
+    at, scores = np.array([s.frame for s in path.sights]), np.array([s.score for s in path.sights])
+    boxes = np.array([s.box for s in path.sights])
+    second, known = scores.copy(), scores >= SURE
+    if not surely_a_face(scores):
+        some = _spread(np.arange(len(at)))
+        second[some], matched = again(at[some], boxes[some])
+        known[some] = True
+        if not is_face(scores, matched, float(np.median(boxes[:, 2:].max(1)))):
+            return []
+    unsure = np.flatnonzero(~known)
+    if len(unsure):
+        some = _spread(unsure)
+        second[some], _ = again(at[some], boxes[some])
+        second[unsure] = np.interp(at[unsure], at[some], second[some])
+    return path.of(np.flatnonzero(shows(scores, second)).tolist(), max_gap)
 
 
-def choose(
-    tracks: Sequence[Track], how: Choice, index: int = 0, likeness: Sequence[float] | None = None
-) -> list[Track]:
-    """The tracks to work on, in order.
-
-    Args:
-        how: "all" and "left to right" give every track (by place for the latter), the others one.
-        index: for "by index": which, counted from 0 from left to right.
-        likeness: for "like the reference": how like the reference each track is.
-
-    Raises:
-        ValueError: an index that is not there, or likeness without values.
-    """
-    across = sorted(tracks, key=lambda t: float(np.median(_centres(t.boxes)[:, 0])))
-    if how == "all" or not tracks:
-        return list(tracks)
-    if how == "left to right":
-        return across
-    if how == "largest":
-        return [max(tracks, key=lambda t: t.size)]
-    if how == "by index":
-        if index >= len(across):
-            raise ValueError(f"There is no face {index}: {len(across)} were found, counted from 0 from left to right.")
-        return [across[index]]
-    if likeness is None:
-        raise ValueError("Choosing by likeness needs a reference picture and a CLIP vision model.")
-    return [tracks[int(np.argmax(likeness))]]
+def _spread(numbers: np.ndarray) -> np.ndarray:
+    """At most ``_CHECKED`` of some numbers, evenly spaced, with the first and the last."""
+    count = min(len(numbers), _CHECKED)
+    return numbers[np.linspace(0, len(numbers) - 1, count).round().astype(int)]
 
 
-def people(tracks: Sequence[Track]) -> list[int]:
-    """Which person each track shows, counted from 0 from left to right.
+def visible(tracks: Sequence[Track], factor: float = 1.6) -> list[np.ndarray]:
+    """In which of its frames each track's face is not behind another one [n] bool: where it may be pasted.
 
-    A face that was lost for longer than the tracker bridges comes back as a new track: one that begins about where
-    another ended, at about its size, is the same person. Behind a cut somebody else may stand there, so it must look
-    alike, too.
+    A face is lost for some frames because the detector missed it, or because somebody stands before it.  It is hidden
+    where it was not seen and another face was, within ``factor`` times its side (what is pasted).
 
     Example:
-        >>> def track(start, x):
-        ...     return Track(start, np.array([[x, 0.0, 20.0, 20.0]] * 10), np.ones(10, bool))
-        >>> people([track(0, 10), track(0, 90), track(15, 12)])
-        [0, 1, 0]
+        >>> still = lambda seen: Track(0, np.array([[10.0, 10.0, 20.0, 20.0]] * 3), np.array(seen))
+        >>> visible([still([True, False, False]), still([True, True, False])])[0]
+        array([ True, False,  True])
     """
-    pairs = []
-    for i, before in enumerate(tracks):
-        for j, after in enumerate(tracks):
-            gap = after.start - before.frames.stop
-            if gap < 0 or (before.scene != after.scene and not _alike(before, after)):
-                continue
-            one, other = before.boxes[-1], after.boxes[0]
-            side = max(one[2:].max(), other[2:].max())
-            distance = float(np.linalg.norm(_centre(one) - _centre(other))) / side
-            if distance < 1 and abs(math.log(one[2:].max() / other[2:].max())) < math.log(1.6):
-                pairs.append((distance + 0.01 * gap, i, j))
-    earlier: dict[int, int] = {}
-    for _, i, j in sorted(pairs):
-        if i not in earlier.values() and j not in earlier:
-            earlier[j] = i
-    first = list(range(len(tracks)))
-    for j in sorted(earlier, key=lambda j: tracks[j].start):
-        first[j] = first[earlier[j]]
-    boxes = {one: np.concatenate([t.boxes for t, f in zip(tracks, first, strict=True) if f == one]) for one in first}
-    across = sorted(boxes, key=lambda one: float(np.median(_centres(boxes[one])[:, 0])))
-    return [across.index(one) for one in first]
-
-
-def _alike(one: Track, other: Track) -> bool:
-    return one.look is not None and other.look is not None and unlike(one.look, other.look) < _ALIKE
-
-
-def most_at_once(tracks: Sequence[Track]) -> int:
-    """How many faces are there in the fullest frame."""
-    return max(
-        (sum(frame in track.frames for track in tracks) for track in tracks for frame in track.frames), default=0
-    )
+    shown = [np.ones(len(track.boxes), bool) for track in tracks]
+    for number, track in enumerate(tracks):
+        for i in np.flatnonzero(~track.seen):
+            x, y, w, h = track.boxes[i]
+            pasted = (x - w * (factor - 1) / 2, y - h * (factor - 1) / 2, w * factor, h * factor)
+            at = {n: track.start + i - other.start for n, other in enumerate(tracks) if n != number}
+            there = (tracks[n].boxes[k] for n, k in at.items() if 0 <= k < len(tracks[n].boxes) and tracks[n].seen[k])
+            shown[number][i] = not any(iou(pasted, tuple(box)) > 0 for box in there)
+    return shown
 
 
 def boxes_of(faces: Faces) -> list[list[dict[str, float | str]]]:
-    """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score."""
+    """The smoothed tracks as ComfyUI's BOUNDING_BOX: for each frame a list of x, y, width, height, label and score.
+
+    The label says where a face is hidden.
+    """
     frames: list[list[dict[str, float | str]]] = [[] for _ in range(faces.frames)]
     for number, track in enumerate(faces.tracks):
         boxes = smooth_boxes(track.boxes)
         for i, frame in enumerate(track.frames):
             x, y, w, h = (float(v) for v in boxes[i])
             score = float(track.scores[i]) if len(track.scores) else 1.0
-            frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": f"face {number}", "score": score})
+            label = f"face {number}, hidden" if track.hidden[i] else f"face {number}"
+            frames[frame].append({"x": x, "y": y, "width": w, "height": h, "label": label, "score": score})
     return frames
 
 
@@ -380,63 +368,5 @@ def masks_of(faces: Faces, factor: float = 1.6) -> torch.Tensor:
     return masks
 
 
-def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list[Face]]:
-    """ComfyUI's BOUNDING_BOX (a list for each frame, or one list for a single frame) as detections.
-
-    Args:
-        frames, height, width: those of the clip.
-
-    Raises:
-        ValueError: boxes of a clip with another number of frames, of another form, or outside of the pictures.
-    """
-    listed = [boxes] if isinstance(boxes, dict) else list(boxes) if isinstance(boxes, (list, tuple)) else []
-    if listed and all(isinstance(entry, dict) for entry in listed):
-        listed = [listed]
-    if len(listed) != frames:
-        raise ValueError(f"The bounding boxes are for {len(listed)} frames and the clip has {frames}; connect its own.")
-    found = []
-    for frame in listed:
-        try:
-            found.append(
-                [
-                    Face(
-                        (float(b["x"]), float(b["y"]), float(b["width"]), float(b["height"])),
-                        float(b.get("score", 1.0)),
-                    )
-                    for b in frame
-                ]
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError("A bounding box needs x, y, width and height (in pixels).") from error
-    for face in (face for frame in found for face in frame):
-        x, y, w, h = face.box
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            raise ValueError(
-                f"A bounding box at {x:g}, {y:g} ({w:g}x{h:g}) lies outside of the {width}x{height} pictures. Connect "
-                f"the "
-                "images that the detector saw."
-            )
-    return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
-
-
-def from_masks(masks: torch.Tensor) -> list[list[Face]]:
-    """The box of each frame's mask [F, H, W] (values above 0.5) as its one detection; none where a mask is empty."""
-    found: list[list[Face]] = []
-    for mask in masks:
-        rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
-        if not len(rows):
-            found.append([])
-            continue
-        (top, bottom), (left, right) = (
-            (float(axis[0]), float(axis[-1]) + 1) for axis in (rows.flatten(), columns.flatten())
-        )
-        found.append([Face((left, top, right - left, bottom - top), 1.0)])
-    return found
-
-
 def _centre(box: np.ndarray) -> np.ndarray:
     return box[:2] + box[2:] / 2
-
-
-def _centres(boxes: np.ndarray) -> np.ndarray:
-    return boxes[:, :2] + boxes[:, 2:] / 2

@@ -323,6 +323,24 @@ class World(io.ComfyNode):
         return io.NodeOutput(torch.from_numpy(np.stack(pictures)).float() / 255)
 
 
+class Boxes(io.ComfyNode):
+    """Boxes as another detector gives them: for each frame a list of x, y, width, height, in JSON."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Boxes",
+            category="tests",
+            inputs=[io.String.Input("boxes")],
+            outputs=[io.Custom("BOUNDING_BOX").Output()],
+        )
+
+    @classmethod
+    def execute(cls, boxes):
+        names = ("x", "y", "width", "height")
+        return io.NodeOutput([[dict(zip(names, box, strict=True)) for box in frame] for frame in json.loads(boxes)])
+
+
 class Broken(io.ComfyNode):
     """A model that predicts NaN, or whose clip comes back black."""
 
@@ -587,6 +605,7 @@ class Extension(ComfyExtension):
             VideoVae,
             Rows,
             World,
+            Boxes,
             Broken,
             NoNumbers,
             Looks,

@@ -1,0 +1,30 @@
+"""Light that changes over a clip: what brings nobody new."""
+
+import torch
+
+
+def from_the_middle(images, change):
+    half = len(images) // 2
+    return torch.cat([images[:half], change(images[half:])]).clamp(0, 1)
+
+
+def slope(images, down):
+    values = torch.linspace(0.25, 1.6, images.shape[1 if down else 2])
+    return images * (values[:, None, None] if down else values[None, :, None])
+
+
+def flashes(images, gains):
+    return torch.stack([image * torch.tensor(gains[i % len(gains)]) for i, image in enumerate(images)]).clamp(0, 1)
+
+
+LIGHTS = {
+    "dark": lambda images: from_the_middle(images, lambda part: 0.3 * part),
+    "flash": lambda images: torch.cat([images[:9], (2.5 * images[9:12]).clamp(0, 1), images[12:]]),
+    "hue": lambda images: from_the_middle(images, lambda part: part * torch.tensor([1.0, 0.35, 0.35])),
+    "palette": lambda images: from_the_middle(images, lambda part: 0.5 * part[..., [1, 2, 0]]),
+    "gradient": lambda images: from_the_middle(images, lambda part: slope(part, down=False)),
+    "gradient down": lambda images: from_the_middle(images, lambda part: slope(part, down=True)),
+    "strobe": lambda images: flashes(images, [0.3, 1.0]),
+    "slow strobe": lambda images: flashes(images, [0.3, 0.3, 0.3, 1.0, 1.0, 1.0]),
+    "disco": lambda images: flashes(images, [[1.0, 0.4, 0.4], [0.4, 1.0, 0.4], [0.4, 0.4, 1.0], [1.0, 1.0, 1.0]]),
+}
