@@ -311,6 +311,16 @@ def test_sigmas_without_model_is_refused(bench, tiny):
         bench.tensors(graph, graph.VCD_NoisePriorLatent(**LATENT, sigmas=sigmas))
 
 
+def test_a_model_or_a_latent_without_sigmas_gives_unit_noise_of_its_shape(bench, tiny):
+    graph, model, *_ = tiny()
+    with_model = graph.VCD_NoisePriorLatent(**LATENT, model=model)
+    with_latent = graph.VCD_NoisePriorLatent(**{**LATENT, "width": 512, "frames": 9}, latent=empty(graph))
+    expected = core.sample((4, 4, 8, 8), 0.1, 0)
+    by_model, by_latent = bench.samples(graph, with_model, with_latent)
+    assert same(by_model, expected)
+    assert same(by_latent, core.sample((FRAMES, 4, SIZE // 8, SIZE // 8), 0.1, 0))
+
+
 @pytest.mark.parametrize("way", ["model", "noise"])
 def test_a_schedule_for_another_clip_length_is_refused_before_sampling(bench, tiny, way):
     graph, model, _, positive, negative = tiny()
