@@ -1,9 +1,9 @@
 """The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing.
 
 Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
-.safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``emb_params``, the name of a text encoder such
-as ``clip_l`` or ``t5xxl``, or any single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads, with where
-they come from in the header.
+.safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``emb_params``, the name of a text encoder
+such as ``clip_l`` or ``t5xxl``, or any single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads,
+with where they come from in the header.
 """
 
 from __future__ import annotations

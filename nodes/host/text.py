@@ -72,8 +72,8 @@ def _tokenized(clip: Any, text: str) -> Tokens:
     except RuntimeError as error:  # Hunyuan's compares every token with a number, which a vector is not
         name = type(clip.tokenizer).__name__
         raise ValueError(
-            f"This model's text encoders ({', '.join(text_widths(clip))}) read no embeddings: ComfyUI's {name} stops at "
-            "the first. Use another model's, or a LoRA for this one."
+            f"This model's text encoders ({', '.join(text_widths(clip))}) read no embeddings: ComfyUI's {name} stops "
+            "at the first. Use another model's, or a LoRA for this one."
         ) from error
     return found
 

@@ -91,7 +91,7 @@ def test_single_vectors_and_pairs(tmp_path):
     assert load(write(tmp_path / "one.bin", {"<tok>": VECTORS[0]})).vectors.shape == (1, 768)
     both = load(write(tmp_path / "xl.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(4, 1280)}))
     assert {key: v.shape for key, v in both.vectors.items()} == {"clip_l": (4, 768), "clip_g": (4, 1280)}
-    with pytest.raises(ValueError, match="not as many tokens .* 4 for clip_l and 3 for clip_g"):
+    with pytest.raises(ValueError, match=r"not as many tokens .* 4 for clip_l and 3 for clip_g"):
         load(write(tmp_path / "bad.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(3, 1280)}))
 
 

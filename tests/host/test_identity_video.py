@@ -209,3 +209,32 @@ def test_an_encoder_that_reads_no_embeddings_is_named(pack, folder):
     identity = loaded(pack, written(pack, folder, "plain", {"emb_params": vectors(32)})).args[0]
     with pytest.raises(ValueError, match=r"'plain' .32 wide. cannot stand .* text encoder songs reads no embeddings"):
         encoded(pack, clip, "V*", identity)
+
+
+def test_the_motion_module_and_the_trainer_say_what_video_models_have_in_their_place(pack, clips):
+    """And name nodes of the host by the names that it shows."""
+    import asyncio
+
+    from comfy_extras.nodes_train import TrainLoraNode
+    from comfy_extras.nodes_wan import WanExtension
+
+    import nodes
+
+    model, vae = video_models.model("wan21"), video_models.vae("wan21")
+    with pytest.raises(ValueError, match=r"makes SD 1\.5.* draw moving clips; this model .WAN21. .* moves by itself"):
+        pack("nodes.motion").MotionModuleNode.execute(model, "none.ckpt", 1.0, "linear (AnimateDiff)")
+    once = {
+        "name": "x", "class_word": "man", "tokens": 4, "steps": 1, "batch": 1, "learning_rate": 1e-3, "size": 64,
+        "fit": "whole picture", "template": "V*", "sample_every": 0, "resume": False, "seed": 0,
+    }  # fmt: skip
+    training = pack("nodes.training")
+    inputs = {name: [value] for name, value in once.items()} | {"fit": [next(iter(training.FITS))]}
+    with pytest.raises(ValueError, match=r"ID Trainer learns tokens for SD 1\.5; this model .WAN21.*LoRA") as refused:
+        training.IdTrainer.execute([model], [clips("umt5xxl")], [vae], [torch.rand(3, 64, 64, 3)], **inputs)
+    named = re.findall(r"(?<!\w)'(\w[\w ]*)'", str(refused.value))
+    wan = [node.define_schema() for node in asyncio.run(WanExtension().get_node_list())]
+    shown = {schema.display_name or schema.node_id for schema in wan}
+    shown |= {TrainLoraNode.define_schema().display_name, *nodes.NODE_DISPLAY_NAME_MAPPINGS.values()}
+    assert set(named) == {"Train LoRA", "Load LoRA", "WanVaceToVideo", "WanPhantomSubjectToVideo"} <= shown
+    for node in (pack("nodes.motion").MotionModuleNode, training.IdTrainer):
+        assert "SD 1.5" in node.define_schema().description
