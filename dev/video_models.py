@@ -6,12 +6,14 @@ alone, ``WITH_SOUND`` the others.
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
 import torch
 
 TEXT = 32  # width of the text that the tiny models read
+LETTERS = 64  # at most so many in the tiny UMT5's vocabulary
 REAL = "wan21_1.3b"  # the only kind of real size
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
 WITH_SOUND = ("ltx2", "h3")  # these draw video and sound in one latent
@@ -104,6 +106,50 @@ def _configuration(kind: str) -> Any:
             "time_embed_dim": 16, "rope_inv_freq_len": 4, "dtype": torch.float32,
         })  # fmt: skip
     raise ValueError(f"{kind} is none of {', '.join((*KINDS, *WITH_SOUND))}.")
+
+
+def text_encoder(kind: str, seed: int = 0) -> Any:
+    """A tiny CLIP as models of this kind have it: ``t5xxl`` (LTX-Video), ``umt5xxl`` (Wan), ``llama`` (Hunyuan)."""
+    import comfy.sd
+    import comfy.supported_models_base as supported
+    import comfy.text_encoders.hunyuan_video as hunyuan
+    import comfy.text_encoders.lt as lightricks
+    import comfy.text_encoders.wan as wan
+    import folder_paths
+
+    tokenizer, encoder = {
+        "t5xxl": (lightricks.LTXVT5Tokenizer, lightricks.ltxv_te()),
+        "umt5xxl": (wan.WanT5Tokenizer, wan.te()),
+        "llama": (hunyuan.HunyuanVideoTokenizer, hunyuan.hunyuan_video_clip()),
+    }[kind]
+    t5 = {"d_model": TEXT, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+    layers = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
+    sizes = {
+        "t5xxl_model_config": t5, "umt5xxl_model_config": {**t5, "vocab_size": LETTERS},
+        "llama_model_config": {**layers, "num_key_value_heads": 2}, "clip_l_model_config": layers,
+    }  # fmt: skip
+    found = comfy.sd.CLIP(
+        supported.ClipTarget(tokenizer, encoder),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"spiece_model": _spelling()},
+        model_options={"dtype": torch.float32, **sizes},
+    )
+    fill(found.cond_stage_model, seed)
+    return found
+
+
+def _spelling() -> torch.Tensor:
+    """A vocabulary of single letters in the form in which checkpoints of UMT5 carry theirs."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    letters = iter(["the quick brown fox jumps over a lazy dog 0123456789 _:,.()*"])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=letters, model_writer=written, model_type="char", vocab_size=LETTERS, hard_vocab_limit=False,
+        character_coverage=1.0, minloglevel=2, **ids,
+    )  # fmt: skip
+    return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
 
 
 def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:

@@ -91,16 +91,23 @@ class IdLoader(io.ComfyNode):
             said += ". The file tells no class word: type what it is"
         elif own and word.lower() != own.lower():
             said += f". Used as {word}"
-        text = stock_prompt(tokens, file, word, strength)
+        unread = [encoder for encoder in tokens.by_encoder() if encoder in core.NOT_BY_NAME]
+        reason = NOT_BY_NAME.format(" and ".join(unread)) if unread else UNREADABLE
+        text = None if unread else stock_prompt(tokens, file, word, strength)
         if text is None:
-            said += f". {UNREADABLE}"
-        output = blocked(f"{file}: {UNREADABLE}") if text is None else text
+            said += f". {reason}"
+        output = blocked(f"{file}: {reason}") if text is None else text
         return io.NodeOutput(Identity(tokens, word, strength), output, ui=ui_text(said))
 
 
 UNREADABLE = (
     "ComfyUI's own prompt nodes do not read this identity by its file's name, so there is no 'prompt'. Rename the file "
     "with letters, digits, - and _ that no other file has, or save it with VCD ID Save"
+)
+
+NOT_BY_NAME = (
+    "ComfyUI's own prompt nodes read no embeddings for the text encoder {}, so there is no 'prompt'. Give the id to "
+    "VCD ID Text Encode"
 )
 
 
@@ -204,7 +211,8 @@ def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> An
     marks = {name: f"vcd_id_{i}" for i, name in enumerate(identities)}
     written = {name: f"embedding:{mark}" for name, mark in marks.items()}
     text = core.insert(prompt, written, {name: identity.class_word for name, identity in identities.items()})
-    vectors = {marks[name]: identity.tokens.by_encoder() for name, identity in identities.items()}
+    encoders = text_widths(clip) if identities else {}
+    vectors = {marks[name]: identity.tokens.by_encoder(encoders) for name, identity in identities.items()}
     strengths = {marks[name]: identity.strength for name, identity in identities.items()}
     return encode_text(clip, text, vectors, strengths)
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..vcd_core import motion as core
 from ..vcd_core.motion import Level, MotionModel, MotionModule
 from .host.files import add_model_folder, model_file, model_files, refusal
-from .host.model import Model, kind_of, operations
+from .host.model import Model, kind_of, of_video, operations
 from .host.motion import (
     with_beta_schedule,
     with_blocks,
@@ -185,6 +185,11 @@ class MotionModuleNode(io.ComfyNode):
 def load(model: Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.0) -> MotionModel:
     """The motion modules of a chosen file, in the model's dtype, with a motion LoRA merged in."""
     kind = kind_of(model)
+    if of_video(model):
+        raise ValueError(
+            f"AnimateDiff Motion Module makes SD 1.5, a model of still pictures, draw moving clips; this model ({kind}) "
+            "is a video model, which moves by itself, and goes past this node."
+        )
     if kind != "SD15":
         raise ValueError(f"The model is {kind}; motion modules are for SD 1.5. Load an SD 1.5 checkpoint.")
     state = core.read(model_file(FILES, file))

@@ -47,7 +47,7 @@ class IdTrainer(io.ComfyNode):
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
             description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the "
-            "subject into any model of the kind they were trained on (Magic-Me's ID module).",
+            "subject into any SD 1.5 model (Magic-Me's ID module). For SD 1.5 alone.",
             search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
             is_input_list=True,
             inputs=[

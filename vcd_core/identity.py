@@ -1,15 +1,16 @@
 """The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing.
 
 Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
-.safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``clip_l``, ``clip_g``, ``emb_params``, or any
-single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads, with where they come from in the header.
+.safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``emb_params``, the name of a text encoder
+such as ``clip_l`` or ``t5xxl``, or any single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads,
+with where they come from in the header.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,23 +20,36 @@ from . import files, schedule
 
 EXTENSIONS = (".safetensors", ".pt", ".bin")
 MOST_TOKENS = 75  # a prompt holds 77, two of them its start and end
-ENCODERS = ("clip_l", "clip_g")
+NOT_BY_NAME = (
+    "umt5xxl", "qwen25_7b", "gemma3_12b", "gemma3_4b", "gemma2_2b", "jina_clip_2", "pile_t5xl", "mt5xl", "t5base",
+    "qwen25_3b", "qwen3_2b",
+)  # text encoders whose tokenizer ComfyUI shows no folder of embeddings: its prompts read none for them  # fmt: skip
+ENCODERS = (
+    "clip_l", "clip_g", "clip_h", "t5xxl", "llama", "mistral3_24b", "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen3vl_8b",
+    "qwen3vl_32b", *NOT_BY_NAME,
+)  # text encoders by the names that ComfyUI's tokenizers give their embeddings  # fmt: skip
 
 
 @dataclass(frozen=True)
 class IdTokens:
     """An identity's tokens.
 
-    ``vectors`` is ``[n, d]`` for CLIP-L, or one such tensor for each text encoder (``clip_l``, ``clip_g``).
+    ``vectors`` is ``[n, d]`` for a text encoder that nobody named, or one such tensor for each of ``ENCODERS`` it has.
     """
 
     name: str
     vectors: torch.Tensor | dict[str, torch.Tensor]
     provenance: dict[str, str] = field(default_factory=dict)
 
-    def by_encoder(self) -> dict[str, torch.Tensor]:
-        """The vectors of each text encoder; a single tensor is for CLIP-L."""
-        return self.vectors if isinstance(self.vectors, dict) else {"clip_l": self.vectors}
+    def by_encoder(self, encoders: Collection[str] = ("clip_l",)) -> dict[str, torch.Tensor]:
+        """The vectors of each text encoder; unnamed ones are for the model's only encoder, or CLIP-L of several.
+
+        Args:
+            encoders: those of the model.
+        """
+        if isinstance(self.vectors, dict):
+            return self.vectors
+        return {next(iter(encoders)) if len(encoders) == 1 else "clip_l": self.vectors}
 
     @property
     def count(self) -> int:
@@ -45,9 +59,10 @@ class IdTokens:
     def describe(self) -> str:
         """One line: tokens, width, norm and what is known of its making."""
         parts = [f"{self.count} tokens"]
-        for encoder, vectors in self.by_encoder().items():
+        named = self.vectors if isinstance(self.vectors, dict) else {"": self.vectors}
+        for encoder, vectors in named.items():
             norm = vectors.norm(dim=1).mean()
-            parts.append(f"{encoder} width {vectors.shape[1]}, norm {norm:.2f}")
+            parts.append(f"{encoder} width {vectors.shape[1]}, norm {norm:.2f}".lstrip())
         known = ("class_word", "base_model", "steps", "learning_rate", "pictures", "date")
         parts += [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
         return "; ".join(parts)
@@ -72,10 +87,10 @@ def load(path: str | Path, token: str = "") -> IdTokens:
     chosen = _choose(_identities_in(state, path.name), token.strip(), path.name)
     vectors = {encoder: _as_tokens(tensor, path.name) for encoder, tensor in chosen.items()}
     if len({len(tokens) for tokens in vectors.values()}) > 1:
-        raise ValueError(
-            f"{path.name} has {len(vectors['clip_l'])} tokens for CLIP-L and {len(vectors['clip_g'])} for CLIP-G."
-        )
-    return IdTokens(composed(path.stem), vectors if "clip_g" in vectors else next(iter(vectors.values())), provenance)
+        counts = " and ".join(f"{len(tokens)} for {encoder or 'clip_l'}" for encoder, tokens in vectors.items())
+        raise ValueError(f"{path.name} has not as many tokens for each text encoder: {counts}.")
+    named = {encoder or "clip_l": tokens for encoder, tokens in vectors.items()}
+    return IdTokens(composed(path.stem), vectors[UNNAMED] if set(vectors) == {UNNAMED} else named, provenance)
 
 
 def composed(name: str) -> str:
@@ -105,18 +120,27 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
     """
     # prompts end an embedding's name at a space
     path = files.free_path(Path(folder), "_".join(name.split()), overwrite)
-    vectors = tokens.by_encoder()
-    state = {"emb_params": vectors["clip_l"]} if set(vectors) == {"clip_l"} else dict(vectors)
+    state = dict(tokens.vectors) if isinstance(tokens.vectors, dict) else {"emb_params": tokens.vectors}
     state = {key: value.detach().float() for key, value in state.items()}
     files.write_whole(path, state, {**tokens.provenance, "format": "pt"})
     return path
 
 
 def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
-    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI would just leave them out."""
-    vectors = tokens.by_encoder()
+    """Raise ``ValueError`` unless the tokens fit text encoders of these widths; ComfyUI would just leave them out.
+
+    Args:
+        widths: of each of the model's text encoders; 0 for one that reads no embeddings.
+    """
+    vectors = tokens.by_encoder(widths)
     for encoder, width in widths.items():
         found = vectors.get(encoder)
+        if not width:
+            sizes = ", ".join(str(v.shape[1]) for v in vectors.values())
+            raise ValueError(
+                f"The identity '{tokens.name}' ({sizes} wide) cannot stand in this model's prompts: its text encoder "
+                f"{encoder} reads no embeddings, of any width."
+            )
         if found is None:
             raise ValueError(
                 f"The identity '{tokens.name}' has no vectors for {encoder}: it was made for {' and '.join(vectors)} "
@@ -229,6 +253,7 @@ def schedule_weights(starts: list[int], frames: int, blend: int) -> torch.Tensor
 
 
 Vectors = dict[str, torch.Tensor]  # of each text encoder
+UNNAMED = ""  # in place of an encoder's name
 
 
 def _identities_in(state: object, file: str) -> dict[str, Vectors]:
@@ -238,7 +263,7 @@ def _identities_in(state: object, file: str) -> dict[str, Vectors]:
         raise ValueError(f"{file} holds a {type(state).__name__}, expected token vectors.")
     learned = _entries(dict(pairs).get("string_to_param"))
     if learned:
-        return {str(name): {"clip_l": tensor} for name, tensor in learned if torch.is_tensor(tensor)}
+        return {str(name): {UNNAMED: tensor} for name, tensor in learned if torch.is_tensor(tensor)}
     tensors: dict[str, torch.Tensor] = {}
     for key, value in pairs:  # the parts of a list may share a name
         if torch.is_tensor(value):
@@ -247,8 +272,8 @@ def _identities_in(state: object, file: str) -> dict[str, Vectors]:
     if not several and any(key in tensors for key in ENCODERS):
         return {"": {key: tensors[key] for key in ENCODERS if key in tensors}}
     if not several and "emb_params" in tensors:
-        return {"": {"clip_l": tensors["emb_params"]}}
-    return _bundled(tensors) or {key: {"clip_l": tensor} for key, tensor in tensors.items()}
+        return {"": {UNNAMED: tensors["emb_params"]}}
+    return _bundled(tensors) or {key: {UNNAMED: tensor} for key, tensor in tensors.items()}
 
 
 def _entries(value: object) -> list[tuple[object, object]]:
@@ -261,9 +286,9 @@ def _bundled(tensors: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
     """The identities in a LoRA file of kohya's: ``bundle_emb.NAME.string_to_param.*``, ``bundle_emb.NAME.clip_g``."""
     found: dict[str, Vectors] = {}
     for key, tensor in tensors.items():
-        match = re.fullmatch(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_l|clip_g)", key)
-        if match:
-            encoder = match[2] if match[2] in ENCODERS else "clip_l"
+        match = re.fullmatch(r"bundle_emb\.(.+)\.(string_to_param\.\*|\w+)", key)
+        if match and match[2] in ("string_to_param.*", *ENCODERS):
+            encoder = match[2] if match[2] in ENCODERS else UNNAMED
             found.setdefault(match[1], {})[encoder] = tensor
     return found
 

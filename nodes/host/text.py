@@ -24,13 +24,14 @@ def _tokenizers(clip: Any) -> dict[str, Any]:
 
 
 def text_widths(clip: Any) -> dict[str, int]:
-    """The width of each of a CLIP's text encoders."""
-    widths = {}
+    """The width of each of a CLIP's text encoders; 0 for one that reads no embeddings."""
+    others = {n: p for n, p in vars(clip.tokenizer).items() if hasattr(p, "tokenize_with_weights")}
+    widths = {name: 0 for name, part in others.items() if not hasattr(part, "embedding_key")}
     for key, part in _tokenizers(clip).items():
         encoder = getattr(clip.cond_stage_model, key, None)
         table = encoder.transformer.get_input_embeddings().weight if encoder is not None else None
         widths[key] = part.embedding_size if table is None else table.shape[1]
-    return widths
+    return widths or {type(clip.cond_stage_model).__name__: 0}
 
 
 def encode_text(
@@ -43,7 +44,7 @@ def encode_text(
         strengths: name -> what multiplies the weight that its tokens have in the prompt; 1 where it is left out.
 
     Raises:
-        ValueError: the text encoder does not get all tokens of a name that the prompt holds.
+        ValueError: the text encoder reads no vectors, or does not get all tokens of a name that the prompt holds.
     """
     if not vectors:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
@@ -56,13 +57,25 @@ def encode_text(
         for table in tables.values()
         for i, row in enumerate(table)
     }
-    tokens = clip.tokenize(text)
+    tokens = _tokenized(clip, text)
     if not _whole(tokens, rows):
         for part in _tokenizers(clip).values():  # the host tears apart what has as many tokens as this
             part.max_word_length = part.max_length - 1
-        tokens = clip.tokenize(text)
+        tokens = _tokenized(clip, text)
     _check_complete(tokens, rows, text)
     return clip.encode_from_tokens_scheduled(_with_strengths(tokens, rows, strengths or {}))
+
+
+def _tokenized(clip: Any, text: str) -> Tokens:
+    try:
+        found: Tokens = clip.tokenize(text)
+    except RuntimeError as error:  # Hunyuan's compares every token with a number, which a vector is not
+        name = type(clip.tokenizer).__name__
+        raise ValueError(
+            f"This model's text encoders ({', '.join(text_widths(clip))}) read no embeddings: ComfyUI's {name} stops "
+            "at the first. Use another model's, or a LoRA for this one."
+        ) from error
+    return found
 
 
 class _Row(NamedTuple):

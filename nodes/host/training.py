@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 
 from ...vcd_core import identity
-from .model import Model, kind_of, predicts
+from .model import Model, kind_of, of_video, predicts
 from .motion import blocks
 from .text import text_widths, tokenizer_with
 
@@ -30,6 +30,12 @@ class TrainingModel:
     MARK = "vcd_id_in_training"
 
     def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
+        if of_video(model):
+            raise ValueError(
+                f"VCD ID Trainer learns tokens for SD 1.5; this model ({kind_of(model)}) is a video model, into which "
+                "a subject goes as a LoRA (ComfyUI's 'Train LoRA' and 'Load LoRA'), or as reference pictures with the "
+                "models made for them (Wan VACE by 'WanVaceToVideo', Phantom by 'WanPhantomSubjectToVideo')."
+            )
         self.prediction = predicts(model)
         if self.prediction not in ("eps", "v"):
             raise ValueError(

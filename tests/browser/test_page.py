@@ -158,7 +158,7 @@ def test_what_a_node_found_is_shown_in_it(tab, nodes_2):
     tab.evaluate("graph => window.app.loadGraphData(graph)", graph)
     tab.page.get_by_test_id("queue-button").first.click()
     tab.page.wait_for_function(
-        "() => window.app.graph.getNodeById(1).widgets.some(w => String(w.value).includes('4 tokens; clip_l width 96'))"
+        "() => window.app.graph.getNodeById(1).widgets.some(w => String(w.value).includes('4 tokens; width 96'))"
     )
     tab.shot(f"text_in_node{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core.identity import IdTokens, check_width, insert, load, save
+from vcd_core.identity import ENCODERS, IdTokens, check_width, insert, load, save
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
 VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
@@ -39,8 +39,9 @@ def write(path, content):
 def test_every_format_is_read(tmp_path, file, content):
     tokens = load(write(tmp_path / file, content))
     assert tokens.name == Path(file).stem
-    assert torch.allclose(tokens.vectors, VECTORS, atol=1e-3)
-    assert tokens.vectors.dtype == torch.float32
+    assert set(tokens.by_encoder()) == {"clip_l"}
+    assert torch.allclose(tokens.by_encoder()["clip_l"], VECTORS, atol=1e-3)
+    assert tokens.by_encoder()["clip_l"].dtype == torch.float32
     assert tokens.count == 4
 
 
@@ -90,7 +91,7 @@ def test_single_vectors_and_pairs(tmp_path):
     assert load(write(tmp_path / "one.bin", {"<tok>": VECTORS[0]})).vectors.shape == (1, 768)
     both = load(write(tmp_path / "xl.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(4, 1280)}))
     assert {key: v.shape for key, v in both.vectors.items()} == {"clip_l": (4, 768), "clip_g": (4, 1280)}
-    with pytest.raises(ValueError, match="4 tokens for CLIP-L and 3 for CLIP-G"):
+    with pytest.raises(ValueError, match=r"not as many tokens .* 4 for clip_l and 3 for clip_g"):
         load(write(tmp_path / "bad.safetensors", {"clip_l": VECTORS, "clip_g": torch.randn(3, 1280)}))
 
 
@@ -102,7 +103,7 @@ def test_files_of_the_release_are_read(file, count):
         pytest.skip("the release's embeddings are not beside this checkout")
     tokens = load(RELEASE / file)
     assert tokens.vectors.shape == (count, 768)
-    assert f"{count} tokens; clip_l width 768" in tokens.describe()
+    assert f"{count} tokens; width 768" in tokens.describe()
 
 
 def test_an_empty_file_is_named(tmp_path):
@@ -117,6 +118,31 @@ def test_vectors_for_the_second_encoder_alone_stay_its_own(tmp_path):
     assert tokens.describe().startswith("4 tokens; clip_g width 1280")
     with pytest.raises(ValueError, match="no vectors for clip_l"):
         check_width(tokens, {"clip_l": 768})
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_file_names_its_text_encoder(tmp_path, encoder):
+    tokens = load(write(tmp_path / "me.safetensors", {encoder: VECTORS}))
+    assert set(tokens.by_encoder(["t5base"])) == {encoder}
+    assert f"4 tokens; {encoder} width 768" in tokens.describe()
+    assert set(load_file(save(tokens, tmp_path, "saved"))) == {encoder}
+    bundle = load(write(tmp_path / "bundle.safetensors", {f"bundle_emb.me.{encoder}": VECTORS}))
+    assert set(bundle.by_encoder()) == {encoder}
+    check_width(tokens, {encoder: 768})
+    with pytest.raises(ValueError, match=f"no vectors for other: it was made for {encoder} .768 wide.*other .768 wide"):
+        check_width(tokens, {"other": 768})
+
+
+def test_unnamed_vectors_are_for_the_only_encoder_of_their_width(tmp_path):
+    tokens = load(write(tmp_path / "me.safetensors", {"emb_params": VECTORS}))
+    assert set(tokens.by_encoder({"t5xxl": 4096})) == {"t5xxl"}
+    assert set(tokens.by_encoder({"clip_l": 768, "llama": 4096})) == {"clip_l"}
+    check_width(tokens, {"t5xxl": 768})
+    with pytest.raises(ValueError, match="'me' is 768 wide and this model's umt5xxl text encoder is 4096 wide"):
+        check_width(tokens, {"umt5xxl": 4096})
+    with pytest.raises(ValueError, match=r"'me' .768 wide. cannot stand .* text encoder songs reads no embeddings"):
+        check_width(tokens, {"songs": 0})
+    assert set(load_file(save(tokens, tmp_path, "saved"))) == {"emb_params"}
 
 
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):

@@ -97,7 +97,7 @@ def test_the_loader_says_what_it_has_read(bench):
     loaded = load(graph, "bert", "man", 0.9)  # no other test's: a node that is answered from the cache says nothing
     graph.PreviewAny(source=[loaded[0], 1])
     shown = bench.server.run(graph.prompt)["outputs"]
-    assert shown[loaded[0]]["text"] == [f"2 tokens; clip_l width {TINY_TEXT}, norm 0.40"]
+    assert shown[loaded[0]]["text"] == [f"2 tokens; width {TINY_TEXT}, norm 0.40"]
 
 
 def test_a_schedule_gives_every_frame_its_row(bench, tiny):
