@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lights import LIGHTS
 
+from dev.lights import LIGHTS
 from vcd_core.face import crop as crops
 from vcd_core.face.crop import crop, paste, windows
 from vcd_core.face.detect import Face, detect, iou

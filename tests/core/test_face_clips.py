@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from lights import LIGHTS
 
 from dev import clips
+from dev.lights import LIGHTS
 from vcd_core.face.crop import crop, paste, windows
 from vcd_core.face.detect import detect
 from vcd_core.face.people import people

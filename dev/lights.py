@@ -1,23 +1,30 @@
-"""Light that changes over a clip: what brings nobody new."""
+"""Light that changes over a clip IMAGE [F, H, W, 3], for tests and benchmarks: it brings nobody new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+Light = Callable[[torch.Tensor], torch.Tensor]
 
-def from_the_middle(images, change):
+
+def from_the_middle(images: torch.Tensor, change: Light) -> torch.Tensor:
     half = len(images) // 2
     return torch.cat([images[:half], change(images[half:])]).clamp(0, 1)
 
 
-def slope(images, down):
+def slope(images: torch.Tensor, down: bool) -> torch.Tensor:
     values = torch.linspace(0.25, 1.6, images.shape[1 if down else 2])
     return images * (values[:, None, None] if down else values[None, :, None])
 
 
-def flashes(images, gains):
+def flashes(images: torch.Tensor, gains: list[Any]) -> torch.Tensor:
     return torch.stack([image * torch.tensor(gains[i % len(gains)]) for i, image in enumerate(images)]).clamp(0, 1)
 
 
-LIGHTS = {
+LIGHTS: dict[str, Light] = {
     "dark": lambda images: from_the_middle(images, lambda part: 0.3 * part),
     "flash": lambda images: torch.cat([images[:9], (2.5 * images[9:12]).clamp(0, 1), images[12:]]),
     "hue": lambda images: from_the_middle(images, lambda part: part * torch.tensor([1.0, 0.35, 0.35])),
