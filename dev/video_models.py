@@ -143,11 +143,10 @@ def _spelling() -> torch.Tensor:
     import sentencepiece
 
     written = io.BytesIO()
-    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     letters = iter(["the quick brown fox jumps over a lazy dog 0123456789 _:,.()*"])
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=letters, model_writer=written, model_type="char", vocab_size=LETTERS, hard_vocab_limit=False,
-        character_coverage=1.0, minloglevel=2, **ids,
+        character_coverage=1.0, minloglevel=2, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
     )  # fmt: skip
     return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
 
