@@ -24,7 +24,7 @@ from .measure import table
 from .memory import peak, restart_peak
 
 KIND = "wan21_1.3b"
-FRAMES, SIDE, TILE, OVERLAP, WINDOW, STEPS = 17, 256, 160, 64, 9, 2
+FRAMES, SIDE, TILE, OVERLAP, WINDOW, STEPS = 17, 256, 160, 64, 9, 1
 WAYS = ("untiled", "Tiled VCD Patch", "the host's context windows")
 
 
