@@ -187,8 +187,8 @@ def load(model: Model, file: str, lora: str = NO_LORA, lora_strength: float = 1.
     kind = kind_of(model)
     if of_video(model):
         raise ValueError(
-            f"AnimateDiff Motion Module makes SD 1.5, a model of still pictures, draw moving clips; this model ({kind}) "
-            "is a video model, which moves by itself, and goes past this node."
+            f"AnimateDiff Motion Module makes SD 1.5, a model of still pictures, draw moving clips; this model "
+            f"({kind}) is a video model, which moves by itself, and goes past this node."
         )
     if kind != "SD15":
         raise ValueError(f"The model is {kind}; motion modules are for SD 1.5. Load an SD 1.5 checkpoint.")
