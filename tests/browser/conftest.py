@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.host import ROOT, link
 from dev.server import Server, host_from_environment
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
@@ -27,6 +28,7 @@ def page_server():
     front_end = host.comfy / "web_custom_versions"
     if not front_end.exists() and not _has_front_end():
         pytest.skip("this ComfyUI has no front end package")
+    link(ROOT / "tests" / "host" / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")
     # the page shares two cores with the server
     os.environ["OMP_NUM_THREADS"] = "1"
     with Server(host, arguments=("--disable-api-nodes",)) as server:
