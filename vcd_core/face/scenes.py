@@ -46,7 +46,7 @@ def changes(images: torch.Tensor, on_frame: Callable[[], object] = lambda: None)
     relit = np.zeros(len(images))
     last: list[torch.Tensor] = []
     small = edges = None
-    size = tuple(max(3, min(_GRID, side)) for side in images.shape[1:3])
+    size = (max(3, min(_GRID, images.shape[1])), max(3, min(_GRID, images.shape[2])))
     for i, image in enumerate(images):
         before, edges_before = small, edges
         small = F.adaptive_avg_pool2d(image[..., :3].movedim(-1, 0)[None].float(), size)[0].clamp(min=0)
