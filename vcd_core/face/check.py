@@ -20,6 +20,7 @@ SURE = 0.77
 _VIEWS = ((4.0, 160), (2.5, 192))  # the side shown over the face's, and its pixels
 _LEAST = 0.62  # the share of sure detections and the mean of the second look, together
 _SMALL = 20  # pixels: the worse half of the frames of so small a face is blur
+_TINY, _TINY_SURE = 18, 0.75  # pixels; of what is no face and smaller none was found so surely
 _WEAK = 1.36  # both looks together: where a face has turned away less, and ...
 _BELOW = 0.4  # ... less than the track's best by this
 
@@ -128,9 +129,12 @@ def is_face(scores: np.ndarray, matched: np.ndarray, side: float) -> bool:
     return float((scores >= SURE).mean() + matched.mean()) >= _LEAST
 
 
-def surely_a_face(scores: np.ndarray) -> bool:
-    """Whether so many of a track's detections [n] are sure that it is a face without a second look."""
-    return float((scores >= SURE).mean()) >= _LEAST
+def surely_a_face(scores: np.ndarray, side: float) -> bool:
+    """Whether a track's detections [n] of a face of ``side`` pixels say enough without a second look.
+
+    Many are sure; or it is so small that there is nothing to magnify, and one found it well.
+    """
+    return float((scores >= SURE).mean()) >= _LEAST or (side < _TINY and float(scores.max()) >= _TINY_SURE)
 
 
 def shows(scores: np.ndarray, again: np.ndarray) -> np.ndarray:

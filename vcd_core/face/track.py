@@ -296,12 +296,13 @@ def _seen_again(path: _Path, max_gap: int, again: Callable[..., tuple[np.ndarray
     """What of a path shows a face at a second look; nothing of what is none."""
     at, scores = np.array([s.frame for s in path.sights]), np.array([s.score for s in path.sights])
     boxes = np.array([s.box for s in path.sights])
+    side = float(np.median(boxes[:, 2:].max(1)))
     second, known = scores.copy(), scores >= SURE
-    if not surely_a_face(scores):
+    if not surely_a_face(scores, side):
         some = _spread(np.arange(len(at)))
         second[some], matched = again(at[some], boxes[some])
         known[some] = True
-        if not is_face(scores, matched, float(np.median(boxes[:, 2:].max(1)))):
+        if not is_face(scores, matched, side):
             return []
     unsure = np.flatnonzero(~known)
     if len(unsure):
