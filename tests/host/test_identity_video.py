@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from graphs import finished
 from safetensors.torch import save_file
 
 from dev import video_models
@@ -213,8 +214,6 @@ def test_an_encoder_that_reads_no_embeddings_is_named(pack, folder):
 
 def test_the_motion_module_and_the_trainer_say_what_video_models_have_in_their_place(pack, clips):
     """And name nodes of the host by the names that it shows."""
-    import asyncio
-
     from comfy_extras.nodes_train import TrainLoraNode
     from comfy_extras.nodes_wan import WanExtension
 
@@ -232,7 +231,7 @@ def test_the_motion_module_and_the_trainer_say_what_video_models_have_in_their_p
     with pytest.raises(ValueError, match=r"ID Trainer learns tokens for SD 1\.5; this model .WAN21.*LoRA") as refused:
         training.IdTrainer.execute([model], [clips("umt5xxl")], [vae], [torch.rand(3, 64, 64, 3)], **inputs)
     named = re.findall(r"(?<!\w)'(\w[\w ]*)'", str(refused.value))
-    wan = [node.define_schema() for node in asyncio.run(WanExtension().get_node_list())]
+    wan = [node.define_schema() for node in finished(WanExtension().get_node_list())]
     shown = {schema.display_name or schema.node_id for schema in wan}
     shown |= {TrainLoraNode.define_schema().display_name, *nodes.NODE_DISPLAY_NAME_MAPPINGS.values()}
     assert set(named) == {"Train LoRA", "Load LoRA", "WanVaceToVideo", "WanPhantomSubjectToVideo"} <= shown
