@@ -434,7 +434,7 @@ def test_another_model_that_draws_sound_is_refused_by_name(pack):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_whose_weights_are_swapped_apart_count_as_together(pack, made, kind, monkeypatch):
     model, _, positive, negative = made(kind)
-    latent, tiles = video_models.empty(kind, 2, 4, 8), pack("nodes.host.tiles")
+    latent, tiles = video_models.empty(kind, 2, 4, 8)["samples"], pack("nodes.host.tiles")
     both = [*positive, [negative[0][0], {**negative[0][1], "strength": 0.5}]]
     together = drawn(tiled(pack, kind, model), both, negative, latent, cfg=1.0)
     apart = [[lambda cond, i=i: cond and [cond[i]]] for i in range(2)]
@@ -448,7 +448,7 @@ def test_tiles_within_the_hosts_context_windows(pack, made):
 
     model, _, positive, negative = made("ltx2")
     windows = Windows.execute(model, 4, 2, "standard_static", 1, False, "pyramid", 2, False).args[0]
-    latent = video_models.empty("ltx2", 6, 8, 8, sound=24)
+    latent = video_models.empty("ltx2", 6, 8, 8, sound=24)["samples"]
     whole = drawn(windows, positive, negative, latent)
     for part, same in zip(whole, drawn(tiled(pack, "ltx2", windows, 16), positive, negative, latent), strict=True):
         assert torch.allclose(part, same, atol=1e-5)
