@@ -12,10 +12,10 @@ from comfy_api.latest import io
 from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours
 from .host.areas import enlarged_areas
-from .host.cut import fitted
 from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
+from .host.references import fitted
 from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles

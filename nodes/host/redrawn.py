@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...vcd_core.frames import held
 from ...vcd_core.tiled import Tile
-from .pictures import Codec, cell_of, frames_taken, of_video
+from .pictures import Codec, cell_of, frames_taken, of_video, within
 from .ui import Progress, stop_if_asked
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -97,6 +97,36 @@ def _packed(vae: Any, pixels: torch.Tensor, channels: int, patch: int) -> torch.
     first = pixels[[_begin(vae, i) for i in range(latent_frame_of(vae, taken - 1) + 1)]]
     values = F.avg_pool2d(first, cell) if channels == 1 else F.pixel_unshuffle(first, cell)
     return values.movedim(1, 0)[None]
+
+
+def leading(vae: Any, latents: torch.Tensor, frames: int, masks: bool) -> int:
+    """How many latent frames of reference pictures stand before those of a clip, as VACE has them.
+
+    There the channels behind the VAE's hold one value each, and so do masks.
+
+    Args:
+        latents: [1, c, T, h, w].
+        masks: whether they are masks over latents.
+    """
+    more = latents.shape[2] - latent_frame_of(vae, frames_taken(vae, frames) - 1) - 1
+    marks = latents[:, 0 if masks else vae.latent_channels :, : max(0, more)]
+    return more if marks.numel() and bool((marks == marks[..., :1, :1]).all()) else 0
+
+
+def references_redrawn(vae: Any, latents: torch.Tensor, size: tuple[int, int], patch: int, name: str) -> torch.Tensor:
+    """Latents of reference pictures, one a latent frame, as those of the same pictures at ``size``.
+
+    Channels behind the VAE's stay what they are all over a picture.
+    """
+    channels = vae.latent_channels
+
+    def change(images: torch.Tensor) -> torch.Tensor:
+        return within(images, *size)
+
+    pictures = [redrawn(vae, one, 1, change, patch, name) for one in latents[:, :channels].split(1, 2)]
+    drawn = torch.cat(pictures, 2)
+    more = latents[:, channels:, :, :1, :1].expand(-1, -1, -1, *drawn.shape[-2:])
+    return torch.cat([drawn, more.to(drawn)], 1)
 
 
 def is_of(vae: Any, latent_frames: int, frames: int) -> bool:
