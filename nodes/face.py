@@ -22,7 +22,7 @@ from .host.memory import handed_on, torch_device
 from .host.model import Model, patch_of
 from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
-from .host.ui import Progress, stop_if_asked, ui_text
+from .host.ui import Progress, stop_if_asked, ui_text, unless_asked
 from .host.vision import likeness_to
 from .inputs import (
     CATEGORY,
@@ -518,24 +518,38 @@ def refined_faces(
     negative: Any,
     paste: Callable[..., torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined."""
+    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined.
+
+    An error after the first face leaves its face as it was and is told in the log; one before it is raised.
+    """
     progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (2 + stage.settings.steps))
-    out, pairs, done = images.clone(), [], 0
-    for number, turn in enumerate(turns):
-        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
-        picture = (images.shape[1], images.shape[2])
-        cut = Cut(
+    picture, patch = (images.shape[1], images.shape[2]), patch_of(stage.model)
+    cuts = [
+        Cut(
             frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size,
-            vae=stage.vae, patch=patch_of(stage.model),
-        )  # fmt: skip
-        positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
+            vae=stage.vae, patch=patch,
+        )
+        for turn in turns
+    ]  # fmt: skip
+    positives = [core.plan.prompt_of(turn.person, prompts) for turn in turns]
+    for cut, positive in zip(cuts, positives, strict=True):
+        cut.check([*positive, *negative])
+    out, pairs, done = images.clone(), [], 0
+    for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
+        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
         try:
             place = (turn.track.start, len(images))
-            refined = stage.refine(crops, positive, cut.conditioning(negative), progress, of=place)
+            refined = stage.refine(crops, cut.conditioning(positive), cut.conditioning(negative), progress, of=place)
         except NotFinite as error:
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
             refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
+        except Exception as error:
+            if not done:
+                raise
+            reason = unless_asked(error)
+            logging.warning("Face VCD: face %d was left as it is. %s: %s", number, type(reason).__name__, reason)
+            refined = crops
         hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
         pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
         if refined is not crops:

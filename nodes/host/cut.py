@@ -166,13 +166,22 @@ class Cut:
         own = rule == rules.OWN_OR_WHOLE and value.shape[-3] == self.length and tuple(value.shape[-2:]) == self.picture
         return self.places(value, name) if own or (rule in rules.COVERING and value.ndim > 3) else value
 
-    def _in_windows(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+    def check(self, conditioning: Any) -> None:
+        """Raise ``ValueError`` for what these frames and windows of a conditioning cannot have, before any is cut."""
+        for _, options in conditioning:
+            for name, value in options.items():
+                self._check(rules.rule_of(name, value), name)
+
+    def _check(self, rule: str, name: str) -> None:
         if rule == rules.TOKENS or (rule == rules.OF_ALL_FRAMES and not self._all_frames):
             raise ValueError(
                 f"The conditioning holds '{name}', which this pack cannot change to other frames or another size. "
                 "Leave out the node that puts it there, or sample without this stage: with Tiled VCD Patch, or between "
                 "Face VCD Crop and Face VCD Paste."
             )
+
+    def _in_windows(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        self._check(rule, name)
         if value.ndim == 5 and rule in (*rules.COVERING, rules.BESIDE, rules.OWN_OR_WHOLE):
             return self._redrawn(rule, name, value)
         return self.places(value, name) if rule in rules.COVERING and value.ndim > 3 else value

@@ -187,6 +187,63 @@ def test_one_tile_is_the_untiled_sampler(pack, made, kind):
             tiled.with_tile_grid(model, 3 * cell, 0, False)
 
 
+def two_faces(pack, count=6):
+    """A clip and two faces in it, the second from its third frame on."""
+    boxes = [[{"x": 8, "y": 8, "width": 24, "height": 24}], [{"x": 80, "y": 72, "width": 24, "height": 24}]]
+    face, images = pack("nodes.face"), frames(count)
+    both = [boxes[0] + (boxes[1] if frame > 1 else []) for frame in range(count)]
+    return images, face.FaceTrack.execute(images, "all", 0, 0.6, 8, 3, False, bboxes=both).args[0]
+
+
+def failing(pack, monkeypatch, at, error):
+    """Lets the ``at``-th face fail; which were begun."""
+    stage, begun = pack("nodes.stage").Stage, []
+    refine = stage.refine
+
+    def fail(self, *args, **named):
+        begun.append(len(begun))
+        if len(begun) - 1 == at:
+            raise error
+        return refine(self, *args, **named)
+
+    monkeypatch.setattr(stage, "refine", fail)
+    return begun
+
+
+def test_faces_refined_before_a_failure_are_kept(pack, made, monkeypatch, caplog):
+    inputs = {**REFINE, "denoise": 0.5}
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    begun = failing(pack, monkeypatch, 1, RuntimeError("no more memory"))
+    out = node.execute(images, *made("wan21"), faces=faces, **inputs)
+    assert begun == [0, 1]
+    changed = (out.args[0] - images).abs().amax((0, 3)) > 0
+    assert changed[:64, :64].any()
+    assert not changed[64:].any()
+    assert "face 1 was left as it is. RuntimeError: no more memory" in caplog.text
+    assert "1 of 2 faces refined" in out.ui["text"][0]
+
+
+def test_a_failure_of_the_first_face_and_an_interrupt_are_raised(pack, made, monkeypatch):
+    import comfy.model_management
+
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    for at, error in ((0, RuntimeError("no memory")), (1, comfy.model_management.InterruptProcessingException())):
+        with monkeypatch.context() as patch:
+            failing(pack, patch, at, error)
+            with pytest.raises(type(error)):
+                node.execute(images, *made("wan21"), faces=faces, **{**REFINE, "denoise": 0.5})
+
+
+def test_what_a_later_face_cannot_have_is_refused_before_the_first_is_drawn(pack, made, monkeypatch):
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    model, vae, positive, negative = made("wan21")
+    heard = [[positive[0][0], {"audio_embed": torch.zeros(1, 6, 4, 8)}]]
+    begun = failing(pack, monkeypatch, 9, RuntimeError())
+    with pytest.raises(ValueError, match="'audio_embed', which this pack cannot change to other frames"):
+        node.execute(images, model, vae, heard, negative, faces=faces, **{**REFINE, "denoise": 0.5})
+    assert not begun
+
+
 def test_values_that_no_rule_knows_are_refused_by_name_before_anything_is_drawn(pack, made):
     model, vae, positive, negative = made("wan21")
     strange = [[positive[0][0], {"of_another_pack": [torch.zeros(1, 32, 2, 8, 8)]}]]
