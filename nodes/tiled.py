@@ -15,7 +15,7 @@ from .host.areas import enlarged_areas
 from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
-from .host.references import fitted
+from .host.references import fitted, has_references, of_the_clip
 from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles
@@ -27,10 +27,16 @@ KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
 ALIASES = ["ultimate upscale", "tiled upscale", "tile", "magic me", "vcd", "video upscale", "multidiffusion"]
 REPEATS_ABOVE = 0.4
+AS_CONNECTED, OWN_TILE = "as connected", "the clip's own tile"
 
 
 def with_tile_grid(
-    model: Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
+    model: Model,
+    tile_size: int,
+    overlap: int,
+    shift: bool,
+    on_tiles: Callable[[float], None] | None = None,
+    own_references: bool = False,
 ) -> Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
     core.check(tile_size, overlap)
@@ -52,7 +58,7 @@ def with_tile_grid(
                 logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(grid.tiles), size, grid.cost)
         return grid
 
-    return with_tiles(model, KEY, grid_of, on_tiles)
+    return with_tiles(model, KEY, grid_of, on_tiles, own_references)
 
 
 def tile_inputs() -> list[io.Input]:
@@ -138,6 +144,15 @@ class TiledDenoise(io.ComfyNode):
                 shift_input(),
                 sound_input(),
                 denoise_by_input(),
+                io.Combo.Input(
+                    "references",
+                    options=[AS_CONNECTED, OWN_TILE],
+                    default=AS_CONNECTED,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a tile sees of the reference pictures in the prompt (Phantom, VACE, Fun): them, or "
+                    "its own part of the clip in their place, so that no tile draws the whole subject anew.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -164,10 +179,17 @@ class TiledDenoise(io.ComfyNode):
         shift_grid: bool = False,
         sound: Any = None,
         denoise_by: str = STEPS,
+        references: str = AS_CONNECTED,
     ) -> io.NodeOutput:
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)
         stage.check(images, positive=positive, negative=negative)
+        if references == OWN_TILE and not has_references(vae, positive, len(images)):
+            raise ValueError(
+                "references is 'the clip's own tile', but positive holds no reference pictures of a video model. "
+                "Connect a node that puts them there (WanPhantomSubjectToVideo, WanVaceToVideo), or leave it "
+                f"'{AS_CONNECTED}'."
+            )
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         with_tile_grid(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
@@ -175,17 +197,16 @@ class TiledDenoise(io.ComfyNode):
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
-        size = (large.shape[1], large.shape[2])
-        positive, negative = (
-            fitted(enlarged_areas(conditioning, scale), size, len(images), vae, patch_of(model))
+        prompts = [
+            prompt_for(large, conditioning, scale, stage, references == OWN_TILE)
             for conditioning in (positive, negative)
-        )
+        ]
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
-            return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)
+            return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles, references == OWN_TILE)
 
         try:
-            drawn, text = stage.refine(large, positive, negative, progress, patch), stage.begin()
+            drawn, text = stage.refine(large, prompts[0], prompts[1], progress, patch), stage.begin()
         except NotFinite as error:
             if error.drawn is None:
                 raise
@@ -195,6 +216,14 @@ class TiledDenoise(io.ComfyNode):
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
         return io.NodeOutput(handed_on(drawn), ui=ui_text(text) if text else None)
+
+
+def prompt_for(large: torch.Tensor, conditioning: Any, scale: float, stage: Stage, own_references: bool) -> Any:
+    """A conditioning of a clip for the clip enlarged by ``scale``; with ``own_references`` its pictures are the
+    clip's."""
+    size, patch = (large.shape[1], large.shape[2]), patch_of(stage.model)
+    found = fitted(enlarged_areas(conditioning, scale), size, len(large), stage.vae, patch)
+    return of_the_clip(found, large, stage.vae, patch) if own_references else found
 
 
 def enlarged(images: torch.Tensor, scale: float, upscale_model: Any, progress: Progress) -> torch.Tensor:

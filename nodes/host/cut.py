@@ -16,18 +16,9 @@ from ...vcd_core.tiled import Tile
 from . import rules
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
+from .guides import guides_in, tokens_in
 from .pictures import Codec, cell_of, frames_taken, resize, within
-from .redrawn import (
-    frames_in,
-    guides_in,
-    is_of,
-    leading,
-    redrawn,
-    redrawn_masks,
-    references_redrawn,
-    resized,
-    tokens_in,
-)
+from .redrawn import frames_in, is_of, leading, redrawn, redrawn_masks, references_redrawn, resized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +34,7 @@ class Cut:
         hints: shared by the cuts of a picture, so that a hint is enlarged and encoded only once.
         vae: the model's VAE, for windows of latents; None: such are refused.
         patch: how many latent cells a side the model takes together.
+        own_references: under a tile, whether reference pictures are pictures of the clip, and so cut.
     """
 
     frames: Sequence[int] | None = None
@@ -53,6 +45,7 @@ class Cut:
     hints: Hints = field(default_factory=Hints)
     vae: Any = None
     patch: int = 1
+    own_references: bool = False
     controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
 
     def conditioning(self, conditioning: Any) -> Any:
@@ -159,12 +152,13 @@ class Cut:
 
     def _in_tile(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.region, Tile)
-        if rule == rules.BESIDE:
+        if rule == rules.BESIDE and not self.own_references:
             return resized(value, self.region.height, self.region.width)
         if rule == rules.TOKENS:
             return tokens_in(value, self.region, self.picture, name)
         own = rule == rules.OWN_OR_WHOLE and value.shape[-3] == self.length and tuple(value.shape[-2:]) == self.picture
-        return self.places(value, name) if own or (rule in rules.COVERING and value.ndim > 3) else value
+        covering = rule in (*rules.COVERING, rules.BESIDE) and value.ndim > 3
+        return self.places(value, name) if own or covering else value
 
     def check(self, conditioning: Any) -> None:
         """Raise ``ValueError`` for what these frames and windows of a conditioning cannot have, before any is cut."""

@@ -23,7 +23,13 @@ from .wrappers import VIDEOS_IN_BATCH, with_wrapper
 GridOf = Callable[[int, int, int], Grid]
 
 
-def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[float], None] | None = None) -> Model:
+def with_tiles(
+    model: Model,
+    key: str,
+    grid_of: GridOf,
+    on_tiles: Callable[[float], None] | None = None,
+    own_references: bool = False,
+) -> Model:
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
     It wraps the host's ``calc_cond_batch``, inside context windows and outside everything that happens for one
@@ -35,6 +41,7 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
         on_tiles: called after each model call with the share of this step's tiles that is done, 0..1.
+        own_references: reference pictures are the clip's own (:func:`.references.of_the_clip`), and cut to the tile.
     """
     hints, sampled = Hints(), list[Sequence[int]]()
 
@@ -51,7 +58,8 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
             if on_tiles:
                 on_tiles(1.0)
             return results
-        return _Step(executor, base, conds, x, timestep, model_options, grid, parts, hints).blended(on_tiles)
+        step = _Step(executor, base, conds, x, timestep, model_options, grid, parts, hints, own_references)
+        return step.blended(on_tiles)
 
     def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
         parts = Parts(sampled if len(sampled) > 1 else [noise_shape])
@@ -92,6 +100,7 @@ class _Step:
     grid: Grid
     parts: Parts
     hints: Hints = field(repr=False)
+    own_references: bool = False
 
     def blended(self, on_tiles: Callable[[float], None] | None) -> list[torch.Tensor]:
         """The predictions of all tiles under their weights, one for each conditioning."""
@@ -195,7 +204,10 @@ class _Step:
     def _cut(self, number: int) -> Cut:
         video = self.parts.shapes[0]
         length = video[2] if len(video) == 5 else len(self.x)
-        return Cut(region=self.grid.tiles[number], length=length, picture=self.picture, hints=self.hints)
+        return Cut(
+            region=self.grid.tiles[number], length=length, picture=self.picture, hints=self.hints,
+            own_references=self.own_references,
+        )  # fmt: skip
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:

@@ -90,3 +90,13 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = min(self.total, max(self.done, units))
         self.bar.update_absolute(int(self.done), self.total, self.preview)
+
+
+class Unseen(Progress):
+    """Progress that no bar shows; an interrupt is still heard."""
+
+    def __init__(self) -> None:
+        pass
+
+    def advance(self, units: float = 1) -> None:
+        stop_if_asked()

@@ -178,6 +178,35 @@ def test_a_reference_before_the_clip_is_seen_whole_and_drawn_beside_it(pack, mad
     assert noise.abs().mean() > 0
 
 
+@pytest.mark.parametrize("case", ["phantom", "vace, reference"])
+def test_a_tile_may_see_its_own_part_of_the_clip_in_place_of_the_references(pack, made, case):
+    model, vae, positive, negative = made(case)
+    positive, negative, _ = shown(case, vae, positive, negative)
+    tiled, seen, spied = pack("nodes.tiled"), [], model.clone()
+
+    def spy(apply, call):
+        value = call["c"]["time_dim_concat"] if case == "phantom" else call["c"]["vace_context"][:, 0, :16, :1]
+        seen.append(value.clone())
+        return apply(call["input"], call["timestep"], **call["c"])
+
+    spied.set_model_unet_function_wrapper(spy)
+    inputs = {**ENLARGE, "scale": 1.0, "tile_size": 64, "overlap": 0, "references": tiled.OWN_TILE}
+    tiled.TiledDenoise.execute(frames(), spied, vae, positive, negative, **inputs)
+    at = [4] if case != "phantom" else [2, 6]  # in the middle, and a quarter from each end
+    latents = [model.model.process_latent_in(vae.encode(frames()[one : one + 1])) for one in at]
+    whole = torch.cat(latents, 2)
+    parts = [whole[..., top : top + 8, left : left + 8] for top in (0, 8) for left in (0, 8)]
+    assert len(seen) == 4
+    for found, part in zip(seen, parts, strict=True):
+        assert torch.allclose(found, part, atol=1e-5)
+
+
+def test_own_tiles_in_place_of_no_reference_are_refused(pack, made):
+    tiled, (model, vae, positive, negative) = pack("nodes.tiled"), made("wan21")
+    with pytest.raises(ValueError, match="positive holds no reference pictures"):
+        tiled.TiledDenoise.execute(frames(), model, vae, positive, negative, **ENLARGE, references=tiled.OWN_TILE)
+
+
 def test_a_reference_before_one_control_video_and_not_before_another_is_refused(pack, made):
     model, vae, positive, negative = made("vace")
     one, other = shown("vace, reference", vae, positive, negative), shown("vace", vae, positive, negative)
