@@ -345,7 +345,11 @@ class FaceCrop(io.ComfyNode):
         crops = core.crop.crop(images, place, size, on_frame=stop_if_asked)
         if vae is not None:
             crops = held(crops, frames_taken(vae, len(crops)))
-        return io.NodeOutput(handed_on(crops), Crop(place, faces, images, others, lengthened=vae is not None))
+        text = f"{len(crops)} frames of {size[1]}x{size[0]} pixels"
+        if len(crops) > len(place.centres):
+            text += f", the last {len(crops) - len(place.centres)} held for the VAE"
+        crop = Crop(place, faces, images, others, lengthened=vae is not None)
+        return io.NodeOutput(handed_on(crops), crop, ui=ui_text(f"{text}."))
 
 
 class FacePaste(io.ComfyNode):

@@ -30,6 +30,32 @@ REPEATS_ABOVE = 0.4
 AS_CONNECTED, OWN_TILE = "as connected", "the clip's own tile"
 
 
+def fitting(model: Model, tile_size: int, overlap: int) -> tuple[int, int]:
+    """The largest tile of at most ``tile_size`` pixels, and the least overlap of at least ``overlap``, that the model
+    takes: multiples of the cells that it takes together.
+
+    Raises:
+        ValueError: an overlap that is then not smaller than the tile.
+    """
+    core.check(tile_size, overlap)
+    step = latent_cell(model) * patch_of(model)
+    tile, least = max(step, tile_size // step * step), -(-overlap // step) * step
+    if least >= tile:
+        raise ValueError(
+            f"tile_size is {tile_size} and overlap {overlap}; this model takes multiples of {step} pixels, {tile} and "
+            f"{least}, and the overlap must be smaller."
+        )
+    return tile, least
+
+
+def rounded(model: Model, tile_size: int, overlap: int) -> str:
+    """What to say where the model takes other tiles than these; empty where it takes them."""
+    tile, least = fitting(model, tile_size, overlap)
+    if (tile, least) == (tile_size, overlap):
+        return ""
+    return f"Tiles of {tile} pixels with an overlap of {least}: what this model takes."
+
+
 def with_tile_grid(
     model: Model,
     tile_size: int,
@@ -38,13 +64,9 @@ def with_tile_grid(
     on_tiles: Callable[[float], None] | None = None,
     own_references: bool = False,
 ) -> Model:
-    """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
-    core.check(tile_size, overlap)
-    cell, step = latent_cell(model), latent_cell(model) * patch_of(model)
-    if tile_size % step or overlap % step:
-        raise ValueError(
-            f"tile_size is {tile_size} and overlap {overlap}; for this model both must be multiples of {step} pixels."
-        )
+    """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours, as
+    :func:`fitting` rounds them."""
+    cell, (tile_size, overlap) = latent_cell(model), fitting(model, tile_size, overlap)
     said: set[tuple[int, int]] = set()
 
     def grid_of(height: int, width: int, step: int) -> core.Grid:
@@ -109,7 +131,9 @@ class TiledPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(with_rows_held(with_tile_grid(model, tile_size, overlap, shift_grid)))
+        text = rounded(model, tile_size, overlap)
+        patched = with_rows_held(with_tile_grid(model, tile_size, overlap, shift_grid))
+        return io.NodeOutput(patched, ui=ui_text(text) if text else None)
 
 
 class TiledDenoise(io.ComfyNode):
@@ -192,7 +216,7 @@ class TiledDenoise(io.ComfyNode):
             )
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
-        with_tile_grid(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
+        tiles = rounded(model, tile_size, overlap)  # refuses bad tiles before any heavy work
         if denoise > REPEATS_ABOVE:
             logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
@@ -212,6 +236,7 @@ class TiledDenoise(io.ComfyNode):
                 raise
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
+        text = f"{tiles} {text}".strip()
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)

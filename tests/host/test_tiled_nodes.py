@@ -236,7 +236,7 @@ def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
     ("changes", "message"),
     [
         ({"overlap": 64}, "overlap must be smaller"),
-        ({"tile_size": 68}, "multiples of 8"),
+        ({"tile_size": 70, "overlap": 64}, "multiples of 8 pixels, 64 and 64"),
         ({"scale": 0.5}, "smaller than min"),
         ({"gamma": float("nan")}, "gamma is nan"),
     ],

@@ -183,9 +183,32 @@ def test_one_tile_is_the_untiled_sampler(pack, made, kind):
     tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, False))
     assert tiles.isfinite().all()
     assert not torch.allclose(tiles, whole, atol=1e-5)
-    if kind in ("wan21", "wan22_5b", "hunyuan"):
-        with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels"):
-            tiled.with_tile_grid(model, 3 * cell, 0, False)
+    if kind in ("wan21", "wan22_5b", "hunyuan"):  # which take two cells together
+        assert tiled.fitting(model, 5 * cell, cell) == (4 * cell, 2 * cell)
+        assert torch.equal(sample(tiled.with_tile_grid(model, 5 * cell, cell, False)), tiles)
+        said = tiled.TiledPatch.execute(model, 5 * cell, cell).ui["text"][0]
+        assert said == f"Tiles of {4 * cell} pixels with an overlap of {2 * cell}: what this model takes."
+        with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels, {2 * cell} and {2 * cell}"):
+            tiled.with_tile_grid(model, 3 * cell, cell, False)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *video_models.WITH_SOUND])
+def test_tiles_without_overlap_of_a_model_that_sees_single_cells_are_the_untiled_sampler(pack, kind):
+    import comfy.sample
+
+    def drawn(executor, x, *more, **inputs):
+        return [one.sin() * 0.3 + 0.1 for one in x] if isinstance(x, list) else x.sin() * 0.3 + 0.1
+
+    model = pack("nodes.host.wrappers").with_wrapper(video_models.model(kind), "diffusion_model", "local", drawn)
+    latent, prompt = video_models.empty(kind, 2, 6, 4)["samples"], video_models.prompt(kind)
+    noise = comfy.sample.prepare_noise(latent, 1)
+    cell = video_models.SHAPES[kind][1]
+    whole, tiles = (
+        comfy.sample.sample(one, noise, 2, 1.0, "euler", "simple", prompt, prompt, latent, seed=1, disable_pbar=True)
+        for one in (model, pack("nodes.tiled").TiledPatch.execute(model, 2 * cell, 0).args[0])
+    )
+    for one, other in zip(*(x.unbind() if x.is_nested else [x] for x in (whole, tiles)), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 def two_faces(pack, count=6):
