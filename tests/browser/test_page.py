@@ -46,6 +46,29 @@ def test_widget_values_arrive_where_they_belong(tab):
     assert values["gamma_schedule"] == ""
 
 
+def test_graphs_saved_before_a_widget_keep_their_result_and_new_nodes_get_the_default(tab):
+    tab.open_template("00_noise_prior")
+    saved = {
+        "nodes": [
+            {"id": 1, "type": "VCD_TiledPatch", "pos": [100, 100], "size": [315, 154], "flags": {}, "order": 0,
+             "mode": 0, "inputs": [{"name": "model", "type": "MODEL", "link": None}],
+             "outputs": [{"name": "MODEL", "type": "MODEL", "links": None}], "properties": {},
+             "widgets_values": values}
+            for values in ([256, 64, True], [256, 64, True, "moving"])
+        ],
+        "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip
+    saved["nodes"][1]["id"] = 2
+    tab.evaluate("graph => window.app.loadGraphData(graph)", saved)
+    values = "n => Object.fromEntries(n.widgets.map(w => [w.name, w.value]))"
+    old, later = tab.evaluate(f"() => window.app.graph._nodes.map({values})")
+    new = tab.evaluate(f"() => ({values})(window.LiteGraph.createNode('VCD_TiledPatch'))")
+    assert old == {"tile_size": 256, "overlap": 64, "shift_grid": True, "grid": "fixed"}
+    assert later == {**old, "grid": "moving"}
+    assert new["grid"] == "moving"
+    assert tab.errors() == []
+
+
 def test_the_run_button_makes_the_video(tab):
     tab.open_template("00_noise_prior")
     before = len(tab.server.get("/history"))
