@@ -97,11 +97,13 @@ def none_input() -> io.Combo.Input:
     )
 
 
-def no_faces(if_none: str) -> None:
+def no_faces(if_none: str) -> str:
+    """What to say, in the log and in the node, where no face was found."""
     message = "No face was found in the clip. Lower the threshold, switch small_faces on, or connect other boxes."
     if if_none == STOP:
         raise ValueError(message)
     logging.warning("Face VCD: %s The clip is passed through.", message)
+    return f"{message} The clip is passed through."
 
 
 def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.Input]:
@@ -128,6 +130,7 @@ class FaceTrack(io.ComfyNode):
             description="Finds the faces of a clip and follows each: gaps are bridged, paths are smoothed, people "
             "who cross keep their numbers. The detector is built in; boxes of any other detector can be connected.",
             search_aliases=ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 *which_inputs(),
@@ -203,8 +206,7 @@ class FaceTrack(io.ComfyNode):
         check_finite(images)
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
-        if not faces.tracks:
-            no_faces(if_none)
+        text = "" if faces.tracks else no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
         boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes, stop_if_asked)
@@ -214,8 +216,17 @@ class FaceTrack(io.ComfyNode):
             handed_on(preview),
             boxes,
             handed_on(mask),
-            ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls),
+            ui={
+                **ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls).as_dict(),
+                **ui_text(text or tracks_said(faces.tracks)),
+            },
         )
+
+
+def tracks_said(tracks: list[Track]) -> str:
+    """Which tracks there are, as the numbers on the preview."""
+    frames = [f"{i} in frames {track.start} to {track.start + len(track.boxes) - 1}" for i, track in enumerate(tracks)]
+    return f"{len(tracks)} {'face' if len(tracks) == 1 else 'faces'}: {', '.join(frames)}."
 
 
 def pick(
@@ -422,6 +433,7 @@ class FaceRefine(io.ComfyNode):
             "model, "
             "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
             search_aliases=ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
@@ -501,15 +513,14 @@ class FaceRefine(io.ComfyNode):
         prompts = [positive, *more.values()]
         turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
         if not turns:
-            no_faces(if_none)
-            return io.NodeOutput(given, given, len(images), ui=ui_text("No face was found."))
-        if any(prompts[1:]) and (doubt := core.plan.doubtful(faces)):
+            return io.NodeOutput(given, given, len(images), ui=ui_text(no_faces(if_none)))
+        if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
         hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
         text = said(done, len(turns), missed, len(images), denoise, hidden)
-        out, text = with_alpha(out, given), f"{text} {stage.begin()}".rstrip()
+        out, text = with_alpha(out, given), " ".join(filter(None, (text, doubt, stage.begin())))
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 

@@ -13,7 +13,7 @@ from ..vcd_core import identity as core
 from ..vcd_core.identity import IdTokens
 from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
 from .host.text import blend_conditioning, encode_text, prompt_reads, text_widths
-from .host.ui import blocked, ui_text
+from .host.ui import blocked, ui_text, warn
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
@@ -41,6 +41,7 @@ class IdLoader(io.ComfyNode):
             description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
             "the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
             search_aliases=ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -182,6 +183,7 @@ class IdTextEncode(io.ComfyNode):
         for identity in found.values():
             core.check_width(identity.tokens, text_widths(clip))
         keys = core.parse_schedule(prompt)
+        warn(unused([text for _, text in keys] if keys else [prompt], found))
         if keys is None:
             return io.NodeOutput(encode_prompt(clip, prompt, found))
         if keys[-1][0] >= frames:
@@ -204,6 +206,17 @@ def by_name(identities: list[Identity]) -> dict[str, Identity]:
             name, number = f"{first}_{number}", number + 1
         named[name] = identity
     return named
+
+
+def unused(prompts: list[str], identities: dict[str, Identity]) -> str | None:
+    """What to say of identities that none of the prompts names; None where all are named."""
+    names = {name: f"<{name}>" for name in identities}
+    written = [core.insert(prompt, names, {}) for prompt in prompts]
+    left = [mark for mark in names.values() if not any(mark in text for text in written)]
+    if not left:
+        return None
+    marks = "V*" if len(names) == 1 else " and ".join(left)
+    return f"The prompt has no {marks}: the identity is connected and not used. Write {marks} where it belongs."
 
 
 def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:

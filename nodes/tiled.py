@@ -254,8 +254,10 @@ class TiledDenoise(io.ComfyNode):
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         tiles = rounded(model, tile_size, overlap)  # refuses bad tiles before any heavy work
+        repeats = ""
         if denoise > REPEATS_ABOVE:
-            logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
+            repeats = f"At denoise {denoise:.2f} tiles begin to repeat content; the paper uses 0.2."
+            logging.warning("Tiled VCD: %s", repeats)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
         prompts = [
@@ -274,7 +276,7 @@ class TiledDenoise(io.ComfyNode):
                 raise
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
-        text = f"{tiles} {text}".strip()
+        text = " ".join(filter(None, (repeats, tiles, text)))
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
