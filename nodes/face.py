@@ -40,7 +40,11 @@ from .inputs import (
 from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
-ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
+ALIASES = ["magic me", "vcd", "segs"]
+REFINE_ALIASES = [
+    "face detailer", "adetailer", "after detailer", "face swap", "face restore", "restore face", "face fix",
+    "fix face", "face", *ALIASES,
+]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
 MORE_IDENTITIES = 4
 
@@ -129,7 +133,7 @@ class FaceTrack(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Finds the faces of a clip and follows each: gaps are bridged, paths are smoothed, people "
             "who cross keep their numbers. The detector is built in; boxes of any other detector can be connected.",
-            search_aliases=ALIASES,
+            search_aliases=["face detector", "detect faces", "face tracking", "track faces", *ALIASES],
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
@@ -149,9 +153,15 @@ class FaceTrack(io.ComfyNode):
                     min=0,
                     max=256,
                     tooltip="For how many frames a face may be lost and still be followed.",
+                    advanced=True,
                 ),
                 io.Int.Input(
-                    "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
+                    "min_length",
+                    default=3,
+                    min=1,
+                    max=256,
+                    tooltip="Faces seen in fewer frames are left out.",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "small_faces",
@@ -275,11 +285,12 @@ def window_inputs() -> list[io.Input]:
             max=4.0,
             step=0.05,
             tooltip="The window's width over its height. It keeps the number of pixels that refine_size gives.",
+            advanced=True,
         ),
     ]
 
 
-def paste_inputs() -> list[io.Input]:
+def paste_inputs(advanced: bool = False) -> list[io.Input]:
     return [
         io.Float.Input(
             "feather",
@@ -288,6 +299,7 @@ def paste_inputs() -> list[io.Input]:
             max=200.0,
             step=0.5,
             tooltip="Width in pixels of the pasted region's soft edge.",
+            advanced=advanced,
         ),
         io.Float.Input(
             "paste_factor",
@@ -296,11 +308,13 @@ def paste_inputs() -> list[io.Input]:
             max=10.0,
             step=0.1,
             tooltip="The pasted region's side over the face's. The rest of the window is context and stays as it was.",
+            advanced=advanced,
         ),
         io.Boolean.Input(
             "match_colour",
             default=False,
             tooltip="Give the new faces the brightness and contrast that the picture has around them.",
+            advanced=advanced,
         ),
     ]
 
@@ -315,7 +329,7 @@ class FaceCrop(io.ComfyNode):
             description="Cuts one face out as a video of its own: a window of one size that follows the face "
             "smoothly. Use "
             "any sampler on it, then Face VCD Paste.",
-            search_aliases=ALIASES,
+            search_aliases=["crop face", "face crop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames that Face VCD Track saw."),
                 FacesType.Input("faces", tooltip="The tracks of Face VCD Track."),
@@ -372,7 +386,7 @@ class FacePaste(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Puts refined face frames back where Face VCD Crop cut them out. Outside the feathered region "
             "nothing changes.",
-            search_aliases=ALIASES,
+            search_aliases=["paste face", "uncrop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames to paste into: those that were cropped."),
                 CropType.Input("crop", tooltip="From Face VCD Crop."),
@@ -429,10 +443,10 @@ class FaceRefine(io.ComfyNode):
             node_id="VCD_FaceRefine",
             display_name="Face VCD Crop-Refine-Paste",
             category=FACE_CATEGORY,
-            description="The second stage: each face is cut out as a video, drawn anew at full size with the same "
-            "model, "
-            "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
-            search_aliases=ALIASES,
+            description="Draws the faces of a clip anew, large and sharp, and like the person of the prompt: each is "
+            "cut out as a video, drawn with the same model, motion and identity from correlated noise, and put back. "
+            "Frames without the face stay as they are.",
+            search_aliases=REFINE_ALIASES,
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
@@ -444,10 +458,10 @@ class FaceRefine(io.ComfyNode):
                     "faces", optional=True, tooltip="From Face VCD Track; without it faces are found here."
                 ),
                 *sampling_inputs(steps=20, cfg=8.0, denoise=0.8),
-                gamma_input(),
+                gamma_input(advanced=True),
                 seed_input(),
                 *window_inputs(),
-                *paste_inputs(),
+                *paste_inputs(advanced=True),
                 *which_inputs(core.people.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(

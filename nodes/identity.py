@@ -17,7 +17,7 @@ from .host.ui import blocked, ui_text, warn
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
-ALIASES = ["magic me", "vcd", "textual inversion", "embedding", "identity", "face id", "consistent character"]
+ALIASES = ["magic me", "vcd", "embedding", "identity", "face id", "consistent character"]
 EMBEDDINGS = "embeddings"
 NONE_THERE = "no embedding files found"
 
@@ -40,7 +40,7 @@ class IdLoader(io.ComfyNode):
             category=IDENTITY_CATEGORY,
             description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
             "the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
-            search_aliases=ALIASES,
+            search_aliases=[*ALIASES, "load embedding"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
@@ -259,7 +259,15 @@ class IdSave(io.ComfyNode):
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
-        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}: {tokens.describe()}"))
+        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"))
+
+
+def other_name(file: str, name: str) -> str:
+    """What to say where a file has another name than was typed, as graphs go on to load the older one."""
+    wanted = "_".join(name.split()).removesuffix(".safetensors") + ".safetensors"
+    if Path(file).name == Path(wanted).name:
+        return ""
+    return f", since {wanted} is there already. Choose the new one in VCD ID Loader, or switch overwrite on"
 
 
 NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -25,7 +25,11 @@ from .stage import NotFinite, Stage
 
 KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
-ALIASES = ["ultimate upscale", "tiled upscale", "tile", "magic me", "vcd", "video upscale", "multidiffusion"]
+ALIASES = ["tiled diffusion", "multidiffusion", "magic me", "vcd"]
+DENOISE_ALIASES = [
+    "upscale", "upscale video", "video upscale", "ultimate sd upscale", "ultimate upscale", "usdu", "hires fix", "tile",
+    "tiled upscale", "enlarge", *ALIASES,
+]  # fmt: skip
 REPEATS_ABOVE = 0.4
 MOVING, FIXED = "moving", "fixed"
 GridAt = Callable[[int, int, int, int, int, int], core.Grid]  # height, width, tile, overlap, step, unit
@@ -115,6 +119,7 @@ def tile_inputs() -> list[io.Input]:
             max=1024,
             step=8,
             tooltip="Least overlap of neighbouring tiles in pixels: 16 or 32 in a moving grid, 64 in a fixed one.",
+            advanced=True,
         ),
     ]
 
@@ -178,10 +183,9 @@ class TiledDenoise(io.ComfyNode):
             node_id="VCD_TiledDenoise",
             display_name="Tiled VCD Denoise",
             category=TILED_CATEGORY,
-            description="The third stage: enlarge the clip (with an upscale model, or Lanczos), then denoise the last "
-            "part "
-            "tile by tile with the same model, motion and identity, from correlated noise.",
-            search_aliases=ALIASES,
+            description="Makes a clip larger and sharper: enlarges it (with an upscale model, or Lanczos), then draws "
+            "its details tile by tile with the same model, motion and identity, from correlated noise.",
+            search_aliases=DENOISE_ALIASES,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
@@ -198,7 +202,7 @@ class TiledDenoise(io.ComfyNode):
                 ),
                 *tile_inputs(),
                 *sampling_inputs(steps=20, cfg=8.0, denoise=0.2),
-                gamma_input(),
+                gamma_input(advanced=True),
                 seed_input(),
                 shift_input(),
                 sound_input(),
