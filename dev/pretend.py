@@ -30,32 +30,32 @@ _on_device: dict[int, torch.Generator] = {}  # generators that were asked for on
 class OnDevice(torch.Tensor):
     """A tensor of the pretend device around one of the CPU."""
 
-    inner: torch.Tensor
+    held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False) -> OnDevice:
-        made: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            layout=inner.layout, device=DEVICE, requires_grad=requires_grad,
+    def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> OnDevice:
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            layout=held.layout, device=DEVICE, requires_grad=requires_grad,
         )  # fmt: skip
-        made.inner = inner
+        made.held = held
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"OnDevice({self.inner!r})"
+        return f"OnDevice({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _call(func, args, kwargs or {})
 
     def numpy(self, *args: Any, **named: Any) -> Any:
         raise TypeError("can't convert pretend:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def untyped_storage(self) -> Any:
-        return self.inner.untyped_storage()
+        return self.held.untyped_storage()
 
 
 class OnTheDevice(TorchDispatchMode):
@@ -94,7 +94,7 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*tree_map(_inner, args), **inside)
     if func in PLAIN or not there:
         return out
-    known = {id(one.inner): one for one in ours}
+    known = {id(one.held): one for one in ours}
     return tree_map(lambda one: _outer(one, known), out)
 
 
@@ -105,7 +105,7 @@ def _outer(value: Any, known: dict[int, OnDevice]) -> Any:
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, OnDevice) else value
+    return value.held if isinstance(value, OnDevice) else value
 
 
 def _result_there(func: Any, args: Any, kwargs: dict[str, Any], any_ours: bool) -> bool:
@@ -146,16 +146,16 @@ _library = torch.library.Library("aten", "IMPL", "PrivateUse1")
 _library.impl("empty_strided", lambda size, stride, dtype=None, *_, **__: _empty_strided(size, stride, dtype))
 _library.impl("empty.memory_format", lambda size, dtype=None, *_, **__: _empty(size, dtype))
 _library.impl("_copy_from", _copy_from)
-_library.impl("_local_scalar_dense", lambda one: one.inner.item())
+_library.impl("_local_scalar_dense", lambda one: one.held.item())
 
 
-def host_on_it(comfy: Path, half: torch.dtype | None = None) -> None:
+def host_on_it(folder: Path, half: torch.dtype | None = None) -> None:
     """ComfyUI's modules in this process, which compute on the pretend device.
 
     Args:
         half: the precision in which models compute; None: float32.
     """
-    sys.path.insert(0, str(comfy))
+    sys.path.insert(0, str(folder))
     sys.argv = ["main.py", "--cpu"]
     import comfy.options
 

@@ -20,7 +20,6 @@ from . import pretend, video_models
 from .host import PACK
 from .server import host_from_environment
 
-Step = Callable[[], Any]
 SAMPLERS = ("euler_ancestral", "dpmpp_2m_sde", "uni_pc")
 
 
@@ -31,10 +30,10 @@ class Walk:
         self.failed: dict[str, str] = {}
         self.nodes: dict[str, Any] = {}
 
-    def step(self, name: str, does: Step) -> Any:
+    def step(self, name: str, does: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """Run a step; a failure is noted, with the last lines of ours that led there."""
         try:
-            return does()
+            return does(*args, **named)
         except Exception as error:
             where = [f"{f.filename.split(PACK)[-1]}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-8:]]
             self.failed[name] = f"{type(error).__name__}: {error} ({' > '.join(where)})"
@@ -67,74 +66,74 @@ def picture_models(walk: Walk) -> None:
     """The tiny SD 1.5 through every node."""
     import comfy.samplers
 
-    import nodes as host
+    import nodes
+
+    host: Any = nodes
 
     model, text, vae, *_ = walk.call("VCD_TinyModel")
     positive, negative = (
         text.encode_from_tokens_scheduled(text.tokenize(one)) for one in ("a close-up of a man on the beach", "")
     )
-    moving = walk.step("motion module", lambda: walk.call("VCD_MotionModule", model=model)[0])
-    applied = walk.step("apply", lambda: walk.call("VCD_ApplyNoisePrior", model=moving, gamma=0.2)[0])
+    moving, *_ = walk.step("motion module", walk.call, "VCD_MotionModule", model=model)
+    applied, *_ = walk.step("apply", walk.call, "VCD_ApplyNoisePrior", model=moving, gamma=0.2)
     empty = {"samples": torch.zeros(4, 4, 16, 16)}
 
     def sampled(model: Any, sampler: str = "euler", start: Any = None, prompt: Any = positive) -> torch.Tensor:
-        off = start is not None
-        latent = start or empty
+        latent, off = start or empty, start is not None
         return host.common_ksampler(model, 3, 2, 2, sampler, "normal", prompt, negative, latent, disable_noise=off)[0]
 
+    def with_node(node_id: str, model: Any, prompt: Any = positive, **inputs: Any) -> torch.Tensor:
+        return sampled(walk.call(node_id, model=model, **inputs)[0], prompt=prompt)
+
     for sampler in SAMPLERS:
-        walk.step(f"prior, {sampler}", lambda sampler=sampler: sampled(applied, sampler))
+        walk.step(f"prior, {sampler}", sampled, applied, sampler)
     for name, more in (("schedule", {"gamma_schedule": "0: 0.1, 3: 0.4"}), ("loop", {"closed_loop": True})):
-        walk.step(name, lambda more=more: sampled(walk.call("VCD_ApplyNoisePrior", model=moving, gamma=0.2, **more)[0]))
+        walk.step(name, with_node, "VCD_ApplyNoisePrior", moving, gamma=0.2, **more)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
     size = {"width": 128, "height": 128, "frames": 4}
-    latent = walk.step("noise latent", lambda: walk.call("VCD_NoisePriorLatent", **size, model=model, sigmas=sigmas)[0])
-    walk.step("from the noise latent", lambda: sampled(moving, start=latent))
+    latent = walk.step("noise latent", walk.call, "VCD_NoisePriorLatent", **size, model=model, sigmas=sigmas)
+    if latent:
+        walk.step("from the noise latent", sampled, moving, start=latent[0])
     walk.step("noise", lambda: walk.call("VCD_NoisePrior", gamma=0.2)[0].generate_noise(empty))
-    walk.step("preview", lambda: walk.call("VCD_NoisePriorPreview", frames=4))
+    walk.step("preview", walk.call, "VCD_NoisePriorPreview", frames=4)
+    tiles = {"tile_size": 96, "overlap": 32}
     for grid in ("fixed", "moving"):
-        tiles = {"tile_size": 96, "overlap": 32, "grid": grid}
-        walk.step(f"tiles, {grid}", lambda tiles=tiles: sampled(walk.call("VCD_TiledPatch", model=applied, **tiles)[0]))
+        walk.step(f"tiles, {grid}", with_node, "VCD_TiledPatch", applied, **tiles, grid=grid)
     half = torch.zeros(1, 128, 128)
     half[:, :64] = 1
     limits = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     limited = [[tensor, {**options, **limits}] for tensor, options in positive]
-    patched = walk.call("VCD_TiledPatch", model=applied, tile_size=96, overlap=32)[0]
-    walk.step("tiles, masked prompt", lambda: sampled(patched, prompt=limited))
+    walk.step("tiles, masked prompt", with_node, "VCD_TiledPatch", applied, limited, **tiles)
     stages(walk, "", moving, vae, positive, negative)
     of_the_rest(walk, model, text, vae)
 
 
 def stages(walk: Walk, kind: str, model: Any, vae: Any, positive: Any, negative: Any) -> None:
     """Face VCD in one node and in three, and Tiled VCD."""
-    images, shared = clip(), {"model": model, "vae": vae, "positive": positive, "negative": negative, "cfg": 2.0}
+    images = clip()
+    drawn = {"model": model, "vae": vae, "positive": positive, "negative": negative, "cfg": 2.0, "steps": 1}
     tiles = {"scale": 1.0, "tile_size": 96, "overlap": 32}
     faces, *_ = walk.call("VCD_FaceTrack", images=images, min_length=1, threshold=0.3)
     for where, frames in (("", images), (" from the device", images.to(pretend.DEVICE))):
-        name = f"{kind} {{}}{where}".strip()
-        drawn = {**shared, "images": frames, "steps": 1, "denoise": 0.5}
-        walk.step(name.format("faces"), lambda d=drawn: walk.call("VCD_FaceRefine", **d, faces=faces, refine_size=64))
-        walk.step(name.format("tiled"), lambda d=drawn: walk.call("VCD_TiledDenoise", **d, **tiles))
-    cut = walk.step(f"{kind} crop".strip(), lambda: walk.call("VCD_FaceCrop", images=images, faces=faces, vae=vae))
-    if cut is not None:
-        pasted = {"images": images, "crop": cut[1], "refined": cut[0].to(pretend.DEVICE)}
-        walk.step(f"{kind} paste".strip(), lambda: walk.call("VCD_FacePaste", **pasted))
+        inputs = {**drawn, "images": frames, "denoise": 0.5}
+        walk.step(f"{kind} faces{where}", walk.call, "VCD_FaceRefine", **inputs, faces=faces, refine_size=64)
+        walk.step(f"{kind} tiled{where}", walk.call, "VCD_TiledDenoise", **inputs, **tiles)
+    cut = walk.step(f"{kind} crop", walk.call, "VCD_FaceCrop", images=images, faces=faces, vae=vae)
+    if cut:
+        refined = cut[0].to(pretend.DEVICE)
+        walk.step(f"{kind} paste", walk.call, "VCD_FacePaste", images=images, crop=cut[1], refined=refined)
 
 
 def of_the_rest(walk: Walk, model: Any, text: Any, vae: Any) -> None:
     """Identities, pictures, training, measuring."""
     images = clip()
-    walk.step("track from the device", lambda: walk.call("VCD_FaceTrack", images=images.to(pretend.DEVICE)))
+    walk.step("track from the device", walk.call, "VCD_FaceTrack", images=images.to(pretend.DEVICE))
     masks = torch.ones(images.shape[:3])
     trained = {"model": model, "clip": text, "vae": vae, "steps": 3, "batch": 2, "size": 64, "name": "walk_on_device"}
-    identity = walk.step(
-        "train", lambda: walk.call("VCD_IdTrainer", **trained, images=images, masks=masks, resume=False)[0]
-    )
-    if identity is not None:
-        walk.step(
-            "id text encode", lambda: walk.call("VCD_IdTextEncode", clip=text, text="V* on the beach", id=identity)
-        )
-    walk.step("evaluate", lambda: walk.call("VCD_Evaluate", images=images.to(pretend.DEVICE)))
+    found = walk.step("train", walk.call, "VCD_IdTrainer", **trained, images=images, masks=masks, resume=False)
+    if found:
+        walk.step("id text encode", walk.call, "VCD_IdTextEncode", clip=text, text="V* on the beach", id=found[0])
+    walk.step("evaluate", walk.call, "VCD_Evaluate", images=images.to(pretend.DEVICE))
 
 
 def video(walk: Walk) -> None:
@@ -147,17 +146,16 @@ def video(walk: Walk) -> None:
         latent = video_models.empty(kind, 2, 4, 4)["samples"]
         noise = comfy.sample.prepare_noise(latent, 1)
 
-        def sampled(model: Any, latent: Any = latent, noise: Any = noise, prompts: Any = (positive, negative)) -> Any:
+        def sampled(node_id: str, latent: Any, noise: Any, prompts: Any, **inputs: Any) -> Any:
+            patched = walk.call(node_id, **inputs)[0]
             return comfy.sample.sample(
-                model, noise, 2, 2.0, "euler_ancestral", "simple", *prompts, latent, seed=1, disable_pbar=True
+                patched, noise, 2, 2.0, "euler_ancestral", "simple", *prompts, latent, seed=1, disable_pbar=True
             )
 
-        walk.step(f"{kind} prior", lambda m=model: sampled(walk.call("VCD_ApplyNoisePrior", model=m, gamma=0.2)[0]))
+        given = latent, noise, (positive, negative)
         cell = 2 * video_models.SHAPES[kind][1]
-        walk.step(
-            f"{kind} tiles",
-            lambda m=model, c=cell: sampled(walk.call("VCD_TiledPatch", model=m, tile_size=c, overlap=0)[0]),
-        )
+        walk.step(f"{kind} prior", sampled, "VCD_ApplyNoisePrior", *given, model=model, gamma=0.2)
+        walk.step(f"{kind} tiles", sampled, "VCD_TiledPatch", *given, model=model, tile_size=cell, overlap=0)
         stages(walk, kind, model, vae, positive, negative)
 
 
