@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from comfy_api.latest import io
 
 from ..vcd_core import identity as core
 from ..vcd_core.identity import IdTokens
+from .host.context import Context, encode_with_context
 from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
-from .host.text import blend_conditioning, encode_text, prompt_reads, text_widths
+from .host.text import blend_conditioning, prompt_reads, text_widths
 from .host.ui import blocked, ui_text, warn
 from .inputs import CATEGORY, IdType
 
@@ -38,8 +39,9 @@ class IdLoader(io.ComfyNode):
             node_id="VCD_IdLoader",
             display_name="VCD ID Loader",
             category=IDENTITY_CATEGORY,
-            description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
-            "the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
+            description="Loads an identity: a few learned tokens, or context vectors, that carry a person, pet or "
+            "thing into any model of the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya "
+            "and ComfyUI. The node shows which of the two a file holds.",
             search_aliases=[*ALIASES, "load embedding"],
             is_output_node=True,
             inputs=[
@@ -56,7 +58,12 @@ class IdLoader(io.ComfyNode):
                     "word that the file was trained with, where it tells one; the node shows it.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The tokens' weight in the prompt."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="The identity's weight in the prompt. Of context vectors: 0 is the prompt's padding.",
                 ),
                 io.String.Input(
                     "token",
@@ -92,9 +99,7 @@ class IdLoader(io.ComfyNode):
             said += ". The file tells no class word: type what it is"
         elif own and word.lower() != own.lower():
             said += f". Used as {word}"
-        unread = [encoder for encoder in tokens.by_encoder() if encoder in core.NOT_BY_NAME]
-        reason = NOT_BY_NAME.format(" and ".join(unread)) if unread else UNREADABLE
-        text = None if unread else stock_prompt(tokens, file, word, strength)
+        text, reason = stock_prompt(tokens, file, word, strength)
         if text is None:
             said += f". {reason}"
         output = blocked(f"{file}: {reason}") if text is None else text
@@ -111,17 +116,27 @@ NOT_BY_NAME = (
     "VCD ID Text Encode"
 )
 
+NOT_TOKENS = (
+    "Context vectors stand beside the prompt, where ComfyUI's own prompt nodes put nothing, so there is no 'prompt'. "
+    "Give the id to VCD ID Text Encode"
+)
 
-def stock_prompt(tokens: IdTokens, file: str, word: str, strength: float) -> str | None:
-    """The identity as ComfyUI's own prompt nodes write it; None where they would not read it from there."""
+
+def stock_prompt(tokens: IdTokens, file: str, word: str, strength: float) -> tuple[str | None, str]:
+    """The identity as ComfyUI's own prompt nodes write it; None and why, where they would not read it from there."""
+    if tokens.kind == core.CONTEXT:
+        return None, NOT_TOKENS
+    unread = [encoder for encoder in tokens.by_encoder() if encoder in core.NOT_BY_NAME]
+    if unread:
+        return None, NOT_BY_NAME.format(" and ".join(unread))
     encoder, vectors = next(iter(tokens.by_encoder().items()))
     for name in (Path(file).with_suffix("").as_posix(), file):  # the ending tells files apart that share a name
         name = name.replace("(", "\\(").replace(")", "\\)")
         written = f"embedding:{name}" if strength == 1 else f"(embedding:{name}:{strength:g})"
         text = f"{written} {word}".strip()
         if prompt_reads(text, word, vectors, encoder):
-            return text
-    return None
+            return text, ""
+    return None, UNREADABLE
 
 
 class IdTextEncode(io.ComfyNode):
@@ -225,9 +240,15 @@ def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> An
     written = {name: f"embedding:{mark}" for name, mark in marks.items()}
     text = core.insert(prompt, written, {name: identity.class_word for name, identity in identities.items()})
     encoders = text_widths(clip) if identities else {}
-    vectors = {marks[name]: identity.tokens.by_encoder(encoders) for name, identity in identities.items()}
-    strengths = {marks[name]: identity.strength for name, identity in identities.items()}
-    return encode_text(clip, text, vectors, strengths)
+    tokens = {marks[name]: one for name, one in identities.items() if one.tokens.kind == core.TOKENS}
+    vectors = {mark: one.tokens.by_encoder(encoders) for mark, one in tokens.items()}
+    strengths = {mark: one.strength for mark, one in tokens.items()}
+    context = {
+        marks[name]: Context(one.tokens.vectors, one.strength)
+        for name, one in identities.items()
+        if not isinstance(one.tokens.vectors, dict) and one.tokens.kind == core.CONTEXT
+    }
+    return encode_with_context(clip, text, context, vectors, strengths)
 
 
 class IdSave(io.ComfyNode):
@@ -237,8 +258,8 @@ class IdSave(io.ComfyNode):
             node_id="VCD_IdSave",
             display_name="VCD ID Save",
             category=IDENTITY_CATEGORY,
-            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' reads "
-            "too, with where it comes from in its header.",
+            description="Saves an identity into models/embeddings, with where it comes from in its header. A file of "
+            "tokens is one that ComfyUI's own 'embedding:name' reads too; one of context vectors is for VCD ID Loader.",
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
@@ -255,7 +276,7 @@ class IdSave(io.ComfyNode):
     def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
         folder = models_path(EMBEDDINGS)
         word = {"class_word": id.class_word} if id.class_word else {}  # what was typed stands above the file's own
-        tokens = IdTokens(id.tokens.name, id.tokens.vectors, {**id.tokens.provenance, **word})
+        tokens = replace(id.tokens, provenance={**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
