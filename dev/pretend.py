@@ -51,6 +51,9 @@ class OnDevice(torch.Tensor):
     def numpy(self, *args: Any, **named: Any) -> Any:
         raise TypeError("can't convert pretend:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 

@@ -30,7 +30,7 @@ class Walk:
         self.failed: dict[str, str] = {}
         self.nodes: dict[str, Any] = {}
 
-    def step(self, name: str, does: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def step(self, name: str, does: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
         """Run a step; a failure is noted, with the last lines of ours that led there."""
         try:
             return does(*args, **named)
