@@ -2,7 +2,7 @@
 
 Clips of 128 pixels are enlarged to 256 and refined in tiles of 128. The distance to the untiled result and its flicker
 (the distance's change from frame to frame) are shares of what the stage changes; the seam is the steepest column of the
-distance over the median one. ``.host/bench/grids`` gets a frame of each way.
+distance over the median one. ``.host/bench/grids`` gets a frame of each way: untiled, then the grids as in the table.
 
     python run.py bench grids
 """
@@ -100,8 +100,7 @@ def measured(studio: Studio) -> dict[tuple[int, float, str, int], list[tuple[flo
                 found.setdefault((steps, denoise, *grid), []).append((cost, *stage.figures(out, whole)))
                 shown.append(out)
             pictures = torch.cat([studio.vae.decode(one[:1]) for one in shown]).float().cpu()
-            sheet = torch.cat([torch.cat(list(row), 1) for row in pictures.split(3)])
-            plots.to_pil(sheet).save(folder / f"clip{number}_{steps}_{denoise}.png")
+            plots.to_pil(torch.cat(list(pictures), 1)).save(folder / f"clip{number}_{steps}_{denoise}.png")
         print(f"clip {number + 1} of {len(CAPTIONS)}: done", flush=True)
     return found
 

@@ -623,7 +623,7 @@ def wan_vace(graph: Graph) -> None:
     graph.column("1b. What VACE is shown", 380)
     graph.note(
         "The control video is made once for the whole clip. Face VCD cuts each face's window out of it, frame by "
-        "frame, and Tiled VCD enlarges it and cuts each tile. Leave the reference picture of the node empty."
+        "frame, and Tiled VCD enlarges it and cuts each tile. A picture at the node's `reference_image` is shown to both."
     )
     edges = graph.add("Canny", image=images, low_threshold=0.2, high_threshold=0.5)
     size = graph.add("GetImageSize", image=images)
