@@ -581,7 +581,7 @@ def refine_and_enlarge(graph: Graph, images: Out, stage: Stage, name: str, tile:
     graph.note("Twice the size. Each tile sees all frames, and all tiles one noise.")
     large = graph.add(
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, steps=20,
-        denoise=0.2, tile_size=tile, overlap=128, **settings,
+        denoise=0.2, tile_size=tile, overlap=64, **settings,
     )  # fmt: skip
     save_column(graph, large, name, images)
 
@@ -623,7 +623,8 @@ def wan_vace(graph: Graph) -> None:
     graph.column("1b. What VACE is shown", 380)
     graph.note(
         "The control video is made once for the whole clip. Face VCD cuts each face's window out of it, frame by "
-        "frame, and Tiled VCD enlarges it and cuts each tile. A picture at the node's `reference_image` is shown to both."
+        "frame, and Tiled VCD enlarges it and cuts each tile. A picture at the node's `reference_image` is shown to "
+        "both."
     )
     edges = graph.add("Canny", image=images, low_threshold=0.2, high_threshold=0.5)
     size = graph.add("GetImageSize", image=images)
