@@ -4,9 +4,9 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
 app.registerExtension({
-  name: "vcd.text",
+  name: "VideoCustomDiffusion.Text",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("VCD_")) return;
+    if (!nodeData.name?.startsWith("VCD_")) return;
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       before?.apply(this, arguments);
