@@ -1,6 +1,6 @@
 """``python run.py test``: what CI runs - ruff, mypy, and all tests.  Further arguments go to pytest.
 
-With ``--quick`` the maths and what a conditioning is cut to, without a server or a page: a first verdict within minutes.
+With ``--quick`` the maths and what a conditioning is cut to, without a server or a page: a verdict within minutes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 
 from .host import PACK, ROOT, step
 from .server import host_from_environment
-
 
 QUICK = "--quick"
 FIRST = ["tests/core", "tests/host/test_cut.py"]
