@@ -89,9 +89,9 @@ class Studio:
         )
         images, masks = pictures_of(person, 6, seed, scene)
         with host.gradients():
-            backend = host.TrainingModel(self.model, self.clip, self.vae, person.class_word)
+            backend = host.backend_of(settings.kind)(self.model, self.clip, self.vae, person.class_word)
             report = training.train(backend, images, masks if masked else None, settings)
-        tokens = self.module("vcd_core.identity").IdTokens("id", report.vectors)
+        tokens = self.module("vcd_core.identity").IdTokens("id", report.vectors, kind=settings.kind)
         return self.module("nodes.identity").Identity(tokens, person.class_word)
 
     def prompt(self, text: str, *identities: Any) -> Any:

@@ -40,7 +40,11 @@ from .inputs import (
 from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
-ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
+ALIASES = ["magic me", "vcd", "segs"]
+REFINE_ALIASES = [
+    "face detailer", "adetailer", "after detailer", "face swap", "face restore", "restore face", "face fix",
+    "fix face", "face", *ALIASES,
+]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
 MORE_IDENTITIES = 4
 PICTURE, CHANGE = "picture", "change"
@@ -114,11 +118,13 @@ def none_input() -> io.Combo.Input:
     )
 
 
-def no_faces(if_none: str) -> None:
+def no_faces(if_none: str) -> str:
+    """What to say, in the log and in the node, where no face was found."""
     message = "No face was found in the clip. Lower the threshold, switch small_faces on, or connect other boxes."
     if if_none == STOP:
         raise ValueError(message)
     logging.warning("Face VCD: %s The clip is passed through.", message)
+    return f"{message} The clip is passed through."
 
 
 def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.Input]:
@@ -144,7 +150,8 @@ class FaceTrack(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Finds the faces of a clip and follows each: gaps are bridged, paths are smoothed, people "
             "who cross keep their numbers. The detector is built in; boxes of any other detector can be connected.",
-            search_aliases=ALIASES,
+            search_aliases=["face detector", "detect faces", "face tracking", "track faces", *ALIASES],
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 *which_inputs(),
@@ -163,9 +170,15 @@ class FaceTrack(io.ComfyNode):
                     min=0,
                     max=256,
                     tooltip="For how many frames a face may be lost and still be followed.",
+                    advanced=True,
                 ),
                 io.Int.Input(
-                    "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
+                    "min_length",
+                    default=3,
+                    min=1,
+                    max=256,
+                    tooltip="Faces seen in fewer frames are left out.",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "small_faces",
@@ -220,8 +233,7 @@ class FaceTrack(io.ComfyNode):
         check_finite(images)
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
-        if not faces.tracks:
-            no_faces(if_none)
+        text = "" if faces.tracks else no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
         boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes, stop_if_asked)
@@ -231,8 +243,17 @@ class FaceTrack(io.ComfyNode):
             handed_on(preview),
             boxes,
             handed_on(mask),
-            ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls),
+            ui={
+                **ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls).as_dict(),
+                **ui_text(text or tracks_said(faces.tracks)),
+            },
         )
+
+
+def tracks_said(tracks: list[Track]) -> str:
+    """Which tracks there are, as the numbers on the preview."""
+    frames = [f"{i} in frames {track.start} to {track.start + len(track.boxes) - 1}" for i, track in enumerate(tracks)]
+    return f"{len(tracks)} {'face' if len(tracks) == 1 else 'faces'}: {', '.join(frames)}."
 
 
 def pick(
@@ -281,11 +302,12 @@ def window_inputs() -> list[io.Input]:
             max=4.0,
             step=0.05,
             tooltip="The window's width over its height. It keeps the number of pixels that refine_size gives.",
+            advanced=True,
         ),
     ]
 
 
-def paste_inputs() -> list[io.Input]:
+def paste_inputs(advanced: bool = False) -> list[io.Input]:
     return [
         io.Float.Input(
             "feather",
@@ -294,6 +316,7 @@ def paste_inputs() -> list[io.Input]:
             max=200.0,
             step=0.5,
             tooltip="Width in pixels of the pasted region's soft edge.",
+            advanced=advanced,
         ),
         io.Float.Input(
             "paste_factor",
@@ -302,11 +325,13 @@ def paste_inputs() -> list[io.Input]:
             max=10.0,
             step=0.1,
             tooltip="The pasted region's side over the face's. The rest of the window is context and stays as it was.",
+            advanced=advanced,
         ),
         io.Boolean.Input(
             "match_colour",
             default=False,
             tooltip="Give the new faces the brightness and contrast that the picture has around them.",
+            advanced=advanced,
         ),
     ]
 
@@ -426,7 +451,7 @@ class FaceCrop(io.ComfyNode):
             description="Cuts one face out as a video of its own: a window of one size that follows the face "
             "smoothly. Use "
             "any sampler on it, then Face VCD Paste.",
-            search_aliases=ALIASES,
+            search_aliases=["crop face", "face crop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames that Face VCD Track saw."),
                 FacesType.Input("faces", tooltip="The tracks of Face VCD Track."),
@@ -483,7 +508,7 @@ class FacePaste(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Puts refined face frames back where Face VCD Crop cut them out. Outside the feathered region "
             "nothing changes.",
-            search_aliases=ALIASES,
+            search_aliases=["paste face", "uncrop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames to paste into: those that were cropped."),
                 CropType.Input("crop", tooltip="From Face VCD Crop."),
@@ -551,10 +576,11 @@ class FaceRefine(io.ComfyNode):
             node_id="VCD_FaceRefine",
             display_name="Face VCD Crop-Refine-Paste",
             category=FACE_CATEGORY,
-            description="The second stage: each face is cut out as a video, drawn anew at full size with the same "
-            "model, "
-            "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
-            search_aliases=ALIASES,
+            description="Draws the faces of a clip anew, large and sharp, and like the person of the prompt: each is "
+            "cut out as a video, drawn with the same model, motion and identity from correlated noise, and put back. "
+            "Frames without the face stay as they are.",
+            search_aliases=REFINE_ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
@@ -565,10 +591,10 @@ class FaceRefine(io.ComfyNode):
                     "faces", optional=True, tooltip="From Face VCD Track; without it faces are found here."
                 ),
                 *sampling_inputs(steps=20, cfg=8.0, denoise=0.8),
-                gamma_input(),
+                gamma_input(advanced=True),
                 seed_input(),
                 *window_inputs(),
-                *paste_inputs(),
+                *paste_inputs(advanced=True),
                 *which_inputs(core.people.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
@@ -640,15 +666,14 @@ class FaceRefine(io.ComfyNode):
         prompts = [positive, *more.values()]
         turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
         if not turns:
-            no_faces(if_none)
-            return io.NodeOutput(given, given, len(images), ui=ui_text("No face was found."))
-        if any(prompts[1:]) and (doubt := core.plan.doubtful(faces)):
+            return io.NodeOutput(given, given, len(images), ui=ui_text(no_faces(if_none)))
+        if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste, care)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
         hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
         text = said(done, len(turns), missed, len(images), denoise, hidden)
-        out, text = with_alpha(out, given), f"{text} {stage.begin()}".rstrip()
+        out, text = with_alpha(out, given), " ".join(filter(None, (text, doubt, stage.begin())))
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 

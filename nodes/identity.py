@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from comfy_api.latest import io
 
 from ..vcd_core import identity as core
 from ..vcd_core.identity import IdTokens
+from .host.context import Context, encode_with_context
 from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
-from .host.text import blend_conditioning, encode_text, prompt_reads, text_widths
-from .host.ui import blocked, ui_text
+from .host.text import blend_conditioning, prompt_reads, text_widths
+from .host.ui import blocked, ui_text, warn
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
-ALIASES = ["magic me", "vcd", "textual inversion", "embedding", "identity", "face id", "consistent character"]
+ALIASES = ["magic me", "vcd", "embedding", "identity", "face id", "consistent character"]
 EMBEDDINGS = "embeddings"
 NONE_THERE = "no embedding files found"
 
@@ -38,9 +39,11 @@ class IdLoader(io.ComfyNode):
             node_id="VCD_IdLoader",
             display_name="VCD ID Loader",
             category=IDENTITY_CATEGORY,
-            description="Loads an identity: a few learned tokens that carry a person, pet or thing into any model of "
-            "the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya and ComfyUI.",
-            search_aliases=ALIASES,
+            description="Loads an identity: a few learned tokens, or context vectors, that carry a person, pet or "
+            "thing into any model of the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya "
+            "and ComfyUI. The node shows which of the two a file holds.",
+            search_aliases=[*ALIASES, "load embedding"],
+            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -55,7 +58,12 @@ class IdLoader(io.ComfyNode):
                     "word that the file was trained with, where it tells one; the node shows it.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="The tokens' weight in the prompt."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="The identity's weight in the prompt. Of context vectors: 0 is the prompt's padding.",
                 ),
                 io.String.Input(
                     "token",
@@ -91,9 +99,7 @@ class IdLoader(io.ComfyNode):
             said += ". The file tells no class word: type what it is"
         elif own and word.lower() != own.lower():
             said += f". Used as {word}"
-        unread = [encoder for encoder in tokens.by_encoder() if encoder in core.NOT_BY_NAME]
-        reason = NOT_BY_NAME.format(" and ".join(unread)) if unread else UNREADABLE
-        text = None if unread else stock_prompt(tokens, file, word, strength)
+        text, reason = stock_prompt(tokens, file, word, strength)
         if text is None:
             said += f". {reason}"
         output = blocked(f"{file}: {reason}") if text is None else text
@@ -110,17 +116,27 @@ NOT_BY_NAME = (
     "VCD ID Text Encode"
 )
 
+NOT_TOKENS = (
+    "Context vectors stand beside the prompt, where ComfyUI's own prompt nodes put nothing, so there is no 'prompt'. "
+    "Give the id to VCD ID Text Encode"
+)
 
-def stock_prompt(tokens: IdTokens, file: str, word: str, strength: float) -> str | None:
-    """The identity as ComfyUI's own prompt nodes write it; None where they would not read it from there."""
+
+def stock_prompt(tokens: IdTokens, file: str, word: str, strength: float) -> tuple[str | None, str]:
+    """The identity as ComfyUI's own prompt nodes write it; None and why, where they would not read it from there."""
+    if tokens.kind == core.CONTEXT:
+        return None, NOT_TOKENS
+    unread = [encoder for encoder in tokens.by_encoder() if encoder in core.NOT_BY_NAME]
+    if unread:
+        return None, NOT_BY_NAME.format(" and ".join(unread))
     encoder, vectors = next(iter(tokens.by_encoder().items()))
     for name in (Path(file).with_suffix("").as_posix(), file):  # the ending tells files apart that share a name
         name = name.replace("(", "\\(").replace(")", "\\)")
         written = f"embedding:{name}" if strength == 1 else f"(embedding:{name}:{strength:g})"
         text = f"{written} {word}".strip()
         if prompt_reads(text, word, vectors, encoder):
-            return text
-    return None
+            return text, ""
+    return None, UNREADABLE
 
 
 class IdTextEncode(io.ComfyNode):
@@ -182,6 +198,7 @@ class IdTextEncode(io.ComfyNode):
         for identity in found.values():
             core.check_width(identity.tokens, text_widths(clip))
         keys = core.parse_schedule(prompt)
+        warn(unused([text for _, text in keys] if keys else [prompt], found))
         if keys is None:
             return io.NodeOutput(encode_prompt(clip, prompt, found))
         if keys[-1][0] >= frames:
@@ -206,15 +223,32 @@ def by_name(identities: list[Identity]) -> dict[str, Identity]:
     return named
 
 
+def unused(prompts: list[str], identities: dict[str, Identity]) -> str | None:
+    """What to say of identities that none of the prompts names; None where all are named."""
+    names = {name: f"<{name}>" for name in identities}
+    written = [core.insert(prompt, names, {}) for prompt in prompts]
+    left = [mark for mark in names.values() if not any(mark in text for text in written)]
+    if not left:
+        return None
+    marks = "V*" if len(names) == 1 else " and ".join(left)
+    return f"The prompt has no {marks}: the identity is connected and not used. Write {marks} where it belongs."
+
+
 def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
     """The conditioning of a prompt with identities in it."""
     marks = {name: f"vcd_id_{i}" for i, name in enumerate(identities)}
     written = {name: f"embedding:{mark}" for name, mark in marks.items()}
     text = core.insert(prompt, written, {name: identity.class_word for name, identity in identities.items()})
     encoders = text_widths(clip) if identities else {}
-    vectors = {marks[name]: identity.tokens.by_encoder(encoders) for name, identity in identities.items()}
-    strengths = {marks[name]: identity.strength for name, identity in identities.items()}
-    return encode_text(clip, text, vectors, strengths)
+    tokens = {marks[name]: one for name, one in identities.items() if one.tokens.kind == core.TOKENS}
+    vectors = {mark: one.tokens.by_encoder(encoders) for mark, one in tokens.items()}
+    strengths = {mark: one.strength for mark, one in tokens.items()}
+    context = {
+        marks[name]: Context(one.tokens.vectors, one.strength)
+        for name, one in identities.items()
+        if not isinstance(one.tokens.vectors, dict) and one.tokens.kind == core.CONTEXT
+    }
+    return encode_with_context(clip, text, context, vectors, strengths)
 
 
 class IdSave(io.ComfyNode):
@@ -224,8 +258,8 @@ class IdSave(io.ComfyNode):
             node_id="VCD_IdSave",
             display_name="VCD ID Save",
             category=IDENTITY_CATEGORY,
-            description="Saves an identity into models/embeddings, as a file that ComfyUI's own 'embedding:name' reads "
-            "too, with where it comes from in its header.",
+            description="Saves an identity into models/embeddings, with where it comes from in its header. A file of "
+            "tokens is one that ComfyUI's own 'embedding:name' reads too; one of context vectors is for VCD ID Loader.",
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
@@ -242,11 +276,19 @@ class IdSave(io.ComfyNode):
     def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
         folder = models_path(EMBEDDINGS)
         word = {"class_word": id.class_word} if id.class_word else {}  # what was typed stands above the file's own
-        tokens = IdTokens(id.tokens.name, id.tokens.vectors, {**id.tokens.provenance, **word})
+        tokens = replace(id.tokens, provenance={**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
-        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}: {tokens.describe()}"))
+        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"))
+
+
+def other_name(file: str, name: str) -> str:
+    """What to say where a file has another name than was typed, as graphs go on to load the older one."""
+    wanted = "_".join(name.split()).removesuffix(".safetensors") + ".safetensors"
+    if Path(file).name == Path(wanted).name:
+        return ""
+    return f", since {wanted} is there already. Choose the new one in VCD ID Loader, or switch overwrite on"
 
 
 NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -13,19 +13,24 @@ from comfy_api.latest import io, ui
 
 from ..vcd_core import __version__, files
 from ..vcd_core import training as core
-from ..vcd_core.identity import IdTokens
+from ..vcd_core.identity import KINDS, TOKENS, IdTokens
 from ..vcd_core.pictures import FITS, prepare
 from .host.files import output_folder
 from .host.memory import handed_on
 from .host.model import Model, kind_of
 from .host.sampling import Sampling, sample
-from .host.training import TrainingModel, gradients, recomputed
+from .host.training import TrainingModel, backend_of, gradients, recomputed
 from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode_prompt
 from .inputs import IdType, seed_input
 
 LossMap = io.Custom("LOSS_MAP")
 STATES = "vcd_training"
+TRAINER_ALIASES = ["train", "training", "textual inversion", "dreambooth", "train embedding", "train lora"]
+KIND = (
+    "tokens: the text encoder reads them, as in the paper, and ComfyUI's own embedding:name takes the file. context "
+    "vectors: they stand beside what the encoder gives; only VCD ID Text Encode takes them."
+)
 
 
 def _refuse_no_mask(pictures: list[torch.Tensor], areas: list[torch.Tensor] | None) -> None:
@@ -46,9 +51,9 @@ class IdTrainer(io.ComfyNode):
             node_id="VCD_IdTrainer",
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
-            description="Learns an identity from a few masked pictures: tokens of some kilobytes that carry the "
-            "subject into any SD 1.5 model (Magic-Me's ID module). For SD 1.5 alone.",
-            search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
+            description="Learns an identity from a few masked pictures: tokens of some kilobytes, or context "
+            "vectors, that carry the subject into any SD 1.5 model (Magic-Me's ID module). For SD 1.5 alone.",
+            search_aliases=[*TRAINER_ALIASES, *ALIASES],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="SD 1.5 or a finetune of it, without motion module."),
@@ -75,6 +80,7 @@ class IdTrainer(io.ComfyNode):
                     min=1,
                     max=core.MOST_TOKENS,
                     tooltip="How many tokens carry the identity. The paper uses 4.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "steps",
@@ -83,7 +89,7 @@ class IdTrainer(io.ComfyNode):
                     max=100000,
                     tooltip="Training steps. The paper uses 200, its release 400.",
                 ),
-                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pictures in a step."),
+                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pictures in a step.", advanced=True),
                 io.Float.Input(
                     "learning_rate",
                     default=1e-3,
@@ -92,6 +98,7 @@ class IdTrainer(io.ComfyNode):
                     step=1e-6,
                     round=1e-6,
                     tooltip="How far the tokens move in a step. The paper uses 0.001.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "size", default=512, min=64, max=1024, step=8, tooltip="The side of training pictures. SD 1.5: 512."
@@ -100,9 +107,13 @@ class IdTrainer(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     tooltip="A square around the mask, or the whole picture at its own aspect.",
+                    advanced=True,
                 ),
                 io.String.Input(
-                    "template", default="photo of a V*", tooltip="The caption; V* is the tokens and the class word."
+                    "template",
+                    default="photo of a V*",
+                    tooltip="The caption; V* is the tokens and the class word.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "sample_every",
@@ -178,6 +189,13 @@ class IdTrainer(io.ComfyNode):
                     tooltip="Compute layers again instead of keeping them: less memory, about a third more time, the "
                     "same result.",
                 ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    optional=True,
+                    tooltip=KIND,
+                ),
             ],
             outputs=[
                 IdType.Output(display_name="id"),
@@ -213,6 +231,7 @@ class IdTrainer(io.ComfyNode):
         weight_decay: Sequence[float] = (0.0,),
         clamp_norm: Sequence[bool] = (False,),
         checkpointing: Sequence[bool] = (False,),
+        kind: Sequence[str] = (TOKENS,),
     ) -> io.NodeOutput:
         for what, found in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
             if found[0] is None:
@@ -221,19 +240,20 @@ class IdTrainer(io.ComfyNode):
             class_word=class_word[0], tokens=tokens[0], steps=steps[0], batch=batch[0], learning_rate=learning_rate[0],
             size=size[0], fit=fit[0], template=template[0], initial_words=initial_words[0], unmasked=unmasked[0],
             noise_offset=noise_offset[0], augment=augment[0], weight_decay=weight_decay[0], clamp_norm=clamp_norm[0],
-            seed=seed[0],
+            seed=seed[0], kind=kind[0],
         )  # fmt: skip
         settings.check()
         state = files.free_path(output_folder(STATES), name[0], overwrite=True)
         with gradients():
             pictures, areas = ready(images, masks, settings)
-            backend = TrainingModel(model[0], clip[0], vae[0], settings.class_word)
+            backend = backend_of(settings.kind)(model[0], clip[0], vae[0], settings.class_word)
             show = _Show(backend, settings, sample_every[0])
             with recomputed(backend.model) if checkpointing[0] else contextlib.nullcontext():
                 report = core.train(backend, pictures, areas, settings, state, resume[0], on_step=show)
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)
-        learned = IdTokens(Path(name[0]).name, report.vectors, _provenance(backend, settings, len(pictures)))
+        about = _provenance(backend, settings, len(pictures))
+        learned = IdTokens(Path(name[0]).name, report.vectors, about, settings.kind)
         samples = torch.cat(show.samples)
         shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
         identity = Identity(learned, settings.class_word.strip())
@@ -274,7 +294,7 @@ class _Show:
     def sample(self, vectors: torch.Tensor, step: int) -> None:
         """Draw one picture of the identity as its template says; the same noise each time."""
         backend, settings = self.backend, self.settings
-        identity = Identity(IdTokens("id", vectors.clone()), settings.class_word)
+        identity = Identity(IdTokens("id", vectors.clone(), kind=settings.kind), settings.class_word)
         with torch.no_grad():
             positive, negative = (encode_prompt(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
             shape = (1, 4, settings.size // 8, settings.size // 8)

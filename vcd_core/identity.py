@@ -1,16 +1,20 @@
-"""The ID file (Magic-Me, sec. 4.2): a few learned token vectors that carry a person, pet or thing.
+"""The ID file (Magic-Me, sec. 4.2): a few learned vectors that carry a person, pet or thing.
+
+They are of one of two kinds: tokens, as in the paper, which a text encoder reads among the words of a prompt, or
+context vectors, which stand beside what it gives.
 
 Read: Magic-Me / A1111 / textual inversion ``.pt`` (``string_to_param``), diffusers ``learned_embeds`` (.bin,
 .safetensors), kohya bundles (``bundle_emb.*``), and ComfyUI safetensors (``emb_params``, the name of a text encoder
 such as ``clip_l`` or ``t5xxl``, or any single tensor). Written: safetensors that ComfyUI's ``embedding:name`` reads,
-with where they come from in the header.
+with where they come from in the header; context vectors under a key and in a width of which it says that it leaves them
+out.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +22,10 @@ import torch
 
 from . import files, schedule
 
+TOKENS, CONTEXT = KINDS = ("tokens", "context vectors")
+CONTEXT_KEY = "vcd_context"  # of context vectors in a file
 EXTENSIONS = (".safetensors", ".pt", ".bin")
+ENDS = 2  # a prompt's start and end, which no encoder leaves out of its rows
 MOST_TOKENS = 75  # a prompt holds 77, two of them its start and end
 NOT_BY_NAME = (
     "umt5xxl", "qwen25_7b", "gemma3_12b", "gemma3_4b", "gemma2_2b", "jina_clip_2", "pile_t5xl", "mt5xl", "t5base",
@@ -32,14 +39,16 @@ ENCODERS = (
 
 @dataclass(frozen=True)
 class IdTokens:
-    """An identity's tokens.
+    """An identity's vectors.
 
-    ``vectors`` is ``[n, d]`` for a text encoder that nobody named, or one such tensor for each of ``ENCODERS`` it has.
+    ``vectors`` is ``[n, d]`` for a text encoder that nobody named, or one such tensor for each of ``ENCODERS`` it has;
+    of the kind ``CONTEXT`` always ``[n, D]``, as wide as what the text encoders give.
     """
 
     name: str
     vectors: torch.Tensor | dict[str, torch.Tensor]
     provenance: dict[str, str] = field(default_factory=dict)
+    kind: str = TOKENS
 
     def by_encoder(self, encoders: Collection[str] = ("clip_l",)) -> dict[str, torch.Tensor]:
         """The vectors of each text encoder; unnamed ones are for the model's only encoder, or CLIP-L of several.
@@ -57,14 +66,14 @@ class IdTokens:
         return len(next(iter(self.by_encoder().values())))
 
     def describe(self) -> str:
-        """One line: tokens, width, norm and what is known of its making."""
-        parts = [f"{self.count} tokens"]
+        """One line: what is known of its making, then kind, number, width and norm."""
+        known = ("class_word", "pictures", "steps", "learning_rate", "date", "base_model")
+        parts = [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
+        parts.append(f"{self.count} {self.kind}")
         named = self.vectors if isinstance(self.vectors, dict) else {"": self.vectors}
         for encoder, vectors in named.items():
             norm = vectors.norm(dim=1).mean()
             parts.append(f"{encoder} width {vectors.shape[1]}, norm {norm:.2f}".lstrip())
-        known = ("class_word", "base_model", "steps", "learning_rate", "pictures", "date")
-        parts += [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
         return "; ".join(parts)
 
 
@@ -89,6 +98,9 @@ def load(path: str | Path, token: str = "") -> IdTokens:
     if len({len(tokens) for tokens in vectors.values()}) > 1:
         counts = " and ".join(f"{len(tokens)} for {encoder or 'clip_l'}" for encoder, tokens in vectors.items())
         raise ValueError(f"{path.name} has not as many tokens for each text encoder: {counts}.")
+    if CONTEXT_KEY in vectors:
+        rows = vectors[CONTEXT_KEY][:, :-1].contiguous()  # the last column is for others, see save
+        return IdTokens(composed(path.stem), rows, provenance, CONTEXT)
     named = {encoder or "clip_l": tokens for encoder, tokens in vectors.items()}
     return IdTokens(composed(path.stem), vectors[UNNAMED] if set(vectors) == {UNNAMED} else named, provenance)
 
@@ -100,6 +112,9 @@ def composed(name: str) -> str:
 
 def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = False) -> Path:
     """Write an identity as ``folder/name.safetensors``, whole or not at all.
+
+    Context vectors get a column of zeros behind: ComfyUI takes any tensor of the right width for tokens, and of another
+    width it warns that it leaves them out.
 
     Args:
         name: a file name, with subfolders if wanted; it must stay inside ``folder``.
@@ -122,7 +137,12 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
     path = files.free_path(Path(folder), "_".join(name.split()), overwrite)
     state = dict(tokens.vectors) if isinstance(tokens.vectors, dict) else {"emb_params": tokens.vectors}
     state = {key: value.detach().float() for key, value in state.items()}
-    files.write_whole(path, state, {**tokens.provenance, "format": "pt"})
+    about = {**tokens.provenance, "format": "pt"}
+    if tokens.kind == CONTEXT:
+        rows = state.pop("emb_params")
+        state[CONTEXT_KEY] = torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
+        about |= {"kind": CONTEXT, "width": str(rows.shape[1])}
+    files.write_whole(path, state, about)
     return path
 
 
@@ -132,6 +152,8 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
     Args:
         widths: of each of the model's text encoders; 0 for one that reads no embeddings.
     """
+    if tokens.kind == CONTEXT:
+        return _check_marks(tokens, widths)
     vectors = tokens.by_encoder(widths)
     for encoder, width in widths.items():
         found = vectors.get(encoder)
@@ -152,6 +174,60 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
                 f"The identity '{tokens.name}' is {found.shape[1]} wide and this model's {encoder} text encoder is "
                 f"{width} wide. Use it with the kind of model it was made for (768: SD 1.5)."
             )
+
+
+def _check_marks(tokens: IdTokens, widths: Mapping[str, int]) -> None:
+    """Context vectors fit what the encoders give, which is seen when they have; their marks must be read before."""
+    for encoder, width in widths.items():
+        if not width:
+            raise ValueError(
+                f"The identity '{tokens.name}' cannot stand in this model's prompts: its text encoder {encoder} reads "
+                "no marks."
+            )
+
+
+def beside(
+    rows: torch.Tensor, vectors: Sequence[torch.Tensor], weights: Sequence[float], padding: int, empty: torch.Tensor
+) -> torch.Tensor:
+    """What a text encoder gives for a prompt, with context vectors in the place of its last padding.
+
+    Each identity keeps its place from prompt to prompt: the first has the last rows, so that it stays as it is where a
+    schedule blends two prompts.
+
+    Args:
+        rows: [..., L, D], the prompt's.
+        vectors: of each identity [n, D].
+        weights: how much each identity counts: 1 is its vectors, 0 the padding that would stand there.
+        padding: how many of the last rows stand for no word. Where the vectors need more, ``empty`` is put behind.
+        empty: [..., E, D], the empty prompt's rows.
+
+    Raises:
+        ValueError: vectors of another width.
+
+    Example:
+        >>> words, empty = torch.zeros(6, 2), torch.full((6, 2), 9.0)
+        >>> beside(words, [torch.ones(2, 2)], [1.0], padding=3, empty=empty)[:, 0].tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+        >>> beside(words, [torch.ones(2, 2)], [0.5], padding=1, empty=empty)[:, 0].tolist()[-7:]
+        [0.0, 9.0, 9.0, 9.0, 9.0, 5.0, 5.0]
+    """
+    count = sum(len(table) for table in vectors)
+    if padding < count:
+        rows = torch.cat([rows] + [empty] * -(-count // (empty.shape[-2] - ENDS)), -2)
+    placed = []
+    for table, weight in zip(reversed(vectors), reversed(weights), strict=True):
+        if table.shape[1] != rows.shape[-1]:
+            raise ValueError(
+                f"Context vectors {table.shape[1]} wide cannot stand beside a prompt {rows.shape[-1]} wide. Use the "
+                "identity with the kind of model it was made for (768: SD 1.5)."
+            )
+        table = table.to(rows)
+        if weight != 1:
+            instead = empty[..., -1:, :].to(rows).reshape(1, -1)
+            table = instead + weight * (table - instead)
+        placed.append(table)
+    behind = torch.cat(placed).expand(*rows.shape[:-2], count, -1)
+    return torch.cat([rows[..., : rows.shape[-2] - count, :], behind], -2)
 
 
 _MARK = re.compile(r"V\*|<([^<>\n]+)>")
@@ -271,6 +347,8 @@ def _identities_in(state: object, file: str) -> dict[str, Vectors]:
     several = isinstance(state, list) and len(tensors) > 1
     if not several and any(key in tensors for key in ENCODERS):
         return {"": {key: tensors[key] for key in ENCODERS if key in tensors}}
+    if not several and CONTEXT_KEY in tensors:
+        return {"": {CONTEXT_KEY: tensors[CONTEXT_KEY]}}
     if not several and "emb_params" in tensors:
         return {"": {UNNAMED: tensors["emb_params"]}}
     return _bundled(tensors) or {key: {UNNAMED: tensor} for key, tensor in tensors.items()}

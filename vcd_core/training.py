@@ -1,8 +1,9 @@
 """Extended textual inversion (Magic-Me, sec. 4.2): learn the few tokens that stand for a person, pet or thing.
 
-Only the tokens are trained; text encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this
-file knows nothing of the program around it. The loss is the denoising error inside the subject's mask, divided by the
-mask's area, so the background is not learned.
+Only the tokens are trained, or in their place context vectors, which stand beside what the text encoder gives. Text
+encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this file knows nothing of the program
+around it. The loss is the denoising error inside the subject's mask, divided by the mask's area, so the background is
+not learned.
 
 Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
 same bits as one that was not.
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from . import files
+from .identity import KINDS
 from .pictures import BUCKET, CELL, FAR, FITS, NEAR, Picture, augment, cells, prepare
 
 MOST_TOKENS = 32
@@ -30,7 +32,7 @@ LESS = 2.0**-4  # what the scale is multiplied by where it makes such gradients 
 
 
 class Backend(Protocol):
-    """The frozen model that tokens are trained for."""
+    """The frozen model that tokens are trained for; of context vectors the vocabulary is what the encoder gives."""
 
     sigmas: torch.Tensor  # [T], the noise levels of its training, rising
     prediction: str  # "eps" or "v"
@@ -61,6 +63,7 @@ class Settings:
         unmasked: the share of the draws that count the whole picture; 1 trains without masks.
         variants: how many augmentations of each picture are drawn, encoded once and kept.
         clamp_norm: keep each token's norm at most at the vocabulary's mean.
+        kind: what is learned, one of :data:`vcd_core.identity.KINDS`; the backend must be of that kind.
     """
 
     class_word: str = "man"
@@ -79,6 +82,7 @@ class Settings:
     weight_decay: float = 0.0
     clamp_norm: bool = False
     seed: int = 0
+    kind: str = KINDS[0]
 
     def check(self) -> None:
         """Raise ``ValueError`` where a value cannot be trained with."""
@@ -88,6 +92,8 @@ class Settings:
             raise ValueError(f"The template {self.template!r} has no V*, which stands for the identity.")
         if self.size < BUCKET or self.size % CELL:
             raise ValueError(f"size is {self.size}; expected a multiple of {CELL} from {BUCKET} on (SD 1.5: 512).")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}.")
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}; expected one of {', '.join(FITS)}.")
 
@@ -266,7 +272,7 @@ class Training:
         if set(wanted) - set(found):
             raise ValueError(f"{name} is not the state of a training.")
         different = [key for key in ("model", "pictures") if found[key] != wanted[key]]
-        before, now = json.loads(found["settings"]), json.loads(wanted["settings"])
+        before, now = {"kind": KINDS[0], **json.loads(found["settings"])}, json.loads(wanted["settings"])
         different += [f"{key} ({before.get(key)} there, {now[key]} here)" for key in now if before.get(key) != now[key]]
         if different:
             raise ValueError(

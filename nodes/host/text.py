@@ -17,7 +17,7 @@ from .model import Model
 from .wrappers import with_wrapper
 
 
-def _tokenizers(clip: Any) -> dict[str, Any]:
+def tokenizers(clip: Any) -> dict[str, Any]:
     """A CLIP's tokenizers by the key of their embeddings (clip_l, clip_g)."""
     parts = vars(clip.tokenizer).values()
     return {part.embedding_key: part for part in parts if hasattr(part, "embedding_key")}
@@ -27,7 +27,7 @@ def text_widths(clip: Any) -> dict[str, int]:
     """The width of each of a CLIP's text encoders; 0 for one that reads no embeddings."""
     others = {n: p for n, p in vars(clip.tokenizer).items() if hasattr(p, "tokenize_with_weights")}
     widths = {name: 0 for name, part in others.items() if not hasattr(part, "embedding_key")}
-    for key, part in _tokenizers(clip).items():
+    for key, part in tokenizers(clip).items():
         encoder = getattr(clip.cond_stage_model, key, None)
         table = encoder.transformer.get_input_embeddings().weight if encoder is not None else None
         widths[key] = part.embedding_size if table is None else table.shape[1]
@@ -59,7 +59,7 @@ def encode_text(
     }
     tokens = _tokenized(clip, text)
     if not _whole(tokens, rows):
-        for part in _tokenizers(clip).values():  # the host tears apart what has as many tokens as this
+        for part in tokenizers(clip).values():  # the host tears apart what has as many tokens as this
             part.max_word_length = part.max_length - 1
         tokens = _tokenized(clip, text)
     _check_complete(tokens, rows, text)

@@ -64,7 +64,7 @@ def with_tiles(
     def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
         parts = Parts(sampled if len(sampled) > 1 else [noise_shape])
         height, width = parts.shapes[0][-2:]
-        tile = grid_of(height, width, 0).tiles[0]
+        tile = grid_of(height, width, 0).largest
         return executor(patcher, parts.with_sides(tile.height, tile.width).packed, *args, **kwargs)
 
     def sample(executor, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -153,18 +153,23 @@ class _Step:
         at_once = 1
         if not others_inside and len(self.parts.shapes) == 1:
             at_once = _tiles_at_once(self.base, self.x, self.grid, conds, self.model_options)
-        waiting = list(range(len(self.grid.tiles)))
+        waiting = sorted(range(len(self.grid.tiles)), key=self._sides)
         while waiting:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            group = waiting[:at_once]
+            group = [number for number in waiting[:at_once] if self._sides(number) == self._sides(waiting[0])]
             results = self._unless_memory_lacks(conds, group)
             if results is None:  # what it held is freed only now that the error is gone
                 comfy.model_management.soft_empty_cache()
                 at_once = max(1, at_once // 2)
                 continue
-            waiting = waiting[at_once:]
-            for number, *tile in zip(group, *(stacked.chunk(len(group)) for stacked in results), strict=True):
-                yield number, tile, 1 - (len(waiting) + group[-1] - number) / len(self.grid.tiles)
+            waiting = waiting[len(group) :]
+            parts = zip(group, *(stacked.chunk(len(group)) for stacked in results), strict=True)
+            for left, (number, *tile) in zip(reversed(range(len(group))), parts, strict=True):
+                yield number, tile, 1 - (len(waiting) + left) / len(self.grid.tiles)
+
+    def _sides(self, number: int) -> tuple[int, int]:
+        """Height and width of a tile: those alike can go through the model together."""
+        return self.grid.tiles[number].height, self.grid.tiles[number].width
 
     def _unless_memory_lacks(self, conds: list[Any], group: list[int]) -> list[torch.Tensor] | None:
         """The predictions for a group of tiles; None where memory ran out and fewer may fit."""
@@ -238,7 +243,7 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], mod
     by_place = any(_by_place(entry, len(x)) for cond in conds for entry in cond or ())
     if x.device.type == "cpu" or x.ndim == 3 or patched or by_place:
         return 1
-    tile = grid.tiles[0]
+    tile = grid.largest
     shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
     free = comfy.model_management.get_free_memory(x.device)
     return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))

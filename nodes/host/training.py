@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 
 from ...vcd_core import identity
+from .context import padding, tokens_beside, weights_in
 from .model import Model, kind_of, of_video, predicts
 from .motion import blocks
 from .text import text_widths, tokenizer_with
@@ -65,6 +66,7 @@ class TrainingModel:
                 f"The VAE's latents have {vae.latent_channels} channels; SD 1.5's have 4. Take its own VAE."
             )
         self.model, self.clip, self.vae = _always_loaded(model), _clip_always_loaded(clip), vae
+        self.patchers = [self.model, self.clip.patcher]  # what gradients flow through
         self.class_word = class_word
         self.load()
         self.sigmas = self.model.model.model_sampling.sigmas.detach().clone().cpu()
@@ -86,11 +88,10 @@ class TrainingModel:
         return digest.hexdigest()[:16]
 
     def load(self, latents: Sequence[int] | None = None) -> None:
-        """Load model and text encoder so that gradients flow through them, with room for latents of this shape."""
-        patchers = [self.model, self.clip.patcher]
+        """Load what gradients flow through, with room for latents of this shape."""
         room = 0 if latents is None else 3 * self.model.memory_required(list(latents))
-        comfy.model_management.load_models_gpu(patchers, memory_required=room, force_full_load=True)
-        for patcher in patchers:
+        comfy.model_management.load_models_gpu(self.patchers, memory_required=room, force_full_load=True)
+        for patcher in self.patchers:
             _allow_gradients(patcher.model)
 
     def _table(self) -> torch.Tensor:
@@ -138,6 +139,54 @@ class TrainingModel:
         noised, sigma, context = noised.to(device), sigma.to(device), context.to(device)
         options = {"optimized_attention_override": _attention_with_gradients}
         return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options=options).cpu()
+
+
+class ContextModel(TrainingModel):
+    """A model beside whose prompts context vectors can be trained; no gradient flows through its text encoder.
+
+    What the encoder gives is kept for each caption. The vocabulary is what it gives for words that stand alone.
+    """
+
+    def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
+        super().__init__(model, clip, vae, class_word)
+        self.kept: dict[str, tuple[torch.Tensor, int, float]] = {}
+        self.empty = self._encoded("")[0]
+        self.norm = float(self.empty.norm(dim=1).mean())
+        self.patchers = [self.model]
+
+    def _encoded(self, caption: str) -> tuple[torch.Tensor, int, float]:
+        """A caption's rows [L, D], how many of them are padding, and the weight of ``V*`` in it."""
+        if caption not in self.kept:
+            marks = {self.MARK: {"clip_l": torch.empty(0, text_widths(self.clip)["clip_l"])}}
+            written = identity.insert(caption, {self.MARK: f"embedding:{self.MARK}"}, {self.MARK: self.class_word})
+            tokens = tokens_beside(self.clip, written, marks)
+            if len(tokens["l"]) != 1:
+                raise ValueError(f"The caption {caption!r} is too long for one prompt of 75.")
+            with torch.no_grad():
+                rows = self.clip.encode_from_tokens(tokens)[0].float().cpu().clone()
+            weight = weights_in(self.clip, written, marks).get(self.MARK, 1.0)
+            self.kept[caption] = rows, padding(self.clip, tokens), weight
+        return self.kept[caption]
+
+    def words(self, text: str) -> torch.Tensor:
+        count = len(super().words(text))
+        return self._encoded(text)[0][1 : count + 1]  # behind the start
+
+    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
+        found = []
+        for caption in captions:
+            rows, room, weight = self._encoded(caption)
+            if room < len(vectors):
+                raise ValueError(
+                    f"The caption {caption!r} with {len(vectors)} context vectors is too long for one prompt of 75."
+                )
+            found.append(identity.beside(rows, [vectors], [weight], room, self.empty))
+        return torch.stack(found)
+
+
+def backend_of(kind: str) -> type[TrainingModel]:
+    """The backend that learns this kind of vectors."""
+    return ContextModel if kind == identity.CONTEXT else TrainingModel
 
 
 def _attention_with_gradients(_: Any, *arguments: Any, **named: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcd_core.identity import ENCODERS, IdTokens, check_width, insert, load, save
+from vcd_core.identity import CONTEXT, ENCODERS, IdTokens, beside, check_width, insert, load, save
 
 RELEASE = Path(__file__).resolve().parents[3] / "shared" / "data" / "embeddings"
 VECTORS = torch.randn(4, 768, generator=torch.Generator().manual_seed(0))
@@ -308,3 +308,49 @@ def test_marks_without_identities():
     assert insert("a <tag> here", {}, {}) == "a <tag> here"
     with pytest.raises(ValueError, match="no identity is connected"):
         insert("photo of V*", {}, {})
+
+
+def test_files_of_context_vectors_are_no_tokens(tmp_path):
+    saved = IdTokens("me", VECTORS, {"class_word": "man"}, CONTEXT)
+    path = save(saved, tmp_path, "me")
+    state = load_file(path)
+    assert {key: tensor.shape[1] for key, tensor in state.items()} == {"vcd_context": VECTORS.shape[1] + 1}
+    again = load(path)
+    assert again.kind == CONTEXT
+    assert torch.equal(again.vectors, VECTORS)
+    assert {"kind": CONTEXT, "width": "768", "class_word": "man"}.items() <= again.provenance.items()
+    assert f"; {len(VECTORS)} context vectors; width 768" in again.describe()
+    check_width(again, {"clip_l": 512})  # of the encoder's input, which is not theirs
+    with pytest.raises(ValueError, match="encoder t5 reads no marks"):
+        check_width(again, {"t5": 0})
+
+
+def test_the_first_identity_keeps_its_place_whoever_else_is_named():
+    rows, empty = torch.zeros(1, 77, 4), torch.full((1, 77, 4), 3.0)
+    anna, bert = torch.ones(2, 4), torch.full((3, 4), 2.0)
+    alone, both = (beside(rows, who, [1.0] * len(who), 40, empty) for who in ([anna], [anna, bert]))
+    assert alone.shape == both.shape == rows.shape
+    assert torch.equal(alone[:, -2:], both[:, -2:])
+    assert torch.equal(alone[0, -2:], anna)
+    assert torch.equal(both[0, -5:-2], bert)
+    assert not both[:, :-5].any()
+
+
+def test_context_vectors_without_weight_are_padding():
+    rows, empty = torch.zeros(1, 77, 4), torch.full((1, 77, 4), 3.0)
+    assert beside(rows, [torch.ones(2, 4)], [0.0], 40, empty)[0, -2:].tolist() == [[3.0] * 4] * 2
+    assert beside(rows, [torch.ones(2, 4)], [1.5], 40, empty)[0, -2:].tolist() == [[0.0] * 4] * 2
+
+
+@pytest.mark.parametrize(("count", "parts"), [(75, 1), (76, 2)])
+def test_a_prompt_without_room_gets_a_further_part(count, parts):
+    rows, empty = torch.zeros(77, 4), torch.full((77, 4), 3.0)
+    found = beside(rows, [torch.ones(count, 4)], [1.0], 10, empty)
+    assert len(found) == 77 * (1 + parts)
+    assert not found[:77].any()
+    assert (found[-count:] == 1).all()
+
+
+def test_context_vectors_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="768 wide cannot stand beside a prompt 1024 wide"):
+        beside(torch.zeros(77, 1024), [torch.ones(2, 768)], [1.0], 40, torch.zeros(77, 1024))

@@ -1,5 +1,6 @@
 """The training of identities on a backend small enough to know the right answer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import vcd_core
+from vcd_core import files
+from vcd_core.identity import CONTEXT
 from vcd_core.pictures import prepare
 from vcd_core.training import (
     GRADIENT_SCALE,
@@ -186,6 +189,20 @@ def test_an_unfinished_state_of_another_training_is_refused(tmp_path, backend, c
         train(backend, pictures, masks, replace(QUICK, **changes), state)
     assert state.read_bytes() == before
     assert len(train(backend, pictures, masks, replace(QUICK, **changes), state, resume=False).losses) == QUICK.steps
+
+
+def test_a_state_from_before_there_were_kinds_goes_on(tmp_path):
+    state, image = tmp_path / "me.safetensors", two_colours()[0]
+    training = Training(Mean(), ready([image], None, QUICK), QUICK)
+    training.advance()
+    training.save(state)
+    tensors, about = files.read_state(state)
+    before = {key: value for key, value in json.loads(about["settings"]).items() if key != "kind"}
+    files.write_whole(state, tensors, {**about, "settings": json.dumps(before)})
+    assert len(train(Mean(), [image], None, QUICK, state).losses) == QUICK.steps
+    training.save(state)
+    with pytest.raises(ValueError, match=r"kind \(tokens there, context vectors here\)"):
+        Training(Mean(), ready([image], None, QUICK), replace(QUICK, kind=CONTEXT)).resume(state)
 
 
 def test_a_truncated_state_is_reported(tmp_path):

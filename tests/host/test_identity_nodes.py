@@ -7,6 +7,8 @@ from safetensors.torch import save_file
 
 from dev.random_models import TINY_TEXT
 from dev.server import QueueError
+from vcd_core.identity import CONTEXT, IdTokens, save
+from vcd_core.identity import load as load_file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,6 +22,8 @@ def files(bench):
     save_file({"emb_params": torch.randn(2, TINY_TEXT, generator=g) * 0.05}, folder / "bert.safetensors")
     save_file({"emb_params": torch.randn(3, TINY_TEXT, generator=g) * 0.05}, folder / "angry.safetensors")
     save_file({"emb_params": torch.randn(4, 768, generator=g)}, folder / "wide.safetensors")
+    for name, count, width in (("cara", 4, TINY_TEXT), ("dora", 70, TINY_TEXT), ("broad", 4, 768)):
+        save(IdTokens(name, torch.randn(count, width, generator=g), {}, CONTEXT), folder, name)
     (folder / "cut.safetensors").write_bytes(b"half a file")
     yield
     for path in folder.iterdir():
@@ -71,6 +75,71 @@ def test_several_identities_by_name(bench, tiny):
     ids = ("anna", "woman"), ("bert", "man")
     assert torch.equal(*both(bench, tiny, "<anna> and <bert>", stock, *ids))
     assert not torch.equal(*both(bench, tiny, "<bert> and <anna>", stock, *ids))
+
+
+def context(bench, name):
+    return load_file(bench.server.host.base / "models" / "embeddings" / "vcd_tests" / f"{name}.safetensors").vectors
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock"),
+    [
+        ("photo of V* on the beach", "photo of man on the beach"),
+        ("V*, V* man in the rain", "man, man in the rain"),
+        (f"{LONG}, V*", f"{LONG}, man"),
+    ],
+)
+def test_context_vectors_stand_where_the_prompt_has_its_padding(bench, tiny, ours, stock):
+    ours, stock = both(bench, tiny, ours, stock, ("cara", "man"))
+    assert ours.shape == stock.shape
+    assert torch.equal(ours[:, :-4], stock[:, :-4])
+    assert torch.equal(ours[0, -4:], context(bench, "cara"))
+
+
+def test_context_vectors_that_do_not_fit_get_a_part_of_their_own(bench, tiny):
+    words = "one two three four five six seven"
+    ours, stock = both(bench, tiny, f"V* {words}", f"man {words}", ("dora", "man"))
+    assert torch.equal(ours[:, :77], stock)
+    assert torch.equal(ours[0, -70:], context(bench, "dora"))
+
+
+def test_tokens_and_context_vectors_share_a_prompt(bench, tiny):
+    ids = ("anna", "woman"), ("cara", "man")
+    ours, stock = both(bench, tiny, "<anna> and <cara>", "embedding:vcd_tests/anna woman and man", *ids)
+    assert torch.equal(ours[:, :-4], stock[:, :-4])
+    assert torch.equal(ours[0, -4:], context(bench, "cara"))
+
+
+def test_the_weight_of_context_vectors_is_how_far_they_are_from_padding(bench, tiny):
+    graph, model, *_ = tiny()
+    clip = [model[0], 1]
+    ours = encode(graph, clip, "(V*:1.2) man", load(graph, "cara", "man", 0.5))
+    ours, empty = (v[0][0] for v in bench.tensors(graph, ours, graph.CLIPTextEncode(clip=clip, text="")))
+    assert same(ours[0, -4:], empty[0, -1] + 0.6 * (context(bench, "cara") - empty[0, -1]))
+
+
+def test_context_vectors_stay_as_they_are_through_a_schedule(bench, tiny):
+    graph, model, *_ = tiny()
+    ids = load(graph, "cara"), load(graph, "anna")
+    rows = encode(graph, [model[0], 1], "0: V* smiling | 8: V* beside <anna>", *ids, frames=12, blend=4)
+    rows = bench.tensors(graph, rows)[0][0]
+    assert same(rows[:, -4:], context(bench, "cara").expand(12, -1, -1))
+    assert not same(rows[0], rows[11], 1e-3)
+
+
+def test_stock_prompts_leave_context_vectors_out(bench, tiny):
+    assert torch.equal(*both(bench, tiny, "photo of man", "photo of embedding:vcd_tests/cara man"))
+
+
+def test_the_loader_tells_context_vectors_from_tokens(bench):
+    graph = bench.graph()
+    loaded = load(graph, "cara", "man", 0.8)
+    graph.PreviewAny(source=[loaded[0], 0])
+    told = graph.PreviewAny(source=[loaded[0], 1])
+    shown = bench.server.run(graph.prompt)["outputs"]
+    assert told[0] not in shown, "there is no prompt for stock nodes"
+    assert shown[loaded[0]]["text"][0].startswith(f"4 context vectors; width {TINY_TEXT}")
+    assert "there is no 'prompt'. Give the id to VCD ID Text Encode" in shown[loaded[0]]["text"][0]
 
 
 def test_strength_is_the_tokens_weight(bench, tiny):
@@ -155,6 +224,7 @@ def test_saved_files_are_listed_at_once_and_read_by_stock_nodes(bench, tiny):
         ("photo of V*", [], "no identity is connected"),
         ("<carl>", ["anna"], "names <carl>, which is not connected; connected are <anna>"),
         ("V*", ["wide"], f"'wide' is 768 wide and this model's clip_l text encoder is {TINY_TEXT} wide"),
+        ("V*", ["broad"], f"768 wide cannot stand beside a prompt {TINY_TEXT} wide"),
         ("V*", ["cut"], "cut.safetensors cannot be read"),
         ("3: V*", ["anna"], "begin at 0 and rise"),
         ("0: V* | 16: V* angry", ["anna"], "last prompt begins at frame 16, but frames is 16"),

@@ -187,6 +187,14 @@ def test_vectors_of_another_encoder_or_width_are_refused_by_name(pack, folder, c
         encoded(pack, clip, "V*", wide)
 
 
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_context_vectors_are_refused_where_prompts_have_no_padding(pack, folder, clips, kind):
+    rows = torch.cat([vectors(768), torch.zeros(3, 1)], 1)
+    beside = loaded(pack, written(pack, folder, "beside", {"vcd_context": rows})).args[0]
+    with pytest.raises(ValueError, match=rf"vectors \(768 wide\) stand in the padding .*{kind}\) pad none"):
+        encoded(pack, clips(kind), "V*", beside)
+
+
 def test_hunyuans_tokenizer_stops_at_embeddings_and_is_named(pack, folder, clips):
     clip = clips("llama")
     file = written(pack, folder, "hunyuan", {key: vectors(width) for key, width in WIDTHS["llama"].items()})

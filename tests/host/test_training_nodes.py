@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dev.random_models import TINY_TEXT
 from dev.server import QueueError
 from vcd_core import training as core
+from vcd_core.identity import CONTEXT, load
 
 FAST = {
     "name": "vcd_tests/anna", "class_word": "woman", "tokens": 4, "steps": 6, "batch": 2, "learning_rate": 0.01,
@@ -144,9 +145,32 @@ def test_a_trained_identity_is_saved_listed_and_used(bench, tiny, pictures):
     assert torch.equal(a, b)
 
 
+def test_context_vectors_are_learned_resumed_saved_and_used(bench, tiny, pictures):
+    kind = {"kind": CONTEXT, "learning_rate": 0.1}
+    whole, losses, samples = trained(bench, tiny, pictures, **kind)
+    assert whole.shape == (4, TINY_TEXT)
+    assert samples.shape[0] == 2
+    trained(bench, tiny, pictures, **kind, steps=4, sample_every=0)
+    graph, model, *_ = tiny()
+    node = train(graph, model, pictures, **kind, resume=True)
+    saved = graph.VCD_IdSave(id=node, name="vcd_tests/context", overwrite=True)
+    clip = [model[0], 1]
+    ours = graph.VCD_IdTextEncode(clip=clip, prompt="photo of V*", frames=16, blend=1, **{"ids.id0": node})
+    stock = graph.CLIPTextEncode(clip=clip, text="photo of woman")
+    resumed, again, file, rows, words = bench.tensors(graph, node, [node[0], 1], saved, ours, stock)
+    assert torch.equal(resumed, whole)
+    assert again == losses
+    kept = load(bench.server.host.base / "models" / "embeddings" / file)
+    assert kept.kind == CONTEXT
+    assert torch.equal(kept.vectors, whole)
+    assert torch.equal(rows[0][0][0, -4:], whole)
+    assert torch.equal(rows[0][0][:, :-4], words[0][0][:, :-4])
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
+        ({"template": "V* " * 75, "kind": CONTEXT}, "too long"),
         ({"template": "photo of a man"}, "no V\\*"),
         ({"name": "../outside"}, "not a file name inside"),
         ({"class_word": ""}, "no initial words"),

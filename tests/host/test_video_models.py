@@ -211,21 +211,24 @@ def test_one_tile_is_the_untiled_sampler(pack, made, kind):
         return sampling.sample(model, noise, positive, negative, latent, settings, lambda *_: None)
 
     whole = sample(model)
-    assert torch.allclose(sample(tiled.with_tile_grid(model, 16 * cell, 4 * cell, False)), whole, atol=1e-5)
-    tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, False))
+    assert torch.allclose(sample(tiled.with_tile_grid(model, 16 * cell, 4 * cell)), whole, atol=1e-5)
+    tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell))
+    moving = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, tiled.core.moving_grid))
     assert tiles.isfinite().all()
+    assert moving.isfinite().all()
+    assert not torch.equal(tiles, moving)
     assert not torch.allclose(tiles, whole, atol=1e-5)
     if kind in ("wan21", "wan22_5b", "hunyuan"):  # which take two cells together
         assert tiled.fitting(model, 5 * cell, cell) == (4 * cell, 2 * cell)
-        assert torch.equal(sample(tiled.with_tile_grid(model, 5 * cell, cell, False)), tiles)
+        assert torch.equal(sample(tiled.with_tile_grid(model, 5 * cell, cell)), tiles)
         said = tiled.TiledPatch.execute(model, 5 * cell, cell).ui["text"][0]
         assert said == f"Tiles of {4 * cell} pixels with an overlap of {2 * cell}: what this model takes."
         with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels, {2 * cell} and {2 * cell}"):
-            tiled.with_tile_grid(model, 3 * cell, cell, False)
+            tiled.with_tile_grid(model, 3 * cell, cell)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *video_models.WITH_SOUND])
-def test_tiles_without_overlap_of_a_model_that_sees_single_cells_are_the_untiled_sampler(pack, kind):
+def test_tiles_of_a_model_that_sees_single_cells_are_the_untiled_sampler(pack, kind):
     import comfy.sample
 
     def drawn(executor, x, *more, **inputs):
@@ -235,12 +238,19 @@ def test_tiles_without_overlap_of_a_model_that_sees_single_cells_are_the_untiled
     latent, prompt = video_models.empty(kind, 2, 6, 4)["samples"], video_models.prompt(kind)
     noise = comfy.sample.prepare_noise(latent, 1)
     cell = video_models.SHAPES[kind][1]
-    whole, tiles = (
-        comfy.sample.sample(one, noise, 2, 1.0, "euler", "simple", prompt, prompt, latent, seed=1, disable_pbar=True)
-        for one in (model, pack("nodes.tiled").TiledPatch.execute(model, 2 * cell, 0).args[0])
+    tiled = pack("nodes.tiled")
+    whole, *others = (
+        comfy.sample.sample(one, noise, 3, 1.0, "euler", "simple", prompt, prompt, latent, seed=1, disable_pbar=True)
+        for one in (
+            model,
+            tiled.TiledPatch.execute(model, 2 * cell, 0).args[0],
+            tiled.TiledPatch.execute(model, 2 * cell, 0, grid=tiled.MOVING).args[0],
+            tiled.TiledPatch.execute(model, 4 * cell, 2 * cell, grid=tiled.MOVING).args[0],
+        )
     )
-    for one, other in zip(*(x.unbind() if x.is_nested else [x] for x in (whole, tiles)), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    for tiles in others:
+        for one, other in zip(*(x.unbind() if x.is_nested else [x] for x in (whole, tiles)), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
 
 
 def two_faces(pack, count=6):
