@@ -70,7 +70,7 @@ def sample(
     """Sample a latent in tiles with the patch, as a KSampler would."""
     import comfy.sample
 
-    patched = host.node.with_tile_grid(model, tile, overlap, False)
+    patched = host.node.with_tile_grid(model, tile, overlap)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return comfy.sample.sample(

@@ -1,5 +1,6 @@
 """Tiles on a video model of real size, Wan 2.1 1.3B with random weights, beside the untiled sampler and the host's own
 context windows: what the model sees over the clip's latent, the time outside of it, and the peak beside its weights.
+And whether the brightness of a still picture steps with the VAE's blocks of frames in tiles.
 
     python run.py bench video
 """
@@ -19,12 +20,18 @@ from dev import video_models
 from dev.host import PACK, ROOT
 from dev.random_models import enter_host
 from dev.server import host_from_environment
+from dev.still import luma, still
 
 from .measure import table
 from .memory import peak, restart_peak
 
 KIND = "wan21_1.3b"
 FRAMES, SIDE, TILE, OVERLAP, WINDOW, STEPS = 17, 256, 160, 64, 9, 1
+STILL = {
+    "scale": 1.0, "overlap": 32, "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
+    "denoise": 0.4, "gamma": 0.1, "seed": 1,
+}  # fmt: skip
+PULSE = "pulse"
 WAYS = ("untiled", "Tiled VCD Patch", "the host's context windows")
 
 
@@ -55,11 +62,37 @@ class Timed:
         return out
 
 
-def measured(way: str, kind: str) -> dict[str, float]:
-    """One way's figures, in a process of its own."""
+def enter() -> None:
+    """The host's modules and the pack in this process."""
     host = host_from_environment()
     enter_host(host.comfy)
     sys.path.insert(0, str(host.base / "custom_nodes"))
+
+
+def steps_in_brightness(kind: str) -> dict[str, float]:
+    """The largest step of the mean brightness from frame to frame, in 1/255, of one still picture drawn with one tile
+    and with four; and how far both are apart at most."""
+    enter()
+
+    def module(name: str) -> Any:
+        return __import__(f"{PACK}.{name}", fromlist=[name])
+
+    with torch.inference_mode():
+        held, model, vae, _ = still(module, kind, kept=0.3)
+        node, prompt = module("nodes.tiled").TiledDenoise, video_models.prompt(kind)
+        one, four = (
+            255 * luma(node.execute(held, model, vae, prompt, prompt, tile_size=size, **STILL).args[0])
+            for size in (128, 64)
+        )
+    steps = {name: float(found.diff().abs().max()) for name, found in (("one", one), ("four", four))}
+    return {**steps, "apart": float((four - one).abs().max())}
+
+
+def measured(way: str, kind: str) -> dict[str, float]:
+    """One way's figures, in a process of its own."""
+    if way == PULSE:
+        return steps_in_brightness(kind)
+    enter()
     import comfy.sample
 
     with torch.inference_mode():
@@ -80,21 +113,32 @@ def measured(way: str, kind: str) -> dict[str, float]:
     }
 
 
+def in_a_process(way: str, kind: str) -> dict[str, float]:
+    """``measured`` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.video", json.dumps([way, kind])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    print(f"{kind}, {way}: done", flush=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> int:
-    rows: list[list[str]] = []
-    base: dict[str, float] = {}
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.video", json.dumps([way, KIND])]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        base = base or found
-        rows.append([
-            way, f"{found['calls']:.2f}", f"{found['model'] / base['model']:.2f}", f"{100 * found['outside']:.1f} %",
-            f"{found['memory']:.2f} GiB",
-        ])  # fmt: skip
-        print(f"{way}: done", flush=True)
+    found = {way: in_a_process(way, KIND) for way in WAYS}
+    base = found[WAYS[0]]["model"]
     table(
-        ["", "values seen over the clip's", "time in the model over untiled's", "time outside the model", "peak"], rows
+        ["", "values seen over the clip's", "time in the model over untiled's", "time outside the model", "peak"],
+        [
+            [
+                way, f"{one['calls']:.2f}", f"{one['model'] / base:.2f}", f"{100 * one['outside']:.1f} %",
+                f"{one['memory']:.2f} GiB",
+            ]
+            for way, one in found.items()
+        ],
+    )  # fmt: skip
+    stills = {kind: in_a_process(PULSE, kind) for kind in ("wan21", "ltxv", "h3")}
+    table(
+        ["a still picture, in 1/255", "largest step between frames, untiled", "in four tiles", "farthest apart"],
+        [[kind, *(f"{one[name]:.4f}" for name in ("one", "four", "apart"))] for kind, one in stills.items()],
     )
     return 0
 

@@ -26,22 +26,22 @@ def main() -> int:
         entry = asyncio.run(server.watch(prompt, show))
         print(f"\ndone in {time.monotonic() - start:.1f} s")
         files = [path for path in server.outputs(entry) if path.parts[-2] != "temp"]
-        files += [contact_sheet(path) for path in files if "stages" in path.name]
+        files += [contact_sheet(path) for path in files if path.suffix == ".mp4"]
         for path in files:
             print(f"  {path}")
     return 0
 
 
-def contact_sheet(video: Path, rows: int = 6) -> Path:
-    """Some frames of a video below each other, as a picture beside it; here each frame shows the three stages."""
+def contact_sheet(video: Path, columns: int = 6) -> Path:
+    """Some frames of a video side by side, as a picture beside it."""
     import av
 
     with av.open(str(video)) as file:
         frames = [frame.to_image() for frame in file.decode(video=0)]
-    chosen = [frames[i * (len(frames) - 1) // (rows - 1)] for i in range(rows)]
-    page = Image.new("RGB", (chosen[0].width, sum(frame.height for frame in chosen)))
+    chosen = [frames[i * (len(frames) - 1) // (columns - 1)] for i in range(columns)]
+    page = Image.new("RGB", (sum(frame.width for frame in chosen), chosen[0].height))
     for i, frame in enumerate(chosen):
-        page.paste(frame, (0, i * frame.height))
+        page.paste(frame, (i * frame.width, 0))
     path = video.with_name(f"{video.stem}_sheet.png")
     page.save(path)
     return path

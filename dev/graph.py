@@ -10,7 +10,7 @@ from typing import Any
 
 AUTOGROW = "COMFY_AUTOGROW_V3"  # any number of sockets, named "input.element0", "input.element1" ...
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings further inputs, named "choice.input"
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE", DYNAMIC}
 SEEDS = {"seed", "noise_seed"}
 ObjectInfo = dict[str, Any]
 
@@ -169,7 +169,6 @@ class Graph:
             "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [self._x, self._y],
             "size": [self._width, height], "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
             "outputs": [], "title": "Note", "properties": {}, "widgets_values": [text],
-            "color": "#432", "bgcolor": "#653",
         }  # fmt: skip
         self._place(node)
 

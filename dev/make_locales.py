@@ -1,4 +1,4 @@
-"""Writes ``locales/<language>/nodeDefs.json``: ``python -m dev.make_locales`` with a host set up.
+"""Writes ``locales/<language>/nodeDefs.json`` and ``main.json``: ``python -m dev.make_locales`` with a host set up.
 
 The translations stand in ``dev/translations.json`` under the English text, so that a text that several nodes share is
 translated once, and a text that was changed in a node is seen to lack its translation.
@@ -14,6 +14,8 @@ from .host import ROOT, prepare
 from .server import Server
 
 LANGUAGES = ("ko", "zh", "ja")
+FOLDERS = ("video_custom_diffusion", "video-custom-diffusion", "ComfyUI-Video-Custom-Diffusion")
+TITLE = "Video Custom Diffusion"  # of the pack's graphs under Templates, whichever of FOLDERS it lies in
 TRANSLATIONS = ROOT / "dev" / "translations.json"
 
 
@@ -52,6 +54,13 @@ def definitions(object_info: dict[str, Any], language: str) -> tuple[dict[str, A
     return nodes, missing
 
 
+def write(language: str, name: str, texts: dict[str, Any]) -> None:
+    path = ROOT / "locales" / language / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT).as_posix()}")
+
+
 def main() -> int:
     with Server(prepare(None), arguments=("--disable-api-nodes",)) as server:
         info = server.get("/object_info")
@@ -60,10 +69,9 @@ def main() -> int:
         if missing:
             print(f"{language}: without translation:", *sorted(set(missing)), sep="\n  ")
             return 1
-        path = ROOT / "locales" / language / "nodeDefs.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(nodes, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote locales/{language}/nodeDefs.json: {len(nodes)} nodes")
+        write(language, "nodeDefs", nodes)
+    for language in ("en", *LANGUAGES):
+        write(language, "main", {"templateWorkflows": {"category": dict.fromkeys(FOLDERS, TITLE)}})
     return 0
 
 

@@ -1,13 +1,15 @@
 """The pictures of the help pages, the templates and the README, all drawn by the tiny model: ``python -m
-dev.make_pictures``."""
+dev.make_pictures``, or ``... cards`` for the templates' alone, which are cut out of the others."""
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vcd_core import evaluate, plots
 from vcd_core.evaluate import Figure
@@ -38,14 +40,62 @@ def grid(rows: Sequence[tuple[str, torch.Tensor]], columns: int = 6, side: int =
     return page
 
 
-def save(name: str, page: Image.Image, *graphs: str) -> None:
-    """A picture for the help pages, and small for the graphs that it shows."""
+def save(name: str, page: Image.Image) -> None:
+    """A picture for the help pages."""
     page.save(IMAGES / f"{name}.png", optimize=True)
-    for graph in graphs:
-        small = page.convert("RGB")
-        small.thumbnail((480, 480), Image.Resampling.LANCZOS)
-        small.save(WORKFLOWS / f"{graph}.jpg", quality=85)
-    print(f"web/docs/images/{name}.png {page.size}", *graphs)
+    print(f"web/docs/images/{name}.png {page.size}")
+
+
+CARD, GAP, CAPTION = 384, 4, 44
+Cell = tuple[int, int]  # row and column of a grid
+CARDS: dict[str, tuple[str, str, int, tuple[Cell, ...]]] = {  # what is written, a picture of the help pages, its cells
+    "01_quickstart": ("Quickstart: the three stages", "stages", 128, ((0, 0), (1, 0), (2, 0), (2, 3))),
+    "02_t2v_builtin_motion": ("Text to video", "gamma", 128, ((1, 0), (1, 2), (1, 3), (1, 5))),
+    "03_t2v_animatediff_evolved": ("With AnimateDiff-Evolved", "gamma", 128, ((2, 1), (2, 4))),
+    "04_prompt_to_segmentation": ("Masks from a prompt", "masks", 128, ((0, 0), (0, 1), (0, 3), (0, 4))),
+    "04_train_identity": ("Learn a person", "identity", 128, ((0, 0), (0, 1), (1, 0), (1, 3))),
+    "04_train_identity_sam3": ("Learn a person: SAM 3", "identity", 128, ((0, 2), (0, 3), (1, 2), (1, 4))),
+    "04_train_identity_tiny": ("Learn a person: no download", "identity", 128, ((0, 4), (1, 1))),
+    "05_face_refine": ("Refine faces", "face", 128, ((0, 0), (1, 0), (0, 2), (1, 2))),
+    "05_face_refine_tiny": ("Refine faces: no download", "face", 128, ((0, 1), (1, 1))),
+    "06_tiled_upscale": ("Enlarge in tiles", "tiled", 160, ((0, 0), (1, 0), (0, 3), (1, 3))),
+    "06_tiled_upscale_tiny": ("Enlarge: no download", "tiled", 160, ((0, 1), (1, 1))),
+    "07_full_pipeline": ("All stages on SD 1.5", "stages", 128, ((0, 2), (1, 2), (2, 2), (2, 5))),
+    "08_two_people": ("Two people", "tracks", 128, ((0, 0), (0, 1), (0, 2), (0, 3))),
+    "09_long_clip": ("Long clips", "gamma", 128, tuple((y, x) for y in (0, 1) for x in range(6))[:9]),
+    "10_emotions": ("A prompt for each frame", "schedule", 128, ((0, 0), (0, 2), (0, 3), (0, 5))),
+    "12_wan22_faces_and_tiles": ("Wan 2.2: faces and tiles", "tiled", 160, ((0, 2), (1, 2), (0, 0), (1, 0))),
+    "13_ltx2_with_sound": ("LTX-2 with its sound", "face", 128, ((0, 3), (1, 3), (0, 1), (1, 1))),
+    "14_wan_vace": ("Wan VACE", "face", 128, ((0, 2), (1, 2))),
+}  # fmt: skip
+WHOLE = {"00_noise_prior": ("3D noise prior", "noise_prior"), "11_evaluate": ("Figures of a clip", "evaluate")}
+
+
+def card(caption: str, parts: Sequence[Image.Image], columns: int) -> Image.Image:
+    """A template's picture: square as the page shows it, parts large enough to read, and what it is above them."""
+    page = Image.new("RGB", (CARD, CARD), PAPER)
+    plots.ImageDraw.Draw(page).text((10, 8), caption, plots.INK, plots.font(23))
+    rows = -(-len(parts) // columns)
+    width, height = (CARD - GAP) // columns - GAP, (CARD - CAPTION) // rows - GAP
+    for number, part in enumerate(parts):
+        y, x = divmod(number, columns)
+        fitted = ImageOps.fit(part, (width, height), Image.Resampling.LANCZOS)
+        page.paste(fitted, (GAP + x * (width + GAP), CAPTION + y * (height + GAP)))
+    return page
+
+
+def cards() -> None:
+    """The templates' pictures, from those of the help pages."""
+    for graph, (caption, name, side, cells) in CARDS.items():
+        page = Image.open(IMAGES / f"{name}.png").convert("RGB")
+        corners = [(4 + x * (side + 4), y * (side + 24) + 24) for y, x in cells]
+        parts = [page.crop((x, y, x + side, y + side)) for x, y in corners]
+        card(caption, parts, math.isqrt(len(parts) - 1) + 1).save(WORKFLOWS / f"{graph}.jpg", quality=88)
+    for graph, (caption, name) in WHOLE.items():
+        whole = Image.open(IMAGES / f"{name}.png").convert("RGB")
+        fitted = ImageOps.pad(whole, (CARD - 2 * GAP, CARD - CAPTION - GAP), Image.Resampling.LANCZOS, PAPER)
+        card(caption, [fitted], 1).save(WORKFLOWS / f"{graph}.jpg", quality=88)
+    print(f"workflows/*.jpg: {len(CARDS) + len(WHOLE)}")
 
 
 def animate(name: str, clips: Sequence[torch.Tensor], side: int) -> None:
@@ -60,9 +110,6 @@ def animate(name: str, clips: Sequence[torch.Tensor], side: int) -> None:
         IMAGES / f"{name}.webp", save_all=True, append_images=frames[1:], duration=125, loop=0, quality=80, method=6
     )
     print(f"web/docs/images/{name}.webp, {len(frames)} frames")
-
-
-OF_FACES = ("05_face_refine", "13_ltx2_with_sound", "14_wan_vace")  # graphs that show the same picture
 
 
 class Painter:
@@ -107,17 +154,13 @@ def main() -> None:
     save(
         "stages",
         grid([("T2V VCD", frames), ("Face VCD", refined), ("Tiled VCD, 256x256", large)]),
-        "01_quickstart",
-        "07_full_pipeline",
     )
     animate("stages", [frames, refined, large], 256)
-    save("face", grid([("crops before", pairs[:, :, :128]), ("drawn anew", pairs[:, :, 128:])], 4), *OF_FACES)
+    save("face", grid([("crops before", pairs[:, :, :128]), ("drawn anew", pairs[:, :, 128:])], 4))
     left = torch.nn.functional.interpolate(refined.movedim(-1, 1), scale_factor=2.0, mode="bilinear").movedim(1, -1)
     save(
         "tiled",
         grid([("enlarged", left[:, 40:200, 48:208]), ("and refined in tiles", large[:, 40:200, 48:208])], 4, 160),
-        "06_tiled_upscale",
-        "12_wan22_faces_and_tiles",
     )
 
     prompts = [f"a {shot} V*, {action}" for shot, action in (
@@ -134,14 +177,12 @@ def main() -> None:
         ("V* in new prompts", with_id),
         (f"'{person.class_word}' in its place", without),
     ]
-    save("identity", grid(rows), "04_train_identity", "04_train_identity_sam3")
+    save("identity", grid(rows))
 
     gammas = {f"gamma {g:g}": studio.draw(positive, SEED, gamma=g) for g in (0.0, 0.1, 0.4)}
     save(
         "gamma",
         grid([(name, clip) for name, clip in gammas.items()]),
-        "02_t2v_builtin_motion",
-        "03_t2v_animatediff_evolved",
     )
     figures = {
         name: [
@@ -151,7 +192,7 @@ def main() -> None:
         ]
         for name, clip in gammas.items()
     }
-    save("evaluate", plots.to_pil(plots.figures_chart(figures, evaluate.PAPER)[0]), "11_evaluate")
+    save("evaluate", plots.to_pil(plots.figures_chart(figures, evaluate.PAPER)[0]))
 
     rng = random.Random(4)
     crowd = (world.random_person(rng), world.random_person(rng))
@@ -169,7 +210,6 @@ def main() -> None:
             ],
             4,
         ),
-        "08_two_people",
     )
 
     schedule = studio.module("nodes.identity").IdTextEncode.execute(
@@ -179,15 +219,11 @@ def main() -> None:
     save(
         "schedule",
         grid([("a prompt for each frame: the beach, from frame 8 on the night", studio.draw(schedule, SEED))]),
-        "10_emotions",
-        "09_long_clip",
     )
     mask = plots.with_masks(taught, torch.stack(pictures_of(person)[1]))
-    save("masks", grid([("masks: the subject and not the room", mask)]), "04_prompt_to_segmentation")
-    prior = Image.open(IMAGES / "noise_prior.png").convert("RGB")
-    prior.thumbnail((480, 480), Image.Resampling.LANCZOS)
-    prior.save(WORKFLOWS / "00_noise_prior.jpg", quality=85)
+    save("masks", grid([("masks: the subject and not the room", mask)]))
+    cards()
 
 
 if __name__ == "__main__":
-    main()
+    cards() if sys.argv[1:] == ["cards"] else main()

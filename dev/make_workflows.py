@@ -36,6 +36,11 @@ def noise_prior(graph: Graph) -> None:
 TINY_PROMPT = "a photo of a V*, waving on the beach"
 TINY_FACE = "a close-up of a V*, standing on the beach"
 TINY_MOTION = "vcd_tiny_motion.safetensors"
+TINY_ID = "vcd_tiny_robin.safetensors"
+TALL_VIDEO = 480  # room for the clip below the widgets, which the page adds once there is one
+TALL_TRACK = 620
+TALL_ID = 260
+TALL_TRAINER = 820
 
 
 Stage = tuple[Out, Out, Out, Out]  # model, VAE, positive and negative
@@ -58,7 +63,7 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
     model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=MOTION_END, tall=250)
     model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
     clip, vae = Out(checkpoint.node, 1), Out(checkpoint.node, 2)
-    identity = graph.add("VCD_IdLoader", file="vcd_tiny_robin.safetensors", class_word="", tall=170)
+    identity = graph.add("VCD_IdLoader", file=TINY_ID, class_word="", tall=TALL_ID)
     positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=TINY_PROMPT, title="Prompt", tall=200, **ids(identity))
     face = graph.add("VCD_IdTextEncode", clip=clip, prompt=TINY_FACE, title="Face prompt", tall=200, **ids(identity))
     negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", tall=120)
@@ -81,7 +86,7 @@ def quickstart(graph: Graph) -> None:
     graph.note(
         "The face is found, tracked, cut out, drawn anew at its own 128x128 with a prompt of its own, and put back."
     )
-    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=560)
+    faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=2,
         steps=20, cfg=2.5, denoise=0.6, refine_size=128,
@@ -99,13 +104,7 @@ def quickstart(graph: Graph) -> None:
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=2,
         steps=20, cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
     )  # fmt: skip
-    save_column(graph, tiled, "quickstart")
-    graph.column("The three stages side by side", 420)
-    small = graph.add("ImageStitch", image1=frames, image2=refined, direction="right")
-    both = graph.add("ImageScaleBy", image=small, upscale_method="nearest-exact", scale_by=2.0)
-    stages = graph.add("ImageStitch", image1=both, image2=tiled, direction="right")
-    video = graph.add("CreateVideo", images=stages, fps=8.0)
-    graph.add("SaveVideo", video=video, filename_prefix="vcd/quickstart_stages", tall=300)
+    save_column(graph, tiled, "quickstart", before=frames)
 
 
 SD15 = (
@@ -146,7 +145,7 @@ def model_column(
     if freeu:
         model = graph.add("FreeU_V2", model=model, b1=1.1, b2=1.2, s1=0.9, s2=0.4)
     clip = Out(checkpoint.node, 1)
-    identity = graph.add("VCD_IdLoader", file=ID, class_word="", tall=170)
+    identity = graph.add("VCD_IdLoader", file=ID, class_word="", tall=TALL_ID)
     positive = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt=prompt, frames=frames, title="Prompt", tall=220, **ids(identity)
     )
@@ -154,22 +153,28 @@ def model_column(
     return model, Out(checkpoint.node, 2), positive, negative
 
 
-def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None) -> None:
-    """A video of the frames: at 8 a second, or with the speed and the sound of the one that was loaded."""
+def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None, before: Out | None = None) -> None:
+    """A video of the frames: at 8 a second, or with the speed and the sound of the one that was loaded; beside what it
+    was ``before`` or the one that was loaded."""
+    before = before or loaded
+    if before is not None:
+        graph.column("Compare", 420)
+        graph.note("In Nodes 2.0 move the line with the mouse; the arrows show the next frames.", 90)
+        graph.add("ImageCompare", image_a=before, image_b=images, tall=520)
     graph.column("Save", 380)
     like = {"fps": 8.0} if loaded is None else {"audio": Out(loaded.node, 1), "fps": Out(loaded.node, 2)}
     video = graph.add("CreateVideo", images=images, **like)
-    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=420)
+    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=TALL_VIDEO)
 
 
 def load_column(
     graph: Graph,
-    note: str = "Any clip, whatever model made it. Sixteen frames at a time; longer clips need Context Windows "
-    "(Manual).",
+    note: str = "Choose your clip in Load Video. Any clip, whatever model made it. Sixteen frames at a time; "
+    "longer clips need Context Windows (Manual).",
 ) -> Out:
     graph.column("0. The clip", 320)
     graph.note(note)
-    video = graph.add("LoadVideo", tall=300)
+    video = graph.add("LoadVideo", tall=TALL_VIDEO)
     return graph.add("GetVideoComponents", video=video)
 
 
@@ -278,7 +283,7 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
     graph.models(checkpoint, SD15)
     trained = graph.add(
         "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
-        masks=masks, name="my_id", tall=560,
+        masks=masks, name="my_id", tall=TALL_TRAINER,
     )  # fmt: skip
     graph.column("3. Look and keep", 380)
     graph.add("VCD_IdSave", id=trained, name="vcd/my_id", tall=140)
@@ -294,8 +299,11 @@ def face_refine(graph: Graph) -> None:
     images = load_column(graph)
     model, vae, positive, negative = model_column(graph, "photo of V*, face, detailed", gamma=False)
     graph.column("2. Faces", 360)
-    graph.note("Check the numbered boxes before refining. Each face is drawn anew at 512x512 and put back.")
-    faces = graph.add("VCD_FaceTrack", images=images, tall=560)
+    graph.note(
+        "Run Face VCD Track alone (its play button) and look at the numbered boxes before you refine. Each face is "
+        "drawn anew at 512x512 and put back."
+    )
+    faces = graph.add("VCD_FaceTrack", images=images, tall=TALL_TRACK)
     graph.column("3. Refine", 360)
     refined = graph.add(
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
@@ -319,6 +327,80 @@ def tiled_upscale(graph: Graph) -> None:
     save_column(graph, large, "tiled", images)
 
 
+def tiny_models(graph: Graph, prompt: str, end: float = 1.0) -> Stage:
+    """The embedded model with its motion, Robin, and one prompt."""
+    graph.column("1. Model, identity, prompt", 340)
+    graph.note("The tiny model and its identity ship with the pack: nothing to download, nothing to choose.")
+    checkpoint = graph.add("VCD_TinyModel")
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=TINY_MOTION, end_percent=end, tall=250)
+    clip = Out(checkpoint.node, 1)
+    identity = graph.add("VCD_IdLoader", file=TINY_ID, class_word="", tall=TALL_ID)
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", tall=200, **ids(identity))
+    negative = graph.add("CLIPTextEncode", clip=clip, text="", title="Negative prompt", tall=120)
+    return model, Out(checkpoint.node, 2), positive, negative
+
+
+def train_identity_tiny(graph: Graph) -> None:
+    graph.column("0. Pictures", 320)
+    graph.note(
+        "Six pictures of one person with masks, drawn by the pack. For your own use VCD Pictures and masks, as in "
+        "`04_train_identity`."
+    )
+    images = graph.add("VCD_TinyClip", shows="pictures", person="by the seed", framing="close-up", frames=6, seed=7)
+    graph.add("PreviewImage", images=images, title="The pictures", tall=300)
+    graph.column("1. Train", 360)
+    graph.note(
+        "Two hundred steps: about two minutes on a laptop. Every fifty steps a sample shows what it has learned."
+    )
+    checkpoint = graph.add("VCD_TinyModel")
+    trained = graph.add(
+        "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
+        masks=Out(images.node, 1), name="my_tiny_id", class_word="woman", learning_rate=2e-2, size=128,
+        fit="whole picture", template="a close-up of a V*", augment=False, tall=TALL_TRAINER,
+    )  # fmt: skip
+    graph.column("2. Look and keep", 380)
+    graph.add("VCD_IdSave", id=trained, name="vcd/my_tiny_id", tall=160)
+    graph.add("LossGraphNode", loss=Out(trained.node, 1), filename_prefix="vcd/loss", tall=320)
+    graph.add("PreviewImage", images=Out(trained.node, 2), title="Samples", tall=320)
+
+
+def tiny_clip(graph: Graph, instead: str, **choices: Any) -> Out:
+    graph.column("0. The clip", 320)
+    graph.note(f"A cartoon clip that the pack draws. For your own use Load Video, as in `{instead}`.")
+    clip = graph.add("VCD_TinyClip", **choices)
+    graph.add("PreviewImage", images=clip, title="The clip", tall=300)
+    return clip
+
+
+def face_refine_tiny(graph: Graph) -> None:
+    images = tiny_clip(graph, "05_face_refine", person="by the seed", seed=7)
+    prompt = "a close-up of a V*, waving in the forest"
+    model, vae, positive, negative = tiny_models(graph, prompt, MOTION_END)
+    graph.column("2. Faces", 360)
+    graph.note("Run Face VCD Track alone (its play button) and look at the numbered boxes before you refine.")
+    faces = graph.add("VCD_FaceTrack", images=images, small_faces=True, tall=TALL_TRACK)
+    graph.column("3. Refine", 360)
+    graph.note("The face is drawn anew as the person of the prompt: here another one.")
+    refined = graph.add(
+        "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces,
+        seed=2, cfg=2.5, denoise=0.6, refine_size=128,
+    )  # fmt: skip
+    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
+    save_column(graph, refined, "face_tiny", before=images)
+
+
+def tiled_upscale_tiny(graph: Graph) -> None:
+    images = tiny_clip(graph, "06_tiled_upscale", seed=2)
+    model, vae, positive, negative = tiny_models(graph, TINY_PROMPT)
+    graph.column("2. Enlarge and refine", 360)
+    graph.note("To 256x256. The tiny model has learned whole pictures only, so the last 10 % is drawn anew.")
+    large = graph.add(
+        "VCD_TiledDenoise", images=images, model=model, vae=vae, positive=positive, negative=negative, seed=2,
+        cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
+    )  # fmt: skip
+    save_column(graph, large, "tiled_tiny", before=images)
+
+
 def full_pipeline(graph: Graph) -> None:
     stage = model_column(graph, "photo of V*, walking on the beach, smiling", freeu=True)
     model, vae, positive, negative = stage
@@ -331,7 +413,7 @@ def full_pipeline(graph: Graph) -> None:
     frames = sample_column(graph, stage)
     graph.add("PreviewImage", images=frames, title="After T2V", tall=280)
     graph.column("3. Face VCD", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, tall=560)
+    faces = graph.add("VCD_FaceTrack", images=frames, tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
@@ -360,8 +442,8 @@ def two_people(graph: Graph) -> None:
         "its class word. "
         "Left and right are those of the picture."
     )
-    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=170)
-    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="", title="Right", tall=170)
+    left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=TALL_ID)
+    right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="", title="Right", tall=TALL_ID)
     positive = graph.add(
         "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=200,
         title="Both", **ids(left, right),
@@ -382,7 +464,7 @@ def two_people(graph: Graph) -> None:
     graph.column("3. T2V VCD", 340)
     frames = sample_column(graph, (model, vae, positive, negative))
     graph.column("4. Each face its own identity", 360)
-    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=560)
+    faces = graph.add("VCD_FaceTrack", images=frames, which="left to right", tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=one, positive_2=two, negative=negative,
         faces=faces, which="left to right", seed=1,
@@ -427,7 +509,7 @@ DINOV2 = ("dinov2-large.safetensors", f"{HUB}/facebook/dinov2-large/resolve/main
 
 
 def evaluate(graph: Graph) -> None:
-    images = load_column(graph, "Any clip of any length; nothing is drawn here.")
+    images = load_column(graph, "Choose your clip in Load Video, of any length; nothing is drawn here.")
     references = graph.add("LoadImage", title="A picture of the subject", tall=330)
     graph.column("1. What judges", 360)
     graph.note(
@@ -444,7 +526,7 @@ def evaluate(graph: Graph) -> None:
     clip = graph.add("CLIPLoader", clip_name=CLIP_L[0], type="stable_diffusion")
     graph.models(clip, (*CLIP_L, "text_encoders"))
     graph.column("2. Figures", 520)
-    faces = graph.add("VCD_FaceTrack", images=images, tall=380)
+    faces = graph.add("VCD_FaceTrack", images=images, tall=TALL_TRACK)
     figures = graph.add(
         "VCD_Evaluate", images=images, references=references, clip_vision=vision, dino=dino, clip=clip, faces=faces,
         prompt="a man walking on the beach", tall=620,
@@ -489,7 +571,7 @@ def refine_and_enlarge(graph: Graph, images: Out, stage: Stage, name: str, tile:
         "`denoise_by` is *noise*: 0.5 is half noise whatever the model's shift. Under the node stands the sigma that "
         "it started from. Tracks are lengthened by held frames to what the VAE takes, and cut again."
     )
-    faces = graph.add("VCD_FaceTrack", images=images, tall=560)
+    faces = graph.add("VCD_FaceTrack", images=images, tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces,
         steps=20, denoise=0.5, **settings,
@@ -499,20 +581,20 @@ def refine_and_enlarge(graph: Graph, images: Out, stage: Stage, name: str, tile:
     graph.note("Twice the size. Each tile sees all frames, and all tiles one noise.")
     large = graph.add(
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, steps=20,
-        denoise=0.2, tile_size=tile, overlap=128, **settings,
+        denoise=0.2, tile_size=tile, overlap=64, **settings,
     )  # fmt: skip
     save_column(graph, large, name, images)
 
 
 def wan22_faces(graph: Graph) -> None:
-    images = load_column(graph, "Any clip, whatever model made it; its sound is kept.")
+    images = load_column(graph, "Choose your clip in Load Video, whatever model made it; its sound is kept.")
     vae = "wan2.2_vae.safetensors"
     stage = wan_column(graph, "wan2.2_ti2v_5B_fp16.safetensors", vae, WAN22, WAN22)
     refine_and_enlarge(graph, images, stage, "wan22", 704)
 
 
 def ltx2_sound(graph: Graph) -> None:
-    images = load_column(graph, "A clip with its sound. The model hears the sound while it draws, and keeps it.")
+    images = load_column(graph, "Choose a clip with its sound. The model hears the sound while it draws, and keeps it.")
     graph.column("1. Model, prompt, sound", 380)
     graph.note(
         "LTX-2 draws video and sound in one latent. Here the clip's own sound is given to it clean: faces are drawn "
@@ -534,14 +616,15 @@ def ltx2_sound(graph: Graph) -> None:
 
 def wan_vace(graph: Graph) -> None:
     images = load_column(
-        graph, "A clip of 4n + 1 frames (17, 33, 81). Its edges guide the model, so that more can be drawn anew."
+        graph, "Choose a clip of 4n + 1 frames (17, 33, 81). Its edges guide the model, so that more can be drawn anew."
     )
     vae, unet = "wan_2.1_vae.safetensors", "wan2.1_vace_1.3B_fp16.safetensors"
     model, vae_out, positive, negative = wan_column(graph, unet, vae, WAN, WAN)
     graph.column("1b. What VACE is shown", 380)
     graph.note(
         "The control video is made once for the whole clip. Face VCD cuts each face's window out of it, frame by "
-        "frame, and Tiled VCD enlarges it and cuts each tile. Leave the reference picture of the node empty."
+        "frame, and Tiled VCD enlarges it and cuts each tile. A picture at the node's `reference_image` is shown to "
+        "both."
     )
     edges = graph.add("Canny", image=images, low_threshold=0.2, high_threshold=0.5)
     size = graph.add("GetImageSize", image=images)
@@ -561,8 +644,11 @@ GRAPHS: dict[str, Callable[[Graph], None]] = {
     "04_prompt_to_segmentation": prompt_to_segmentation,
     "04_train_identity": train_identity,
     "04_train_identity_sam3": train_identity_sam3,
+    "04_train_identity_tiny": train_identity_tiny,
     "05_face_refine": face_refine,
+    "05_face_refine_tiny": face_refine_tiny,
     "06_tiled_upscale": tiled_upscale,
+    "06_tiled_upscale_tiny": tiled_upscale_tiny,
     "07_full_pipeline": full_pipeline,
     "08_two_people": two_people,
     "09_long_clip": long_clip,

@@ -214,6 +214,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def taken(port: int) -> bool:
+    """Whether a program listens on this port of the loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _torch_has_device(python: str) -> bool:
     script = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     return subprocess.run([python, "-c", script], capture_output=True).returncode == 0

@@ -22,7 +22,7 @@ from .host.memory import handed_on, torch_device
 from .host.model import Model, patch_of
 from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
-from .host.ui import Progress, stop_if_asked, ui_text
+from .host.ui import Progress, stop_if_asked, ui_text, unless_asked
 from .host.vision import likeness_to
 from .inputs import (
     CATEGORY,
@@ -40,7 +40,11 @@ from .inputs import (
 from .stage import NotFinite, Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
-ALIASES = ["face detailer", "face detector", "face restore", "face fix", "adetailer", "magic me", "vcd", "segs"]
+ALIASES = ["magic me", "vcd", "segs"]
+REFINE_ALIASES = [
+    "face detailer", "adetailer", "after detailer", "face swap", "face restore", "restore face", "face fix",
+    "fix face", "face", *ALIASES,
+]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
 MORE_IDENTITIES = 4
 
@@ -97,11 +101,13 @@ def none_input() -> io.Combo.Input:
     )
 
 
-def no_faces(if_none: str) -> None:
+def no_faces(if_none: str) -> str:
+    """What to say, in the log and in the node, where no face was found."""
     message = "No face was found in the clip. Lower the threshold, switch small_faces on, or connect other boxes."
     if if_none == STOP:
         raise ValueError(message)
     logging.warning("Face VCD: %s The clip is passed through.", message)
+    return f"{message} The clip is passed through."
 
 
 def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.Input]:
@@ -127,7 +133,8 @@ class FaceTrack(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Finds the faces of a clip and follows each: gaps are bridged, paths are smoothed, people "
             "who cross keep their numbers. The detector is built in; boxes of any other detector can be connected.",
-            search_aliases=ALIASES,
+            search_aliases=["face detector", "detect faces", "face tracking", "track faces", *ALIASES],
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 *which_inputs(),
@@ -146,9 +153,15 @@ class FaceTrack(io.ComfyNode):
                     min=0,
                     max=256,
                     tooltip="For how many frames a face may be lost and still be followed.",
+                    advanced=True,
                 ),
                 io.Int.Input(
-                    "min_length", default=3, min=1, max=256, tooltip="Faces seen in fewer frames are left out."
+                    "min_length",
+                    default=3,
+                    min=1,
+                    max=256,
+                    tooltip="Faces seen in fewer frames are left out.",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "small_faces",
@@ -203,8 +216,7 @@ class FaceTrack(io.ComfyNode):
         check_finite(images)
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
-        if not faces.tracks:
-            no_faces(if_none)
+        text = "" if faces.tracks else no_faces(if_none)
         faces.tracks = pick(images, faces, which, index, reference, clip_vision)
         boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes, stop_if_asked)
@@ -214,8 +226,17 @@ class FaceTrack(io.ComfyNode):
             handed_on(preview),
             boxes,
             handed_on(mask),
-            ui=ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls),
+            ui={
+                **ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls).as_dict(),
+                **ui_text(text or tracks_said(faces.tracks)),
+            },
         )
+
+
+def tracks_said(tracks: list[Track]) -> str:
+    """Which tracks there are, as the numbers on the preview."""
+    frames = [f"{i} in frames {track.start} to {track.start + len(track.boxes) - 1}" for i, track in enumerate(tracks)]
+    return f"{len(tracks)} {'face' if len(tracks) == 1 else 'faces'}: {', '.join(frames)}."
 
 
 def pick(
@@ -264,11 +285,12 @@ def window_inputs() -> list[io.Input]:
             max=4.0,
             step=0.05,
             tooltip="The window's width over its height. It keeps the number of pixels that refine_size gives.",
+            advanced=True,
         ),
     ]
 
 
-def paste_inputs() -> list[io.Input]:
+def paste_inputs(advanced: bool = False) -> list[io.Input]:
     return [
         io.Float.Input(
             "feather",
@@ -277,6 +299,7 @@ def paste_inputs() -> list[io.Input]:
             max=200.0,
             step=0.5,
             tooltip="Width in pixels of the pasted region's soft edge.",
+            advanced=advanced,
         ),
         io.Float.Input(
             "paste_factor",
@@ -285,11 +308,13 @@ def paste_inputs() -> list[io.Input]:
             max=10.0,
             step=0.1,
             tooltip="The pasted region's side over the face's. The rest of the window is context and stays as it was.",
+            advanced=advanced,
         ),
         io.Boolean.Input(
             "match_colour",
             default=False,
             tooltip="Give the new faces the brightness and contrast that the picture has around them.",
+            advanced=advanced,
         ),
     ]
 
@@ -304,7 +329,7 @@ class FaceCrop(io.ComfyNode):
             description="Cuts one face out as a video of its own: a window of one size that follows the face "
             "smoothly. Use "
             "any sampler on it, then Face VCD Paste.",
-            search_aliases=ALIASES,
+            search_aliases=["crop face", "face crop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames that Face VCD Track saw."),
                 FacesType.Input("faces", tooltip="The tracks of Face VCD Track."),
@@ -345,7 +370,11 @@ class FaceCrop(io.ComfyNode):
         crops = core.crop.crop(images, place, size, on_frame=stop_if_asked)
         if vae is not None:
             crops = held(crops, frames_taken(vae, len(crops)))
-        return io.NodeOutput(handed_on(crops), Crop(place, faces, images, others, lengthened=vae is not None))
+        text = f"{len(crops)} frames of {size[1]}x{size[0]} pixels"
+        if len(crops) > len(place.centres):
+            text += f", the last {len(crops) - len(place.centres)} held for the VAE"
+        crop = Crop(place, faces, images, others, lengthened=vae is not None)
+        return io.NodeOutput(handed_on(crops), crop, ui=ui_text(f"{text}."))
 
 
 class FacePaste(io.ComfyNode):
@@ -357,7 +386,7 @@ class FacePaste(io.ComfyNode):
             category=FACE_CATEGORY,
             description="Puts refined face frames back where Face VCD Crop cut them out. Outside the feathered region "
             "nothing changes.",
-            search_aliases=ALIASES,
+            search_aliases=["paste face", "uncrop", *ALIASES],
             inputs=[
                 io.Image.Input("images", tooltip="The frames to paste into: those that were cropped."),
                 CropType.Input("crop", tooltip="From Face VCD Crop."),
@@ -414,10 +443,11 @@ class FaceRefine(io.ComfyNode):
             node_id="VCD_FaceRefine",
             display_name="Face VCD Crop-Refine-Paste",
             category=FACE_CATEGORY,
-            description="The second stage: each face is cut out as a video, drawn anew at full size with the same "
-            "model, "
-            "motion and identity from correlated noise, and put back. Frames without the face stay as they are.",
-            search_aliases=ALIASES,
+            description="Draws the faces of a clip anew, large and sharp, and like the person of the prompt: each is "
+            "cut out as a video, drawn with the same model, motion and identity from correlated noise, and put back. "
+            "Frames without the face stay as they are.",
+            search_aliases=REFINE_ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
@@ -428,10 +458,10 @@ class FaceRefine(io.ComfyNode):
                     "faces", optional=True, tooltip="From Face VCD Track; without it faces are found here."
                 ),
                 *sampling_inputs(steps=20, cfg=8.0, denoise=0.8),
-                gamma_input(),
+                gamma_input(advanced=True),
                 seed_input(),
                 *window_inputs(),
-                *paste_inputs(),
+                *paste_inputs(advanced=True),
                 *which_inputs(core.people.CHOICES[:-1]),
                 *more,
                 io.Mask.Input(
@@ -497,15 +527,14 @@ class FaceRefine(io.ComfyNode):
         prompts = [positive, *more.values()]
         turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
         if not turns:
-            no_faces(if_none)
-            return io.NodeOutput(given, given, len(images), ui=ui_text("No face was found."))
-        if any(prompts[1:]) and (doubt := core.plan.doubtful(faces)):
+            return io.NodeOutput(given, given, len(images), ui=ui_text(no_faces(if_none)))
+        if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
         hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
         text = said(done, len(turns), missed, len(images), denoise, hidden)
-        out, text = with_alpha(out, given), f"{text} {stage.begin()}".rstrip()
+        out, text = with_alpha(out, given), " ".join(filter(None, (text, doubt, stage.begin())))
         return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
 
 
@@ -518,24 +547,38 @@ def refined_faces(
     negative: Any,
     paste: Callable[..., torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined."""
+    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined.
+
+    An error after the first face leaves its face as it was and is told in the log; one before it is raised.
+    """
     progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (2 + stage.settings.steps))
-    out, pairs, done = images.clone(), [], 0
-    for number, turn in enumerate(turns):
-        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
-        picture = (images.shape[1], images.shape[2])
-        cut = Cut(
+    picture, patch = (images.shape[1], images.shape[2]), patch_of(stage.model)
+    cuts = [
+        Cut(
             frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size,
-            vae=stage.vae, patch=patch_of(stage.model),
-        )  # fmt: skip
-        positive = cut.conditioning(core.plan.prompt_of(turn.person, prompts))
+            vae=stage.vae, patch=patch,
+        )
+        for turn in turns
+    ]  # fmt: skip
+    positives = [core.plan.prompt_of(turn.person, prompts) for turn in turns]
+    for cut, positive in zip(cuts, positives, strict=True):
+        cut.check([*positive, *negative])
+    out, pairs, done = images.clone(), [], 0
+    for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
+        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
         try:
             place = (turn.track.start, len(images))
-            refined = stage.refine(crops, positive, cut.conditioning(negative), progress, of=place)
+            refined = stage.refine(crops, cut.conditioning(positive), cut.conditioning(negative), progress, of=place)
         except NotFinite as error:
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
             refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
+        except Exception as error:
+            if not done:
+                raise
+            reason = unless_asked(error)
+            logging.warning("Face VCD: face %d was left as it is. %s: %s", number, type(reason).__name__, reason)
+            refined = crops
         hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
         pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
         if refined is not crops:

@@ -14,11 +14,11 @@ from ..vcd_core.identity import IdTokens
 from .host.context import Context, encode_with_context
 from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
 from .host.text import blend_conditioning, prompt_reads, text_widths
-from .host.ui import blocked, ui_text
+from .host.ui import blocked, ui_text, warn
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
-ALIASES = ["magic me", "vcd", "textual inversion", "embedding", "identity", "face id", "consistent character"]
+ALIASES = ["magic me", "vcd", "embedding", "identity", "face id", "consistent character"]
 EMBEDDINGS = "embeddings"
 NONE_THERE = "no embedding files found"
 
@@ -42,7 +42,8 @@ class IdLoader(io.ComfyNode):
             description="Loads an identity: a few learned tokens, or context vectors, that carry a person, pet or "
             "thing into any model of the kind they were trained on. Reads files of Magic-Me, A1111, diffusers, kohya "
             "and ComfyUI. The node shows which of the two a file holds.",
-            search_aliases=ALIASES,
+            search_aliases=[*ALIASES, "load embedding"],
+            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -197,6 +198,7 @@ class IdTextEncode(io.ComfyNode):
         for identity in found.values():
             core.check_width(identity.tokens, text_widths(clip))
         keys = core.parse_schedule(prompt)
+        warn(unused([text for _, text in keys] if keys else [prompt], found))
         if keys is None:
             return io.NodeOutput(encode_prompt(clip, prompt, found))
         if keys[-1][0] >= frames:
@@ -219,6 +221,17 @@ def by_name(identities: list[Identity]) -> dict[str, Identity]:
             name, number = f"{first}_{number}", number + 1
         named[name] = identity
     return named
+
+
+def unused(prompts: list[str], identities: dict[str, Identity]) -> str | None:
+    """What to say of identities that none of the prompts names; None where all are named."""
+    names = {name: f"<{name}>" for name in identities}
+    written = [core.insert(prompt, names, {}) for prompt in prompts]
+    left = [mark for mark in names.values() if not any(mark in text for text in written)]
+    if not left:
+        return None
+    marks = "V*" if len(names) == 1 else " and ".join(left)
+    return f"The prompt has no {marks}: the identity is connected and not used. Write {marks} where it belongs."
 
 
 def encode_prompt(clip: Any, prompt: str, identities: dict[str, Identity]) -> Any:
@@ -267,7 +280,15 @@ class IdSave(io.ComfyNode):
         path = core.save(tokens, folder, name, overwrite)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
-        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}: {tokens.describe()}"))
+        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"))
+
+
+def other_name(file: str, name: str) -> str:
+    """What to say where a file has another name than was typed, as graphs go on to load the older one."""
+    wanted = "_".join(name.split()).removesuffix(".safetensors") + ".safetensors"
+    if Path(file).name == Path(wanted).name:
+        return ""
+    return f", since {wanted} is there already. Choose the new one in VCD ID Loader, or switch overwrite on"
 
 
 NODES: list[type[io.ComfyNode]] = [IdLoader, IdTextEncode, IdSave]

@@ -20,8 +20,10 @@ CropType = io.Custom("VCD_CROP")
 BoxesType = io.Custom("BOUNDING_BOX")
 
 
-def gamma_input(default: float = 0.1) -> io.Float.Input:
-    return io.Float.Input("gamma", default=default, min=0.0, max=1.0, step=0.01, tooltip=GAMMA_TOOLTIP)
+def gamma_input(default: float = 0.1, advanced: bool = False) -> io.Float.Input:
+    return io.Float.Input(
+        "gamma", default=default, min=0.0, max=1.0, step=0.01, tooltip=GAMMA_TOOLTIP, advanced=advanced
+    )
 
 
 def gamma_schedule_input() -> io.String.Input:

@@ -64,7 +64,8 @@ class NoisePriorLatent(io.ComfyNode):
             node_id="VCD_NoisePriorLatent",
             display_name="3D Noise Prior Latent",
             category=NOISE_CATEGORY,
-            description="The correlated noise of a clip as a LATENT, for KSamplerAdvanced with add_noise disabled. "
+            description="Noise that drifts from frame to frame where other noise flickers, as a LATENT for "
+            "KSamplerAdvanced with add_noise disabled. "
             "Connect the model and its sigmas, and the picture equals that of '3D Noise Prior' with the same seed. "
             "Without a model it is noise for SD 1.5: connect the model of any other kind. Flow models, as most video "
             "models are, start from noise of their own: use '3D Noise Prior' or 'Apply 3D Noise Prior' with them.",
@@ -188,7 +189,8 @@ class NoisePrior(io.ComfyNode):
             node_id="VCD_NoisePrior",
             display_name="3D Noise Prior",
             category=NOISE_CATEGORY,
-            description="Correlated noise for SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
+            description="Noise that drifts from frame to frame where other noise flickers, for "
+            "SamplerCustomAdvanced. It takes the place of RandomNoise and fits "
             "whatever latent is sampled, pictures along the batch or video latents; the sound of a video keeps "
             "RandomNoise's noise. FreeNoise of context windows shuffles its frames: with that, use 'Apply 3D Noise "
             "Prior'.",
@@ -231,7 +233,8 @@ class ApplyNoisePrior(io.ComfyNode):
             node_id="VCD_ApplyNoisePrior",
             display_name="Apply 3D Noise Prior",
             category=NOISE_CATEGORY,
-            description="Any sampler that uses this model starts from correlated noise: it draws its own noise from "
+            description="Makes clips steadier: any sampler that uses this model starts from correlated noise. It draws "
+            "its own noise from "
             "its own seed, and the prior correlates it along time; so it does with what ancestral and SDE samplers "
             "add later. The sound of a video keeps its own. Nothing else in the graph changes. With FreeNoise, let the "
             "context windows share 4 frames or more and keep gamma at 0.5 or below.",

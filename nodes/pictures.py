@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
 from ..vcd_core import pictures as core
 from .host.files import input_subfolder, input_subfolders, spelled
 from .host.memory import handed_on
+from .host.pictures import resize
 from .host.ui import ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY
 
 NO_FOLDER = "no folders found"
+SHOWN, SHOWN_SIDE = 12, 384  # how many pictures the node shows, and their longer side in pixels
 UNREAD = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif")  # pictures that this node names and leaves out
 
 
@@ -31,6 +34,7 @@ class Pictures(io.ComfyNode):
             description="Loads all pictures of a folder for a training: each at its own size, turned upright, "
             "with its transparency as mask.",
             search_aliases=[*ALIASES, "load folder", "load images", "dataset"],
+            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -68,7 +72,16 @@ class Pictures(io.ComfyNode):
         files = (file for file in path.iterdir() if not file.name.startswith("."))
         other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
         note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
-        return io.NodeOutput(images, masks, ui=ui_text(f"{len(found)} pictures{note}"))
+        small = [ui.PreviewImage(shown_small(image), cls=cls).values for image in images[:SHOWN]]
+        shown = {"images": [saved for one in small for saved in one], **ui_text(f"{len(found)} pictures{note}")}
+        return io.NodeOutput(images, masks, ui=shown)
+
+
+def shown_small(image: torch.Tensor) -> torch.Tensor:
+    """A picture [1, H, W, C] as the node shows it: ``SHOWN_SIDE`` pixels at most."""
+    height, width = image.shape[1:3]
+    scale = min(1.0, SHOWN_SIDE / max(height, width))
+    return resize(image[..., :3], max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 NODES: list[type[io.ComfyNode]] = [Pictures]

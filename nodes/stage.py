@@ -14,6 +14,7 @@ from .host.model import Model, check_fits, draws_sound, of_video, patch_of
 from .host.nested import check_everywhere, check_sound, frame_rate_of, sound_of
 from .host.noise import with_noise_prior
 from .host.pictures import Codec, check_vae
+from .host.references import before_clip
 from .host.rules import check_conditioning
 from .host.sampling import Sampling, noise_share, sample
 from .host.ui import Progress
@@ -57,6 +58,8 @@ class Stage:
                 check_conditioning(conditioning, len(images), name, of_video(self.model))
                 if draws_sound(self.model):
                     check_everywhere(conditioning, name)
+        entries = [entry for conditioning in conditionings.values() for entry in conditioning or ()]
+        before_clip(self.vae, entries, len(images))
         check_sound(self.model, self.sound, len(images), frame_rate_of(conditionings["positive"]))
 
     def refine(
@@ -83,6 +86,10 @@ class Stage:
         frames, height, width = images.shape[:3]
         codec = Codec(self.vae, frames, height, width, patch_of(self.model))
         latent = codec.encode(images, progress)
+        before = before_clip(self.vae, positive, frames)
+        if before is not None:
+            latent = torch.cat([before.to(latent), latent], 2)
+        beside = 0 if before is None else before.shape[2]
         noise = prior.sample(latent.shape, 0.0, self.settings.seed)
         sound = self._sound(frames, of, positive)
         start, steps_done = progress.done, [0]
@@ -95,13 +102,15 @@ class Stage:
             on_call(0.0)
 
         def correlate(noise: torch.Tensor, picked: list[int] | None) -> torch.Tensor:
-            return prior.correlate(noise, self.gamma, prior.frame_dim(noise.ndim))
+            dim = prior.frame_dim(noise.ndim)
+            first, clip = noise.split([beside, noise.shape[dim] - beside], dim)
+            return torch.cat([first, prior.correlate(clip, self.gamma, dim)], dim)
 
         model = with_noise_prior(self.model, correlate, each_step=True)
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step, sound)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
-        drawn = codec.decode(latent, progress)
+        drawn = codec.decode(latent[:, :, beside:] if beside else latent, progress)
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn

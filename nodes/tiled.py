@@ -12,10 +12,10 @@ from comfy_api.latest import io
 from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours
 from .host.areas import enlarged_areas
-from .host.cut import fitted
 from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
+from .host.references import fitted, has_references, of_the_clip
 from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles
@@ -25,34 +25,81 @@ from .stage import NotFinite, Stage
 
 KEY = "vcd_tiles"
 TILED_CATEGORY = f"{CATEGORY}/tiled"
-ALIASES = ["ultimate upscale", "tiled upscale", "tile", "magic me", "vcd", "video upscale", "multidiffusion"]
+ALIASES = ["tiled diffusion", "multidiffusion", "magic me", "vcd"]
+DENOISE_ALIASES = [
+    "upscale", "upscale video", "video upscale", "ultimate sd upscale", "ultimate upscale", "usdu", "hires fix", "tile",
+    "tiled upscale", "enlarge", *ALIASES,
+]  # fmt: skip
 REPEATS_ABOVE = 0.4
+MOVING, FIXED = "moving", "fixed"
+GridAt = Callable[[int, int, int, int, int, int], core.Grid]  # height, width, tile, overlap, step, unit
+AS_CONNECTED, OWN_TILE = "as connected", "the clip's own tile"
+
+
+def fitting(model: Model, tile_size: int, overlap: int) -> tuple[int, int]:
+    """The largest tile of at most ``tile_size`` pixels, and the least overlap of at least ``overlap``, that the model
+    takes: multiples of the cells that it takes together.
+
+    Raises:
+        ValueError: an overlap that is then not smaller than the tile.
+    """
+    core.check(tile_size, overlap)
+    step = latent_cell(model) * patch_of(model)
+    tile, least = max(step, tile_size // step * step), -(-overlap // step) * step
+    if least >= tile:
+        raise ValueError(
+            f"tile_size is {tile_size} and overlap {overlap}; this model takes multiples of {step} pixels, {tile} and "
+            f"{least}, and the overlap must be smaller."
+        )
+    return tile, least
+
+
+def rounded(model: Model, tile_size: int, overlap: int) -> str:
+    """What to say where the model takes other tiles than these; empty where it takes them."""
+    tile, least = fitting(model, tile_size, overlap)
+    if (tile, least) == (tile_size, overlap):
+        return ""
+    return f"Tiles of {tile} pixels with an overlap of {least}: what this model takes."
+
+
+def fixed(height: int, width: int, tile: int, overlap: int, step: int, unit: int) -> core.Grid:
+    return core.grid(height, width, tile, overlap)
+
+
+def shifted(height: int, width: int, tile: int, overlap: int, step: int, unit: int) -> core.Grid:
+    return core.grid(height, width, tile, overlap, core.shifts(step))
+
+
+def grid_called(name: str, shift: bool) -> GridAt:
+    """The grid that the widgets ``grid`` and ``shift_grid`` say."""
+    return core.moving_grid if name == MOVING else shifted if shift else fixed
 
 
 def with_tile_grid(
-    model: Model, tile_size: int, overlap: int, shift: bool, on_tiles: Callable[[float], None] | None = None
+    model: Model,
+    tile_size: int,
+    overlap: int,
+    grid: GridAt = fixed,
+    on_tiles: Callable[[float], None] | None = None,
+    own_references: bool = False,
 ) -> Model:
-    """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours."""
-    core.check(tile_size, overlap)
-    cell, step = latent_cell(model), latent_cell(model) * patch_of(model)
-    if tile_size % step or overlap % step:
-        raise ValueError(
-            f"tile_size is {tile_size} and overlap {overlap}; for this model both must be multiples of {step} pixels."
-        )
+    """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours, as
+    :func:`fitting` rounds them; ``grid`` is ``fixed``, ``shifted`` or ``moving``."""
+    cell, patch, (tile_size, overlap) = latent_cell(model), patch_of(model), fitting(model, tile_size, overlap)
     said: set[tuple[int, int]] = set()
 
     def grid_of(height: int, width: int, step: int) -> core.Grid:
-        grid = core.grid(height, width, tile_size // cell, overlap // cell, core.shifts(step) if shift else (0.0, 0.0))
+        made = grid(height, width, tile_size // cell, overlap // cell, step, patch)
         if (height, width) not in said:
             said.add((height, width))
             size = f"{width * cell}x{height * cell}"
-            if len(grid.tiles) == 1:
+            if len(made.tiles) == 1:
                 logging.info("Tiled VCD: one tile of %d pixels covers the whole %s.", tile_size, size)
             else:
-                logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(grid.tiles), size, grid.cost)
-        return grid
+                logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(made.tiles), size, made.cost)
+        return made
 
-    return with_tiles(model, KEY, grid_of, on_tiles)
+    return with_tiles(model, KEY, grid_of, on_tiles, own_references)
 
 
 def tile_inputs() -> list[io.Input]:
@@ -66,7 +113,13 @@ def tile_inputs() -> list[io.Input]:
             tooltip="Side of a tile in pixels: the size that the model draws best, 512 for SD 1.5.",
         ),
         io.Int.Input(
-            "overlap", default=64, min=0, max=1024, step=8, tooltip="Least overlap of neighbouring tiles in pixels."
+            "overlap",
+            default=32,
+            min=0,
+            max=1024,
+            step=8,
+            tooltip="Least overlap of neighbouring tiles in pixels: 16 or 32 in a moving grid, 64 in a fixed one.",
+            advanced=True,
         ),
     ]
 
@@ -77,8 +130,20 @@ def shift_input() -> io.Boolean.Input:
         default=False,
         optional=True,
         advanced=True,
-        tooltip="Move the grid at every step, so that no place is at a tile's border throughout. Costs a row and a "
-        "column of tiles.",
+        tooltip="Of a fixed grid: move it at every step all the same, by a row and a column of whole tiles more.",
+    )
+
+
+def grid_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "grid",
+        options=[MOVING, FIXED],
+        default=MOVING,
+        optional=True,
+        advanced=True,
+        extra_dict={"before": FIXED},
+        tooltip="moving: elsewhere at every step, so that no place is at a tile's border for long and little overlap "
+        "is enough; tiles at the edge are cut short. fixed: in one place, as in graphs of earlier versions.",
     )
 
 
@@ -97,13 +162,18 @@ class TiledPatch(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to sample with, motion and noise prior included."),
                 *tile_inputs(),
                 shift_input(),
+                grid_input(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(with_rows_held(with_tile_grid(model, tile_size, overlap, shift_grid)))
+    def execute(
+        cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False, grid: str = FIXED
+    ) -> io.NodeOutput:
+        text = rounded(model, tile_size, overlap)
+        patched = with_rows_held(with_tile_grid(model, tile_size, overlap, grid_called(grid, shift_grid)))
+        return io.NodeOutput(patched, ui=ui_text(text) if text else None)
 
 
 class TiledDenoise(io.ComfyNode):
@@ -113,10 +183,9 @@ class TiledDenoise(io.ComfyNode):
             node_id="VCD_TiledDenoise",
             display_name="Tiled VCD Denoise",
             category=TILED_CATEGORY,
-            description="The third stage: enlarge the clip (with an upscale model, or Lanczos), then denoise the last "
-            "part "
-            "tile by tile with the same model, motion and identity, from correlated noise.",
-            search_aliases=ALIASES,
+            description="Makes a clip larger and sharper: enlarges it (with an upscale model, or Lanczos), then draws "
+            "its details tile by tile with the same model, motion and identity, from correlated noise.",
+            search_aliases=DENOISE_ALIASES,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
@@ -133,11 +202,21 @@ class TiledDenoise(io.ComfyNode):
                 ),
                 *tile_inputs(),
                 *sampling_inputs(steps=20, cfg=8.0, denoise=0.2),
-                gamma_input(),
+                gamma_input(advanced=True),
                 seed_input(),
                 shift_input(),
                 sound_input(),
                 denoise_by_input(),
+                io.Combo.Input(
+                    "references",
+                    options=[AS_CONNECTED, OWN_TILE],
+                    default=AS_CONNECTED,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a tile sees of the reference pictures in the prompt (Phantom, VACE, Fun): them, or "
+                    "its own part of the clip in their place, so that no tile draws the whole subject anew.",
+                ),
+                grid_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -164,37 +243,56 @@ class TiledDenoise(io.ComfyNode):
         shift_grid: bool = False,
         sound: Any = None,
         denoise_by: str = STEPS,
+        references: str = AS_CONNECTED,
+        grid: str = FIXED,
     ) -> io.NodeOutput:
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)
         stage.check(images, positive=positive, negative=negative)
+        if references == OWN_TILE and not has_references(vae, positive, len(images)):
+            raise ValueError(
+                "references is 'the clip's own tile', but positive holds no reference pictures of a video model. "
+                "Connect a node that puts them there (WanPhantomSubjectToVideo, WanVaceToVideo), or leave it "
+                f"'{AS_CONNECTED}'."
+            )
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
-        with_tile_grid(model, tile_size, overlap, shift_grid)  # refuses bad tiles before any heavy work
+        tiles = rounded(model, tile_size, overlap)  # refuses bad tiles before any heavy work
+        repeats = ""
         if denoise > REPEATS_ABOVE:
-            logging.warning("Tiled VCD: at denoise %.2f tiles begin to repeat content; the paper uses 0.2.", denoise)
+            repeats = f"At denoise {denoise:.2f} tiles begin to repeat content; the paper uses 0.2."
+            logging.warning("Tiled VCD: %s", repeats)
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
-        size = (large.shape[1], large.shape[2])
-        positive, negative = (
-            fitted(enlarged_areas(conditioning, scale), size, len(images), vae, patch_of(model))
+        prompts = [
+            prompt_for(large, conditioning, scale, stage, references == OWN_TILE)
             for conditioning in (positive, negative)
-        )
+        ]
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
-            return with_tile_grid(model, tile_size, overlap, shift_grid, on_tiles)
+            at_step = grid_called(grid, shift_grid)
+            return with_tile_grid(model, tile_size, overlap, at_step, on_tiles, references == OWN_TILE)
 
         try:
-            drawn, text = stage.refine(large, positive, negative, progress, patch), stage.begin()
+            drawn, text = stage.refine(large, prompts[0], prompts[1], progress, patch), stage.begin()
         except NotFinite as error:
             if error.drawn is None:
                 raise
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
+        text = " ".join(filter(None, (repeats, tiles, text)))
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
         return io.NodeOutput(handed_on(drawn), ui=ui_text(text) if text else None)
+
+
+def prompt_for(large: torch.Tensor, conditioning: Any, scale: float, stage: Stage, own_references: bool) -> Any:
+    """A conditioning of a clip for the clip enlarged by ``scale``; with ``own_references`` its pictures are the
+    clip's."""
+    size, patch = (large.shape[1], large.shape[2]), patch_of(stage.model)
+    found = fitted(enlarged_areas(conditioning, scale), size, len(large), stage.vae, patch)
+    return of_the_clip(found, large, stage.vae, patch) if own_references else found
 
 
 def enlarged(images: torch.Tensor, scale: float, upscale_model: Any, progress: Progress) -> torch.Tensor:

@@ -1,16 +1,18 @@
-"""The embedded default: a tiny SD 1.5 that needs no download (vcd_core.tiny)."""
+"""The embedded default: a tiny SD 1.5 and clips of its world, which need no download (vcd_core.tiny)."""
 
 from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
 
+from ..vcd_core.tiny import clips, world
 from ..vcd_core.tiny import model as tiny
 from .host.files import add_model_folder, embedding_folders
+from .host.memory import handed_on
 from .host.model import Model
 from .host.tiny import small_sd15
 from .identity import EMBEDDINGS
-from .inputs import CATEGORY
+from .inputs import CATEGORY, seed_input
 from .motion import FILES
 
 # its motion module and its identity are chosen in the lists like any other
@@ -54,4 +56,46 @@ class TinyModel(io.ComfyNode):
         return io.NodeOutput(*load_tiny())
 
 
-NODES: list[type[io.ComfyNode]] = [TinyModel]
+class TinyClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VCD_TinyClip",
+            display_name="VCD Tiny Clip",
+            category=CATEGORY,
+            description="A cartoon clip of 128x128 with the person's masks, to try any node on without a file of your "
+            "own; or pictures of one person in several scenes, to train on.",
+            search_aliases=["vcd", "magic me", "tiny", "demo clip", "sample video", "example video", "no download"],
+            inputs=[
+                io.Combo.Input(
+                    "shows",
+                    options=[clips.CLIP, clips.PICTURES],
+                    default=clips.CLIP,
+                    tooltip="A clip: one take at 8 frames a second. Pictures: each frame in another scene.",
+                ),
+                io.Combo.Input(
+                    "person",
+                    options=[clips.ROBIN, clips.ANYONE],
+                    default=clips.ROBIN,
+                    tooltip="robin: the person of the identity that ships (vcd_tiny_robin). by the seed: anyone.",
+                ),
+                io.Combo.Input(
+                    "framing", options=list(world.FRAMINGS), default="medium", tooltip="How large the person is."
+                ),
+                io.Int.Input("frames", default=16, min=1, max=256, tooltip="How many frames, or pictures."),
+                seed_input(control=io.ControlAfterGenerate.fixed),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Mask.Output(display_name="masks", tooltip="The person in white."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, shows: str, person: str, framing: str, frames: int, seed: int) -> io.NodeOutput:
+        draw = clips.clip if shows == clips.CLIP else clips.pictures
+        images, masks = draw(person, framing, frames, seed)
+        return io.NodeOutput(handed_on(images), handed_on(masks))
+
+
+NODES: list[type[io.ComfyNode]] = [TinyModel, TinyClip]

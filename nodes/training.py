@@ -26,6 +26,7 @@ from .inputs import IdType, seed_input
 
 LossMap = io.Custom("LOSS_MAP")
 STATES = "vcd_training"
+TRAINER_ALIASES = ["train", "training", "textual inversion", "dreambooth", "train embedding", "train lora"]
 KIND = (
     "tokens: the text encoder reads them, as in the paper, and ComfyUI's own embedding:name takes the file. context "
     "vectors: they stand beside what the encoder gives; only VCD ID Text Encode takes them."
@@ -52,7 +53,7 @@ class IdTrainer(io.ComfyNode):
             category=IDENTITY_CATEGORY,
             description="Learns an identity from a few masked pictures: tokens of some kilobytes, or context "
             "vectors, that carry the subject into any SD 1.5 model (Magic-Me's ID module). For SD 1.5 alone.",
-            search_aliases=[*ALIASES, "train", "training", "dreambooth", "lora training", "textual inversion training"],
+            search_aliases=[*TRAINER_ALIASES, *ALIASES],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="SD 1.5 or a finetune of it, without motion module."),
@@ -79,6 +80,7 @@ class IdTrainer(io.ComfyNode):
                     min=1,
                     max=core.MOST_TOKENS,
                     tooltip="How many tokens carry the identity. The paper uses 4.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "steps",
@@ -87,7 +89,7 @@ class IdTrainer(io.ComfyNode):
                     max=100000,
                     tooltip="Training steps. The paper uses 200, its release 400.",
                 ),
-                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pictures in a step."),
+                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Pictures in a step.", advanced=True),
                 io.Float.Input(
                     "learning_rate",
                     default=1e-3,
@@ -96,6 +98,7 @@ class IdTrainer(io.ComfyNode):
                     step=1e-6,
                     round=1e-6,
                     tooltip="How far the tokens move in a step. The paper uses 0.001.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "size", default=512, min=64, max=1024, step=8, tooltip="The side of training pictures. SD 1.5: 512."
@@ -104,9 +107,13 @@ class IdTrainer(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     tooltip="A square around the mask, or the whole picture at its own aspect.",
+                    advanced=True,
                 ),
                 io.String.Input(
-                    "template", default="photo of a V*", tooltip="The caption; V* is the tokens and the class word."
+                    "template",
+                    default="photo of a V*",
+                    tooltip="The caption; V* is the tokens and the class word.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "sample_every",

@@ -66,14 +66,14 @@ class IdTokens:
         return len(next(iter(self.by_encoder().values())))
 
     def describe(self) -> str:
-        """One line: kind, number, width, norm and what is known of its making."""
-        parts = [f"{self.count} {self.kind}"]
+        """One line: what is known of its making, then kind, number, width and norm."""
+        known = ("class_word", "pictures", "steps", "learning_rate", "date", "base_model")
+        parts = [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
+        parts.append(f"{self.count} {self.kind}")
         named = self.vectors if isinstance(self.vectors, dict) else {"": self.vectors}
         for encoder, vectors in named.items():
             norm = vectors.norm(dim=1).mean()
             parts.append(f"{encoder} width {vectors.shape[1]}, norm {norm:.2f}".lstrip())
-        known = ("class_word", "base_model", "steps", "learning_rate", "pictures", "date")
-        parts += [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
         return "; ".join(parts)
 
 

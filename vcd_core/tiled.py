@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Tiles of one size that cover a picture, and how they are blended."""
+    """Tiles that cover a picture, and how they are blended."""
 
     tiles: list[Tile]
     weights: list[torch.Tensor]  # one [height, width] for each tile; over the picture they sum to one
@@ -37,6 +37,11 @@ class Grid(NamedTuple):
         bottom = max(tile.top + tile.height for tile in self.tiles)
         right = max(tile.left + tile.width for tile in self.tiles)
         return sum(tile.height * tile.width for tile in self.tiles) / (bottom * right)
+
+    @property
+    def largest(self) -> Tile:
+        """The tile with the most pixels."""
+        return max(self.tiles, key=lambda tile: tile.height * tile.width)
 
 
 def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int]:
@@ -79,12 +84,71 @@ def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, f
         >>> torch.allclose(sums, torch.ones(12, 20), atol=1e-6)
         True
     """
-    rows, columns = starts(height, tile, overlap, shift[0]), starts(width, tile, overlap, shift[1])
-    tall, wide = min(tile, height), min(tile, width)
-    row_weights, column_weights = _axis_weights(rows, tall, height), _axis_weights(columns, wide, width)
-    tiles = [Tile(top, left, tall, wide) for top in rows for left in columns]
-    weights = [r[:, None] * c[None, :] for r in row_weights for c in column_weights]
-    return Grid(tiles, weights)
+    rows, columns = (
+        [(start, min(tile, length)) for start in starts(length, tile, overlap, moved)]
+        for length, moved in zip((height, width), shift, strict=True)
+    )
+    return _of_spans(rows, columns, height, width)
+
+
+def spans(length: int, tile: int, overlap: int, shift: float = 0.0, unit: int = 1) -> list[tuple[int, int]]:
+    """Begin and length of an axis' tiles in a grid that moves as a whole: a stride of ``tile - overlap`` apart, the
+    first and the last cut short at the ends, but not below a quarter of a tile.
+
+    So all of the axis is covered at little more than its own length, wherever the grid stands.
+
+    Args:
+        length: the axis' length.
+        tile, overlap: multiples of ``unit``; one tile is made where it covers the axis.
+        shift: 0..1, moves the grid by that share of its stride.
+        unit: begins are multiples of it, and so are lengths, but for the last of an axis that is none.
+
+    Example:
+        >>> spans(100, 40, 8)
+        [(0, 40), (32, 40), (64, 36)]
+        >>> spans(100, 40, 8, shift=0.5)
+        [(0, 24), (16, 40), (48, 40), (80, 20)]
+    """
+    check(tile, overlap)
+    if length <= tile:
+        return [(0, length)]
+    stride = tile - overlap
+    least = -(-tile // (4 * unit)) * unit
+    found: list[tuple[int, int]] = []
+    for begin in range(-round(shift % 1 * stride / unit) * unit, length, stride):
+        start, end = max(begin, 0), min(begin + tile, length)
+        if found and end <= sum(found[-1]):
+            break  # the one before reaches the end
+        if begin < 0:
+            end = max(end, least)
+        elif end - start < least:
+            start = (length - least) // unit * unit
+        found.append((start, end - start))
+    return found
+
+
+def moving_grid(height: int, width: int, tile: int, overlap: int, step: int, unit: int = 1) -> Grid:
+    """The tiles of a step, in a grid that stands elsewhere at each: little overlap is enough, since no place is at a
+    border for long.
+
+    Args:
+        unit: how many cells a model takes together; tiles begin and end at multiples of it.
+
+    Example:
+        >>> round(moving_grid(64, 64, 32, 4, step=1).cost, 2), round(grid(64, 64, 32, 8).cost, 2)
+        (1.27, 2.25)
+    """
+    rows, columns = (
+        spans(length, tile, overlap, shift, unit) for length, shift in zip((height, width), shifts(step), strict=True)
+    )
+    return _of_spans(rows, columns, height, width)
+
+
+def _of_spans(rows: list[tuple[int, int]], columns: list[tuple[int, int]], height: int, width: int) -> Grid:
+    """The tiles whose rows and columns these are."""
+    tiles = [Tile(top, left, tall, wide) for top, tall in rows for left, wide in columns]
+    down, across = _axis_weights(rows, height), _axis_weights(columns, width)
+    return Grid(tiles, [r[:, None] * c[None, :] for r in down for c in across])
 
 
 def shifts(step: int) -> tuple[float, float]:
@@ -100,23 +164,21 @@ def check(tile: int, overlap: int) -> None:
         raise ValueError(f"The overlap is {overlap} and the tile {tile}; the overlap must be smaller than the tile.")
 
 
-def _axis_weights(begins: list[int], tile: int, length: int) -> list[torch.Tensor]:
+def _axis_weights(places: list[tuple[int, int]], length: int) -> list[torch.Tensor]:
     """Raised-cosine ramps across each overlap, divided by their sum (float64 inside, float32 out)."""
     raw = []
-    for i, start in enumerate(begins):
-        at = torch.arange(tile, dtype=torch.float64) + 0.5
-        weight = torch.ones(tile, dtype=torch.float64)
+    for i, (start, size) in enumerate(places):
+        at = torch.arange(size, dtype=torch.float64) + 0.5
+        weight = torch.ones(size, dtype=torch.float64)
         if i > 0:
-            into = begins[i - 1] + tile - start
-            weight *= _ramp(at / into)
-        if i + 1 < len(begins):
-            out = start + tile - begins[i + 1]
-            weight *= _ramp((tile - at) / out)
+            weight *= _ramp(at / (sum(places[i - 1]) - start))
+        if i + 1 < len(places):
+            weight *= _ramp((size - at) / (start + size - places[i + 1][0]))
         raw.append(weight)
     total = torch.zeros(length, dtype=torch.float64)
-    for start, weight in zip(begins, raw, strict=True):
-        total[start : start + tile] += weight
-    return [(weight / total[start : start + tile]).float() for start, weight in zip(begins, raw, strict=True)]
+    for (start, size), weight in zip(places, raw, strict=True):
+        total[start : start + size] += weight
+    return [(w / total[start : start + size]).float() for (start, size), w in zip(places, raw, strict=True)]
 
 
 def _ramp(x: torch.Tensor) -> torch.Tensor:

@@ -13,32 +13,12 @@ import torch
 
 from ...vcd_core.face.crop import Windows, crop
 from ...vcd_core.tiled import Tile
+from . import rules
 from .areas import area_in, mask_of_area, reaches
 from .controls import Hints, LatentsKnown, pixels_of_cell, with_hint
-from .pictures import Codec, cell_of, frames_taken, resize
-from .redrawn import frames_in, guides_in, is_of, redrawn, redrawn_masks, resized, tokens_in
-from .rules import (
-    AREA,
-    BESIDE,
-    BOXES,
-    COARSE,
-    CONTROL,
-    GUIDES,
-    LATENT_MASKS,
-    LATENTS,
-    LIMITS,
-    MASK,
-    OF_ALL_FRAMES,
-    OF_THE_PICTURE,
-    OWN_OR_WHOLE,
-    PLACES,
-    ROWS,
-    RULES,
-    TOKENS,
-    rule_of,
-)  # fmt: skip
-
-COVERING = (PLACES, COARSE, OF_THE_PICTURE, LATENTS, LATENT_MASKS)  # rules of values that a tile cuts alike
+from .guides import guides_in, tokens_in
+from .pictures import Codec, cell_of, frames_taken, resize, within
+from .redrawn import frames_in, is_of, leading, redrawn, redrawn_masks, references_redrawn, resized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +34,7 @@ class Cut:
         hints: shared by the cuts of a picture, so that a hint is enlarged and encoded only once.
         vae: the model's VAE, for windows of latents; None: such are refused.
         patch: how many latent cells a side the model takes together.
+        own_references: under a tile, whether reference pictures are pictures of the clip, and so cut.
     """
 
     frames: Sequence[int] | None = None
@@ -64,6 +45,7 @@ class Cut:
     hints: Hints = field(default_factory=Hints)
     vae: Any = None
     patch: int = 1
+    own_references: bool = False
     controls: dict[int, Any] = field(default_factory=dict)  # those cut already: conditionings that share one still do
 
     def conditioning(self, conditioning: Any) -> Any:
@@ -92,7 +74,7 @@ class Cut:
             return None
         kept = []
         for entry in entries:
-            limits: dict[str, Any] = {name: entry[name] for name in LIMITS if name in entry}
+            limits: dict[str, Any] = {name: entry[name] for name in rules.LIMITS if name in entry}
             cut, reached = self._options(limits)
             if reached:
                 inputs = {name: self._input(name, value) for name, value in entry["model_conds"].items()}
@@ -105,18 +87,18 @@ class Cut:
         cut: dict[str, Any] = {}
         reached = True
         for name, value in options.items():
-            rule = rule_of(name, value)
-            if rule in (MASK, AREA) and value is not None and not isinstance(self.region, Tile):
+            rule = rules.rule_of(name, value)
+            if rule in (rules.MASK, rules.AREA) and value is not None and not isinstance(self.region, Tile):
                 continue  # below: an area is a mask in a window
-            if rule == MASK:
+            if rule == rules.MASK:
                 cut[name] = self.places(value)
                 reached = reached and bool(cut[name].any())
-            elif rule == AREA and value is not None and isinstance(self.region, Tile):
+            elif rule == rules.AREA and value is not None and isinstance(self.region, Tile):
                 cut[name] = area_in(value, self.region)
                 reached = reached and cut[name] is not None
-            elif rule == BOXES and value is not None:
+            elif rule == rules.BOXES and value is not None:
                 cut |= self._boxes(name, value)
-            elif rule == CONTROL and value is not None:
+            elif rule == rules.CONTROL and value is not None:
                 cut[name] = self.control(value)
             elif self._left_out(rule, value):
                 continue
@@ -150,19 +132,19 @@ class Cut:
 
     def _left_out(self, rule: str, value: Any) -> bool:
         """Whether a value of the whole picture has no place in a window."""
-        of_pictures = rule in (LATENTS, LATENT_MASKS) and torch.is_tensor(value) and value.ndim < 5
-        return isinstance(self.region, Windows) and (rule == OF_THE_PICTURE or of_pictures)
+        of_pictures = rule in (rules.LATENTS, rules.LATENT_MASKS) and torch.is_tensor(value) and value.ndim < 5
+        return isinstance(self.region, Windows) and (rule == rules.OF_THE_PICTURE or of_pictures)
 
     def value(self, name: str, value: Any) -> Any:
         """A value cut by its name's rule."""
-        rule = rule_of(name, value)
-        if rule == GUIDES:
+        rule = rules.rule_of(name, value)
+        if rule == rules.GUIDES:
             return self._guides(name, value)
-        if isinstance(value, (list, tuple)) and rule in (*COVERING, BESIDE, OWN_OR_WHOLE):
+        if isinstance(value, (list, tuple)) and rule in (*rules.COVERING, rules.BESIDE, rules.OWN_OR_WHOLE):
             return type(value)(self.value(name, one) for one in value)
         if not torch.is_tensor(value):
             return value
-        if rule == ROWS:
+        if rule == rules.ROWS:
             return self.rows(value)
         return (
             self._in_tile(rule, name, value) if isinstance(self.region, Tile) else self._in_windows(rule, name, value)
@@ -170,23 +152,33 @@ class Cut:
 
     def _in_tile(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.region, Tile)
-        if rule == BESIDE:
+        if rule == rules.BESIDE and not self.own_references:
             return resized(value, self.region.height, self.region.width)
-        if rule == TOKENS:
+        if rule == rules.TOKENS:
             return tokens_in(value, self.region, self.picture, name)
-        own = rule == OWN_OR_WHOLE and value.shape[-3] == self.length and tuple(value.shape[-2:]) == self.picture
-        return self.places(value, name) if own or (rule in COVERING and value.ndim > 3) else value
+        own = rule == rules.OWN_OR_WHOLE and value.shape[-3] == self.length and tuple(value.shape[-2:]) == self.picture
+        covering = rule in (*rules.COVERING, rules.BESIDE) and value.ndim > 3
+        return self.places(value, name) if own or covering else value
 
-    def _in_windows(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
-        if rule == TOKENS or (rule == OF_ALL_FRAMES and not self._all_frames):
+    def check(self, conditioning: Any) -> None:
+        """Raise ``ValueError`` for what these frames and windows of a conditioning cannot have, before any is cut."""
+        for _, options in conditioning:
+            for name, value in options.items():
+                self._check(rules.rule_of(name, value), name)
+
+    def _check(self, rule: str, name: str) -> None:
+        if rule == rules.TOKENS or (rule == rules.OF_ALL_FRAMES and not self._all_frames):
             raise ValueError(
                 f"The conditioning holds '{name}', which this pack cannot change to other frames or another size. "
                 "Leave out the node that puts it there, or sample without this stage: with Tiled VCD Patch, or between "
                 "Face VCD Crop and Face VCD Paste."
             )
-        if value.ndim == 5 and rule in (*COVERING, BESIDE, OWN_OR_WHOLE):
+
+    def _in_windows(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        self._check(rule, name)
+        if value.ndim == 5 and rule in (*rules.COVERING, rules.BESIDE, rules.OWN_OR_WHOLE):
             return self._redrawn(rule, name, value)
-        return self.places(value, name) if rule in COVERING and value.ndim > 3 else value
+        return self.places(value, name) if rule in rules.COVERING and value.ndim > 3 else value
 
     @property
     def _all_frames(self) -> bool:
@@ -200,15 +192,26 @@ class Cut:
         fits = count == frames_taken(self.vae, self.length) and tuple(value.shape[-2:]) == self._cells()
         if self.region is None and fits:
             return value
-        if rule == LATENT_MASKS:
+        if before := leading(self.vae, value, self.length, rule == rules.LATENT_MASKS):
+            clip = self._redrawn(rule, name, value[:, :, before:])
+            return torch.cat([self._references(rule, name, value[:, :, :before]), clip], 2)
+        if rule == rules.LATENT_MASKS:
             return redrawn_masks(self.vae, value, self.length, self._shown, self.patch, name)
         # of the clip's first frames alone, or pictures of something else
         short = count < self.length and not is_of(self.vae, value.shape[2], self.length)
-        if rule == BESIDE or (rule == OWN_OR_WHOLE and short):
-            return redrawn(self.vae, value, count, lambda images: resize(images, *self.size), self.patch, name)
+        if rule == rules.BESIDE:
+            return references_redrawn(self.vae, value, self.size, self.patch, name)
+        if rule == rules.OWN_OR_WHOLE and short:
+            return redrawn(self.vae, value, count, lambda images: within(images, *self.size), self.patch, name)
         if short and not self._among(count):
             return torch.zeros(1, value.shape[1], 1, *self._cells())
         return redrawn(self.vae, value, count if short else self.length, self._shown, self.patch, name)
+
+    def _references(self, rule: str, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Reference pictures that stand before a clip, or the masks over them."""
+        if rule == rules.LATENT_MASKS:
+            return value[..., :1, :1].expand(-1, -1, -1, *self._cells())
+        return references_redrawn(self.vae, value, self.size, self.patch, name)
 
     def _among(self, count: int) -> list[int]:
         """The chosen frames that are among the clip's first."""
@@ -254,7 +257,7 @@ class Cut:
         if isinstance(self.region, Tile) and values.shape[-2:] != (1, 1):
             height, width = values.shape[-2:]
             sides = [side * width / self.picture[1] for side in self.region]
-            least = 0 if RULES.get(name) == COARSE else 1
+            least = 0 if rules.RULES.get(name) == rules.COARSE else 1
             fits = height * self.picture[1] == width * self.picture[0] and width >= least * self.picture[1]
             if not fits or any(side % 1 for side in sides):
                 raise ValueError(
@@ -288,13 +291,3 @@ class Cut:
             return control.vae
         latent = self.hints.latent_of(control, self._whole(control, control.cond_hint_original))
         return LatentsKnown(control.vae, self.places(latent, "control"))
-
-
-def fitted(conditioning: Any, size: tuple[int, int], frames: int, vae: Any, patch: int) -> Any:
-    """A conditioning whose latents of a clip, made at any size, fit the clip enlarged to ``size``."""
-    whole = Cut(size=size, length=frames, vae=vae, patch=patch)
-    sized = (PLACES, LATENTS, LATENT_MASKS, BESIDE, OWN_OR_WHOLE, TOKENS, OF_ALL_FRAMES)
-    return [
-        [rows, {name: whole.value(name, v) if rule_of(name, v) in sized else v for name, v in options.items()}]
-        for rows, options in conditioning
-    ]

@@ -158,3 +158,14 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
         one = images[i : i + 1].movedim(-1, 1)
         out[i] = comfy.utils.common_upscale(one, width, height, "lanczos", "disabled")[0].movedim(0, -1)
     return out
+
+
+def within(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """IMAGE as large as fits into this size at its own aspect, white around it: as reference pictures are shown to the
+    models that draw from them (VACE, Phantom)."""
+    scale = min(height / images.shape[1], width / images.shape[2])
+    small = resize(images, max(1, round(images.shape[1] * scale)), max(1, round(images.shape[2] * scale)))
+    out = torch.ones(len(images), height, width, images.shape[3])
+    top, left = (height - small.shape[1]) // 2, (width - small.shape[2]) // 2
+    out[:, top : top + small.shape[1], left : left + small.shape[2]] = small
+    return out

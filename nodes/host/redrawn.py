@@ -1,4 +1,4 @@
-"""Latents in a conditioning, changed as the pictures that they show, and the guides of LTX-Video within a tile."""
+"""Latents in a conditioning, changed as the pictures that they show."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from ...vcd_core.frames import held
-from ...vcd_core.tiled import Tile
-from .pictures import Codec, cell_of, frames_taken, of_video
-from .ui import Progress, stop_if_asked
+from .pictures import Codec, cell_of, frames_taken, of_video, within
+from .ui import Unseen
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-
-
-class _Unseen(Progress):
-    """Progress that no bar shows; an interrupt is still heard."""
-
-    def __init__(self) -> None:
-        pass
-
-    def advance(self, units: float = 1) -> None:
-        stop_if_asked()
 
 
 def redrawn(vae: Any, latents: torch.Tensor, frames: int, change: Change, patch: int, name: str) -> torch.Tensor:
@@ -54,8 +43,8 @@ def redrawn(vae: Any, latents: torch.Tensor, frames: int, change: Change, patch:
     before = Codec(vae, found, latents.shape[-2] * cell_of(vae), latents.shape[-1] * cell_of(vae))
     parts = []
     for part in latents.split(channels, 1):
-        images = change(held(before.decode(part, _Unseen()), frames))
-        parts.append(Codec(vae, len(images), images.shape[1], images.shape[2], patch).encode(images, _Unseen()))
+        images = change(held(before.decode(part, Unseen()), frames))
+        parts.append(Codec(vae, len(images), images.shape[1], images.shape[2], patch).encode(images, Unseen()))
     return torch.cat(parts, 1)
 
 
@@ -99,6 +88,36 @@ def _packed(vae: Any, pixels: torch.Tensor, channels: int, patch: int) -> torch.
     return values.movedim(1, 0)[None]
 
 
+def leading(vae: Any, latents: torch.Tensor, frames: int, masks: bool) -> int:
+    """How many latent frames of reference pictures stand before those of a clip, as VACE has them.
+
+    There the channels behind the VAE's hold one value each, and so do masks.
+
+    Args:
+        latents: [1, c, T, h, w].
+        masks: whether they are masks over latents.
+    """
+    more = latents.shape[2] - latent_frame_of(vae, frames_taken(vae, frames) - 1) - 1
+    marks = latents[:, 0 if masks else vae.latent_channels :, : max(0, more)]
+    return more if marks.numel() and bool((marks == marks[..., :1, :1]).all()) else 0
+
+
+def references_redrawn(vae: Any, latents: torch.Tensor, size: tuple[int, int], patch: int, name: str) -> torch.Tensor:
+    """Latents of reference pictures, one a latent frame, as those of the same pictures at ``size``.
+
+    Channels behind the VAE's stay what they are all over a picture.
+    """
+    channels = vae.latent_channels
+
+    def change(images: torch.Tensor) -> torch.Tensor:
+        return within(images, *size)
+
+    pictures = [redrawn(vae, one, 1, change, patch, name) for one in latents[:, :channels].split(1, 2)]
+    drawn = torch.cat(pictures, 2)
+    more = latents[:, channels:, :, :1, :1].expand(-1, -1, -1, *drawn.shape[-2:])
+    return torch.cat([drawn, more.to(drawn)], 1)
+
+
 def is_of(vae: Any, latent_frames: int, frames: int) -> bool:
     """Whether latents are of a clip of so many frames, or lack less than a latent frame of it."""
     return frames_in(vae, latent_frames) <= frames_taken(vae, frames) <= frames_in(vae, latent_frames + 1)
@@ -133,42 +152,3 @@ def resized(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     flat = values.reshape(-1, 1, *values.shape[-2:]).float()
     small = F.interpolate(flat, size=(height, width), mode="bilinear", antialias=True)
     return small.reshape(*values.shape[:-2], height, width).to(values)
-
-
-def tokens_in(coordinates: torch.Tensor, tile: Tile, picture: tuple[int, int], name: str) -> torch.Tensor:
-    """The pixel coordinates [B, 3, n * h * w, 2] of guides' cells that lie in a tile, counted from the tile's corner.
-
-    Args:
-        coordinates: of n frames, (time, row, column) from begin to end of each cell.
-        picture: height and width in cells.
-
-    Raises:
-        ValueError: as many coordinates as no number of whole frames has.
-    """
-    height, width = picture
-    if coordinates.ndim != 4 or coordinates.shape[2] % (height * width):
-        raise ValueError(
-            f"'{name}' in the conditioning has shape {list(coordinates.shape)}; expected one for each of the "
-            f"{height}x{width} cells of whole frames."
-        )
-    cells = coordinates.unflatten(2, (-1, height, width))
-    inside = cells[:, :, :, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width].clone()
-    if inside.shape[2]:
-        for axis in (1, 2):
-            inside[:, axis] -= inside[:, axis, :, :1, :1, :1] - cells[:, axis, :, :1, :1, :1]
-    return inside.flatten(2, 4)
-
-
-def guides_in(entries: list[dict[str, Any]], tile: Tile, cut: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
-    """The entries of LTX-Video's guides for a tile; ``cut`` takes what of a mask lies in it."""
-    inside = []
-    for entry in entries:
-        frames, *_ = entry["latent_shape"]
-        mask = entry.get("pixel_mask")
-        inside.append({
-            **entry,
-            "latent_shape": [frames, tile.height, tile.width],
-            "pre_filter_count": frames * tile.height * tile.width,
-            "pixel_mask": mask if mask is None or mask.shape[-1] == 1 else cut(mask),
-        })  # fmt: skip
-    return inside

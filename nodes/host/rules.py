@@ -22,6 +22,7 @@ TOKENS = "tokens"  # pixel coordinates of each cell of the guides' frames, from 
 OF_ALL_FRAMES = "of all frames"  # whole where all frames are drawn; refused for some of them
 GUIDES = "guides"  # how many cells the guides' frames have
 MASK, AREA, BOXES, CONTROL = "mask", "area", "boxes", "control"
+COVERING = (PLACES, COARSE, OF_THE_PICTURE, LATENTS, LATENT_MASKS)  # what a tile cuts alike
 LIMITS = ("mask", "area", "gligen", "control")  # what a conditioning is limited to once the sampler holds it
 
 RULES = {

@@ -23,7 +23,13 @@ from .wrappers import VIDEOS_IN_BATCH, with_wrapper
 GridOf = Callable[[int, int, int], Grid]
 
 
-def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[float], None] | None = None) -> Model:
+def with_tiles(
+    model: Model,
+    key: str,
+    grid_of: GridOf,
+    on_tiles: Callable[[float], None] | None = None,
+    own_references: bool = False,
+) -> Model:
     """A clone that predicts tile by tile and blends the predictions before the sampler's update.
 
     It wraps the host's ``calc_cond_batch``, inside context windows and outside everything that happens for one
@@ -35,6 +41,7 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
     Args:
         grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
         on_tiles: called after each model call with the share of this step's tiles that is done, 0..1.
+        own_references: reference pictures are the clip's own (:func:`.references.of_the_clip`), and cut to the tile.
     """
     hints, sampled = Hints(), list[Sequence[int]]()
 
@@ -51,12 +58,13 @@ def with_tiles(model: Model, key: str, grid_of: GridOf, on_tiles: Callable[[floa
             if on_tiles:
                 on_tiles(1.0)
             return results
-        return _Step(executor, base, conds, x, timestep, model_options, grid, parts, hints).blended(on_tiles)
+        step = _Step(executor, base, conds, x, timestep, model_options, grid, parts, hints, own_references)
+        return step.blended(on_tiles)
 
     def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
         parts = Parts(sampled if len(sampled) > 1 else [noise_shape])
         height, width = parts.shapes[0][-2:]
-        tile = grid_of(height, width, 0).tiles[0]
+        tile = grid_of(height, width, 0).largest
         return executor(patcher, parts.with_sides(tile.height, tile.width).packed, *args, **kwargs)
 
     def sample(executor, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -92,6 +100,7 @@ class _Step:
     grid: Grid
     parts: Parts
     hints: Hints = field(repr=False)
+    own_references: bool = False
 
     def blended(self, on_tiles: Callable[[float], None] | None) -> list[torch.Tensor]:
         """The predictions of all tiles under their weights, one for each conditioning."""
@@ -144,18 +153,23 @@ class _Step:
         at_once = 1
         if not others_inside and len(self.parts.shapes) == 1:
             at_once = _tiles_at_once(self.base, self.x, self.grid, conds, self.model_options)
-        waiting = list(range(len(self.grid.tiles)))
+        waiting = sorted(range(len(self.grid.tiles)), key=self._sides)
         while waiting:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            group = waiting[:at_once]
+            group = [number for number in waiting[:at_once] if self._sides(number) == self._sides(waiting[0])]
             results = self._unless_memory_lacks(conds, group)
             if results is None:  # what it held is freed only now that the error is gone
                 comfy.model_management.soft_empty_cache()
                 at_once = max(1, at_once // 2)
                 continue
-            waiting = waiting[at_once:]
-            for number, *tile in zip(group, *(stacked.chunk(len(group)) for stacked in results), strict=True):
-                yield number, tile, 1 - (len(waiting) + group[-1] - number) / len(self.grid.tiles)
+            waiting = waiting[len(group) :]
+            parts = zip(group, *(stacked.chunk(len(group)) for stacked in results), strict=True)
+            for left, (number, *tile) in zip(reversed(range(len(group))), parts, strict=True):
+                yield number, tile, 1 - (len(waiting) + left) / len(self.grid.tiles)
+
+    def _sides(self, number: int) -> tuple[int, int]:
+        """Height and width of a tile: those alike can go through the model together."""
+        return self.grid.tiles[number].height, self.grid.tiles[number].width
 
     def _unless_memory_lacks(self, conds: list[Any], group: list[int]) -> list[torch.Tensor] | None:
         """The predictions for a group of tiles; None where memory ran out and fewer may fit."""
@@ -195,7 +209,10 @@ class _Step:
     def _cut(self, number: int) -> Cut:
         video = self.parts.shapes[0]
         length = video[2] if len(video) == 5 else len(self.x)
-        return Cut(region=self.grid.tiles[number], length=length, picture=self.picture, hints=self.hints)
+        return Cut(
+            region=self.grid.tiles[number], length=length, picture=self.picture, hints=self.hints,
+            own_references=self.own_references,
+        )  # fmt: skip
 
 
 def by_hooks(conds: list[Any]) -> list[list[Any]]:
@@ -226,7 +243,7 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], mod
     by_place = any(_by_place(entry, len(x)) for cond in conds for entry in cond or ())
     if x.device.type == "cpu" or x.ndim == 3 or patched or by_place:
         return 1
-    tile = grid.tiles[0]
+    tile = grid.largest
     shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
     free = comfy.model_management.get_free_memory(x.device)
     return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))

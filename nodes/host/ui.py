@@ -27,6 +27,13 @@ def stop_if_asked() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def unless_asked(error: Exception) -> Exception:
+    """An error of some part of the work, to go on without that part; an interrupt is raised on."""
+    if isinstance(error, comfy.model_management.InterruptProcessingException):
+        raise error
+    return error
+
+
 def ui_text(text: str) -> dict[str, tuple[str]]:
     """A node's ``ui`` with ``text``, which is also drawn in the node: of itself the page does so for few nodes."""
     say(text)
@@ -83,3 +90,13 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = min(self.total, max(self.done, units))
         self.bar.update_absolute(int(self.done), self.total, self.preview)
+
+
+class Unseen(Progress):
+    """Progress that no bar shows; an interrupt is still heard."""
+
+    def __init__(self) -> None:
+        pass
+
+    def advance(self, units: float = 1) -> None:
+        stop_if_asked()

@@ -35,6 +35,12 @@ SMALL = {
 }
 
 
+TINY = {  # of the graphs that run as they are, so that they run fast
+    "VCD_TinyClip": {"frames": 8},
+    "VCD_FaceRefine": {"steps": 2},
+    "VCD_TiledDenoise": {"steps": 2},
+    "VCD_IdTrainer": SMALL["VCD_IdTrainer"] | {"resume": False},
+}
 RATE = 12  # of the clip that graphs load
 FRAMES = 9
 VIDEO = {"12_wan22_faces_and_tiles": "wan22_5b", "13_ltx2_with_sound": "ltx2", "14_wan_vace": "wan21_vace"}
@@ -130,6 +136,8 @@ def fitted(prompt, models):
                 del inputs[name]
             elif isinstance(value, list) and value[0] in instead:
                 inputs[name] = instead[value[0]]
+        if "VCD_TinyClip" in kinds:
+            inputs.update(TINY.get(node["class_type"], {}))
         if "VCD_TinyModel" not in kinds:
             inputs.update(small.get(node["class_type"], {}))
             if node["class_type"] == "CheckpointLoaderSimple":

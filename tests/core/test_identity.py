@@ -319,7 +319,7 @@ def test_files_of_context_vectors_are_no_tokens(tmp_path):
     assert again.kind == CONTEXT
     assert torch.equal(again.vectors, VECTORS)
     assert {"kind": CONTEXT, "width": "768", "class_word": "man"}.items() <= again.provenance.items()
-    assert again.describe().startswith(f"{len(VECTORS)} context vectors; width 768")
+    assert f"; {len(VECTORS)} context vectors; width 768" in again.describe()
     check_width(again, {"clip_l": 512})  # of the encoder's input, which is not theirs
     with pytest.raises(ValueError, match="encoder t5 reads no marks"):
         check_width(again, {"t5": 0})

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcd_core.tiled import grid, shifts, starts
+from vcd_core.tiled import grid, moving_grid, shifts, spans, starts
 
 sizes = st.tuples(st.integers(1, 150), st.integers(1, 150))
 
@@ -32,6 +32,30 @@ def test_grids_cover_with_weights_that_sum_to_one(size, tile, part, step):
         assert all(a + tile - b >= overlap for a, b in itertools.pairwise(places))
         assert places[0] == 0
         assert places[-1] + tile >= length
+
+
+@given(
+    size=sizes, tile=st.integers(2, 40), part=st.floats(0, 0.5), step=st.integers(0, 30), unit=st.sampled_from([1, 2])
+)
+@settings(max_examples=150, deadline=None)
+def test_moving_grids_cover_at_little_more_than_the_pictures_size(size, tile, part, step, unit):
+    tile, overlap = tile * unit, int(part * tile) * unit
+    g = moving_grid(*size, tile, overlap, step, unit)
+    assert (total(g, *size) - 1).abs().max() < 1e-6
+    assert all(w.min() >= 0 for w in g.weights)
+    for length, shift in zip(size, shifts(step), strict=True):
+        places = spans(length, tile, overlap, shift, unit)
+        assert all(sum(a) - b[0] >= overlap for a, b in itertools.pairwise(places))
+        assert all(start % unit == 0 for start, _ in places)
+        assert all(begun % unit == 0 or start + begun == length for start, begun in places)
+        assert all(min(length, tile / 4) <= one <= tile for _, one in places)
+        assert sum(one for _, one in places) <= length + overlap * (len(places) - 1) + 2 * (tile / 4 + unit)
+        assert len(places) <= -(-length // (tile - overlap)) + 1
+
+
+def test_moving_grids_move_their_borders():
+    starts_of = [tuple(start for start, _ in spans(128, 48, 8, shifts(step)[0])) for step in range(8)]
+    assert len(set(starts_of)) >= 7
 
 
 def test_no_more_tiles_than_needed():

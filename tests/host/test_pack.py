@@ -17,7 +17,7 @@ NODES = {  # saved graphs hold these; a new one is added here, none is ever take
     "VCD_ApplyNoisePrior", "VCD_Compare", "VCD_Evaluate", "VCD_FaceCrop", "VCD_FacePaste", "VCD_FaceRefine",
     "VCD_FaceTrack", "VCD_IdLoader", "VCD_IdSave", "VCD_IdTextEncode", "VCD_IdTrainer", "VCD_MotionModule",
     "VCD_NoisePrior", "VCD_NoisePriorLatent", "VCD_NoisePriorPreview", "VCD_Pictures", "VCD_PromptToSegmentation",
-    "VCD_TiledDenoise", "VCD_TiledPatch", "VCD_TinyModel",
+    "VCD_TiledDenoise", "VCD_TiledPatch", "VCD_TinyClip", "VCD_TinyModel",
 }  # fmt: skip
 HEAVY = ("cv2", "transformers", "scipy", "matplotlib", "segment_anything", "groundingdino")
 NO_MODEL = ["00_noise_prior"]

@@ -79,13 +79,13 @@ def test_each_tile_is_cut_and_put_back_in_its_place_under_any_sampler(bench, tin
     """What follows from each cell alone comes out as without tiles."""
     graph, model, _, positive, negative = tiny()
     known = graph.VCDTest_KnownAnswer(model=model, places=False)
-    patches = [patch(graph, known, 96, 32), patch(graph, known, 96, 32, shift_grid=True)]
+    ways = ({}, {"shift_grid": True}, {"grid": "moving"})
+    patches = [patch(graph, known, 96, 32, **way) for way in ways]
     source = latent(graph, 128, 128, 4)
-    plain, tiled, shifted = bench.samples(
+    plain, *others = bench.samples(
         graph, *(ksampler(graph, m, positive, negative, source, sampler_name=sampler) for m in (known, *patches))
     )
-    assert same(plain, tiled, 1e-4)
-    assert same(plain, shifted, 1e-4)
+    assert all(same(plain, tiled, 1e-4) for tiled in others)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -158,6 +158,10 @@ def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(host, reques
     graph, model, _, positive, negative = tiny()
     source = latent(graph, 128, 128, 4)
     moved = motion(graph, model)
+    moving = [
+        ksampler(graph, patch(graph, m, 64, 16, grid="moving"), positive, negative, source)
+        for m in (moved, graph.VCDTest_ManyTiles(model=moved, most=1000))
+    ]
     one = ksampler(graph, patch(graph, moved, 64, 16), positive, negative, source)
     many = ksampler(
         graph, patch(graph, graph.VCDTest_ManyTiles(model=moved, most=1000), 64, 16), positive, negative, source
@@ -166,12 +170,13 @@ def test_batched_tiles_give_the_same_and_halve_when_memory_runs_out(host, reques
         graph, patch(graph, graph.VCDTest_ManyTiles(model=moved, most=10), 64, 16), positive, negative, source
     )
     said = bench.listen()
-    one, many, short = bench.samples(graph, one, many, short)
+    one, many, short, alone, stacked = bench.samples(graph, one, many, short, *moving)
     graph, model, _, positive, negative = tiny()
     usual = graph.VCDTest_ManyTiles(model=model, most=0)  # the server goes on with one tile at a time
     bench.tensors(graph, ksampler(graph, usual, positive, negative, latent(graph, 64, 64, 1), steps=1))
     assert same(one, many)
     assert same(one, short)
+    assert same(alone, stacked)  # tiles of one size together
     assert "refused a batch of 72" in said()
 
 
@@ -236,7 +241,7 @@ def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
     ("changes", "message"),
     [
         ({"overlap": 64}, "overlap must be smaller"),
-        ({"tile_size": 68}, "multiples of 8"),
+        ({"tile_size": 70, "overlap": 64}, "multiples of 8 pixels, 64 and 64"),
         ({"scale": 0.5}, "smaller than min"),
         ({"gamma": float("nan")}, "gamma is nan"),
     ],

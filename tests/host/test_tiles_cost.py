@@ -28,7 +28,7 @@ def prompt(pack, models, text):
 def sample(pack, models, positive, negative, tile_size=None, frames=2, width=16):
     sampling, model = pack("nodes.host.sampling"), models[0]
     if tile_size:
-        model = pack("nodes.tiled").with_tile_grid(model, tile_size, 16, False)
+        model = pack("nodes.tiled").with_tile_grid(model, tile_size, 16)
     noise = torch.randn(frames, 4, 8, width, generator=torch.Generator().manual_seed(3))
     settings = sampling.Sampling(STEPS, 4.0, "euler", "normal", 1.0, 3)
     return sampling.sample(model, noise, positive, negative, torch.zeros_like(noise), settings, lambda *_: None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dev import video_models
+from dev.still import luma, still
 from vcd_core.tiny import world
 
 KINDS = video_models.KINDS
@@ -178,13 +179,103 @@ def test_one_tile_is_the_untiled_sampler(pack, made, kind):
         return sampling.sample(model, noise, positive, negative, latent, settings, lambda *_: None)
 
     whole = sample(model)
-    assert torch.allclose(sample(tiled.with_tile_grid(model, 16 * cell, 4 * cell, False)), whole, atol=1e-5)
-    tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, False))
+    assert torch.allclose(sample(tiled.with_tile_grid(model, 16 * cell, 4 * cell)), whole, atol=1e-5)
+    tiles = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell))
+    moving = sample(tiled.with_tile_grid(model, 4 * cell, 2 * cell, tiled.core.moving_grid))
     assert tiles.isfinite().all()
+    assert moving.isfinite().all()
+    assert not torch.equal(tiles, moving)
     assert not torch.allclose(tiles, whole, atol=1e-5)
-    if kind in ("wan21", "wan22_5b", "hunyuan"):
-        with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels"):
-            tiled.with_tile_grid(model, 3 * cell, 0, False)
+    if kind in ("wan21", "wan22_5b", "hunyuan"):  # which take two cells together
+        assert tiled.fitting(model, 5 * cell, cell) == (4 * cell, 2 * cell)
+        assert torch.equal(sample(tiled.with_tile_grid(model, 5 * cell, cell)), tiles)
+        said = tiled.TiledPatch.execute(model, 5 * cell, cell).ui["text"][0]
+        assert said == f"Tiles of {4 * cell} pixels with an overlap of {2 * cell}: what this model takes."
+        with pytest.raises(ValueError, match=f"multiples of {2 * cell} pixels, {2 * cell} and {2 * cell}"):
+            tiled.with_tile_grid(model, 3 * cell, cell)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *video_models.WITH_SOUND])
+def test_tiles_of_a_model_that_sees_single_cells_are_the_untiled_sampler(pack, kind):
+    import comfy.sample
+
+    def drawn(executor, x, *more, **inputs):
+        return [one.sin() * 0.3 + 0.1 for one in x] if isinstance(x, list) else x.sin() * 0.3 + 0.1
+
+    model = pack("nodes.host.wrappers").with_wrapper(video_models.model(kind), "diffusion_model", "local", drawn)
+    latent, prompt = video_models.empty(kind, 2, 6, 4)["samples"], video_models.prompt(kind)
+    noise = comfy.sample.prepare_noise(latent, 1)
+    cell = video_models.SHAPES[kind][1]
+    tiled = pack("nodes.tiled")
+    whole, *others = (
+        comfy.sample.sample(one, noise, 3, 1.0, "euler", "simple", prompt, prompt, latent, seed=1, disable_pbar=True)
+        for one in (
+            model,
+            tiled.TiledPatch.execute(model, 2 * cell, 0).args[0],
+            tiled.TiledPatch.execute(model, 2 * cell, 0, grid=tiled.MOVING).args[0],
+            tiled.TiledPatch.execute(model, 4 * cell, 2 * cell, grid=tiled.MOVING).args[0],
+        )
+    )
+    for tiles in others:
+        for one, other in zip(*(x.unbind() if x.is_nested else [x] for x in (whole, tiles)), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+def two_faces(pack, count=6):
+    """A clip and two faces in it, the second from its third frame on."""
+    boxes = [[{"x": 8, "y": 8, "width": 24, "height": 24}], [{"x": 80, "y": 72, "width": 24, "height": 24}]]
+    face, images = pack("nodes.face"), frames(count)
+    both = [boxes[0] + (boxes[1] if frame > 1 else []) for frame in range(count)]
+    return images, face.FaceTrack.execute(images, "all", 0, 0.6, 8, 3, False, bboxes=both).args[0]
+
+
+def failing(pack, monkeypatch, at, error):
+    """Lets the ``at``-th face fail; which were begun."""
+    stage, begun = pack("nodes.stage").Stage, []
+    refine = stage.refine
+
+    def fail(self, *args, **named):
+        begun.append(len(begun))
+        if len(begun) - 1 == at:
+            raise error
+        return refine(self, *args, **named)
+
+    monkeypatch.setattr(stage, "refine", fail)
+    return begun
+
+
+def test_faces_refined_before_a_failure_are_kept(pack, made, monkeypatch, caplog):
+    inputs = {**REFINE, "denoise": 0.5}
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    begun = failing(pack, monkeypatch, 1, RuntimeError("no more memory"))
+    out = node.execute(images, *made("wan21"), faces=faces, **inputs)
+    assert begun == [0, 1]
+    changed = (out.args[0] - images).abs().amax((0, 3)) > 0
+    assert changed[:64, :64].any()
+    assert not changed[64:].any()
+    assert "face 1 was left as it is. RuntimeError: no more memory" in caplog.text
+    assert "1 of 2 faces refined" in out.ui["text"][0]
+
+
+def test_a_failure_of_the_first_face_and_an_interrupt_are_raised(pack, made, monkeypatch):
+    import comfy.model_management
+
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    for at, error in ((0, RuntimeError("no memory")), (1, comfy.model_management.InterruptProcessingException())):
+        with monkeypatch.context() as patch:
+            failing(pack, patch, at, error)
+            with pytest.raises(type(error)):
+                node.execute(images, *made("wan21"), faces=faces, **{**REFINE, "denoise": 0.5})
+
+
+def test_what_a_later_face_cannot_have_is_refused_before_the_first_is_drawn(pack, made, monkeypatch):
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    model, vae, positive, negative = made("wan21")
+    heard = [[positive[0][0], {"audio_embed": torch.zeros(1, 6, 4, 8)}]]
+    begun = failing(pack, monkeypatch, 9, RuntimeError())
+    with pytest.raises(ValueError, match="'audio_embed', which this pack cannot change to other frames"):
+        node.execute(images, model, vae, heard, negative, faces=faces, **{**REFINE, "denoise": 0.5})
+    assert not begun
 
 
 def test_values_that_no_rule_knows_are_refused_by_name_before_anything_is_drawn(pack, made):
@@ -238,47 +329,6 @@ STILL = {
     "scale": 1.0, "overlap": 32, "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal",
     "denoise": 0.4, "gamma": 0.1, "seed": 1,
 }  # fmt: skip
-
-
-def still(pack, kind, kept):
-    """39 frames of one picture, a VAE that loses nothing of it, and a model of a kind that recognises what part of it
-    it is shown and draws that, with the share ``kept`` of what it is shown beside it."""
-    import comfy.latent_formats
-
-    picture = torch.rand(6, 6, 3, generator=torch.Generator().manual_seed(4)) * 0.3 + 0.6  # no grey
-    held = picture.repeat_interleave(16, 0).repeat_interleave(16, 1).expand(39, -1, -1, -1).contiguous()
-    model, vae = video_models.model(kind), video_models.vae(kind, lossless=kind != "h3")  # H3's keeps parts of 8x16
-    if kind != "h3":
-        form = comfy.latent_formats.LatentFormat()
-        form.latent_channels, form.latent_dimensions = vae.latent_channels, 3
-        form.spacial_downscale_ratio = video_models.SHAPES[kind][1]
-        model.model.latent_format = form
-    if kind == "wan21":  # which reads off its first layer how many channels it is shown
-        model.model.diffusion_model.patch_embedding = torch.nn.Conv3d(vae.latent_channels, 48, (1, 2, 2), (1, 2, 2))
-    clean = model.model.process_latent_in(pack("nodes.host.pictures").Codec(vae, 39, 96, 96).encode(held, Progress()))
-    seen = set()
-
-    def part(x, sigma):
-        """The part of the picture that lies under this noise."""
-        h, w = x.shape[-2:]
-        places = [(i, j) for i in range(clean.shape[-2] - h + 1) for j in range(clean.shape[-1] - w + 1)]
-        parts = {(i, j): clean[..., i : i + h, j : j + w] for i, j in places}
-        place = min(parts, key=lambda place: float((x - (1 - sigma) * parts[place]).norm()))
-        seen.add(place)
-        return parts[place]
-
-    def drawn(executor, x, timestep, *more, **inputs):
-        options = next(value for value in (inputs.get("transformer_options"), *more) if isinstance(value, dict))
-        sigma = float(options["sigmas"][0])
-        video, *sound = x if isinstance(x, list) else [x]
-        found = torch.cat([(1 - kept) * (row - part(row, sigma)) / sigma for row in video.split(1)])
-        return [found, *(torch.zeros_like(one) for one in sound)] if sound else found
-
-    return held, pack("nodes.host.wrappers").with_wrapper(model, "diffusion_model", "still", drawn), vae, seen
-
-
-def luma(images):
-    return (images.double() * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)).sum(-1).mean((1, 2))
 
 
 @pytest.mark.parametrize("kind", ["wan21", "ltxv", "h3"])

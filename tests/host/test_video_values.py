@@ -33,12 +33,14 @@ def shown(case, vae, positive, negative, side=SIDE, count=COUNT):
     size, images = {"width": side, "height": side, "length": count, "batch_size": 1}, frames(count, side)
     if case == "i2v":
         return nodes_wan.WanImageToVideo.execute(positive, negative, vae, **size, start_image=images[:1]).args
-    if case == "vace":
+    if case.startswith("vace"):
         masks = torch.zeros(count, side, side)
         masks[:, : side // 2] = 1
+        reference = images[:1].flip(2) if case == "vace, reference" else None
         made = nodes_wan.WanVaceToVideo.execute(
-            positive, negative, vae, **size, strength=1.0, control_video=images, control_masks=masks
-        )
+            positive, negative, vae, **size, strength=1.0, control_video=images, control_masks=masks,
+            reference_image=reference,
+        )  # fmt: skip
         return made.args[:3]
     if case == "camera":
         poses = nodes_camera_trajectory.WanCameraEmbedding.execute("Zoom In", side, side, count).args[0]
@@ -74,7 +76,8 @@ def shown(case, vae, positive, negative, side=SIDE, count=COUNT):
 
 
 CASES = {  # what is shown, and to which kind of model
-    "i2v": "wan21_i2v", "vace": "wan21_vace", "camera": "wan21_camera", "fun": "wan21_fun", "phantom": "wan21",
+    "i2v": "wan21_i2v", "vace": "wan21_vace", "vace, reference": "wan21_vace", "camera": "wan21_camera",
+    "fun": "wan21_fun", "phantom": "wan21",
     "v1 (concat)": "hunyuan_i2v", "v2 (replace)": "hunyuan", "custom": "hunyuan", "start": "ltxv", "guides": "ltxv",
 }  # fmt: skip
 
@@ -140,11 +143,83 @@ def test_guides_are_refused_by_name_before_anything_is_drawn(pack, made, stage):
         run.execute(frames(), model, vae, positive, negative, **inputs)
 
 
+@pytest.mark.parametrize("stage", ["face", "tiled"])
+def test_a_reference_before_the_clip_is_seen_whole_and_drawn_beside_it(pack, made, stage):
+    """VACE's: the model is shown it as a frame of its own, which does not come out and whose noise is its own."""
+    model, vae, positive, negative = made("vace")
+    positive, negative, _ = shown("vace, reference", vae, positive, negative)
+    reference = positive[0][1]["vace_frames"][0][:, :16, :1]
+    picture = vae.decode(reference)[0]
+    pictures, seen = pack("nodes.host.pictures"), []
+
+    def spy(executor, x, timestep, *more, **inputs):
+        seen.append((x.clone(), inputs["vace_context"].clone()))
+        return executor(x, timestep, *more, **inputs)
+
+    spied = pack("nodes.host.wrappers").with_wrapper(model, "diffusion_model", "spy", spy)
+    if stage == "face":
+        inputs = {**REFINE, "crop_factor": 1.5, "aspect": 4.0, "refine_size": 64, "denoise": 0.05, "gamma": 1.0}
+        out = pack("nodes.face").FaceRefine.execute(frames(), spied, vae, positive, negative, **inputs).args[0]
+        size = pack("nodes.face").core.crop.crop_size(64, 4.0)
+    else:
+        inputs = {**ENLARGE, "scale": 1.5, "tile_size": 192, "overlap": 0, "denoise": 0.05, "gamma": 1.0}
+        out = pack("nodes.tiled").TiledDenoise.execute(frames(), spied, vae, positive, negative, **inputs).args[0]
+        size = (192, 192)
+    assert len(out) == COUNT
+    x, context = seen[0]
+    shape = (4, *(side // 8 for side in size))  # a frame more than the clip
+    assert tuple(x.shape[2:]) == tuple(context.shape[3:]) == shape
+    whole = vae.encode(pictures.within(picture, *size))
+    latent = model.model.process_latent_in(whole)
+    assert torch.allclose(context[0, 0, :16, :1], latent[0], atol=1e-4)
+    assert not context[0, 0, 16:, 0].any()  # nothing of it is to be drawn anew
+    noise = x[:, :, 0] - x[:, :, 1]  # at gamma 1 the clip's frames have one noise, the reference another
+    assert (x[:, :, 0] - latent[:, :, 0]).abs().mean() < 0.5 * latent.abs().mean()
+    assert noise.abs().mean() > 0
+
+
+@pytest.mark.parametrize("case", ["phantom", "vace, reference"])
+def test_a_tile_may_see_its_own_part_of_the_clip_in_place_of_the_references(pack, made, case):
+    model, vae, positive, negative = made(case)
+    positive, negative, _ = shown(case, vae, positive, negative)
+    tiled, seen, spied = pack("nodes.tiled"), [], model.clone()
+
+    def spy(apply, call):
+        value = call["c"]["time_dim_concat"] if case == "phantom" else call["c"]["vace_context"][:, 0, :16, :1]
+        seen.append(value.clone())
+        return apply(call["input"], call["timestep"], **call["c"])
+
+    spied.set_model_unet_function_wrapper(spy)
+    inputs = {**ENLARGE, "scale": 1.0, "tile_size": 64, "overlap": 0, "references": tiled.OWN_TILE}
+    tiled.TiledDenoise.execute(frames(), spied, vae, positive, negative, **inputs)
+    at = [4] if case != "phantom" else [2, 6]  # in the middle, and a quarter from each end
+    latents = [model.model.process_latent_in(vae.encode(frames()[one : one + 1])) for one in at]
+    whole = torch.cat(latents, 2)
+    parts = [whole[..., top : top + 8, left : left + 8] for top in (0, 8) for left in (0, 8)]
+    assert len(seen) == 4
+    for found, part in zip(seen, parts, strict=True):
+        assert torch.allclose(found, part, atol=1e-5)
+
+
+def test_own_tiles_in_place_of_no_reference_are_refused(pack, made):
+    tiled, (model, vae, positive, negative) = pack("nodes.tiled"), made("wan21")
+    with pytest.raises(ValueError, match="positive holds no reference pictures"):
+        tiled.TiledDenoise.execute(frames(), model, vae, positive, negative, **ENLARGE, references=tiled.OWN_TILE)
+
+
+def test_a_reference_before_one_control_video_and_not_before_another_is_refused(pack, made):
+    model, vae, positive, negative = made("vace")
+    one, other = shown("vace, reference", vae, positive, negative), shown("vace", vae, positive, negative)
+    with pytest.raises(ValueError, match="0 reference pictures before some of its control videos and 1 before others"):
+        pack("nodes.tiled").TiledDenoise.execute(frames(), model, vae, one[0], other[1], **ENLARGE)
+
+
 # the table of the README: its columns, each a kind of model and what it is shown ...
 COLUMNS = {
     "Wan 2.1": ("wan21", ""), "Wan 2.2 5B": ("wan22_5b", ""), "LTX-Video": ("ltxv", ""), "Hunyuan": ("hunyuan", ""),
     "LTX-2": ("ltx2", ""), "MiniMax H3": ("h3", ""), "Wan, first picture": ("wan21_i2v", "i2v"),
-    "Wan VACE": ("wan21_vace", "vace"), "Wan Fun, reference": ("wan21_fun", "fun"), "Wan Phantom": ("wan21", "phantom"),
+    "Wan VACE": ("wan21_vace", "vace"), "Wan VACE, reference": ("wan21_vace", "vace, reference"),
+    "Wan Fun, reference": ("wan21_fun", "fun"), "Wan Phantom": ("wan21", "phantom"),
     "Wan camera": ("wan21_camera", "camera"), "LTX-Video guides": ("ltxv", "guides"),
     "Hunyuan, first picture": ("hunyuan_i2v", "v1 (concat)"),
 }  # fmt: skip
