@@ -89,7 +89,7 @@ def quickstart(graph: Graph) -> None:
     faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=2,
-        steps=20, cfg=2.5, denoise=0.6, refine_size=128,
+        steps=20, cfg=2.5, denoise=0.6, refine_size=128, redraw="head", paste_by="change", feather_share=0.15,
     )  # fmt: skip
     graph.column("4. Tiled VCD", 340)
     graph.note(
