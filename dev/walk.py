@@ -132,7 +132,9 @@ def of_the_rest(walk: Walk, model: Any, text: Any, vae: Any) -> None:
     trained = {"model": model, "clip": text, "vae": vae, "steps": 3, "batch": 2, "size": 64, "name": "walk_on_device"}
     found = walk.step("train", walk.call, "VCD_IdTrainer", **trained, images=images, masks=masks, resume=False)
     if found:
-        walk.step("id text encode", walk.call, "VCD_IdTextEncode", clip=text, text="V* on the beach", id=found[0])
+        walk.step(
+            "id text encode", walk.call, "VCD_IdTextEncode", clip=text, prompt="V* on the beach", ids={"id0": found[0]}
+        )
     walk.step("evaluate", walk.call, "VCD_Evaluate", images=images.to(pretend.DEVICE))
 
 
