@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,8 +160,7 @@ def _environment() -> Path:
         _pip_once(python, "torch", ["torch==2.13.0"], "PyTorch for the CPU", "1 minute")
         _pip_once(python, "host", [*rest, "torch==2.13.0"], "what ComfyUI needs", "1 minute")
         bare = ["--no-deps", "spandrel", "torchvision==0.28.0", "torchaudio==2.11.0"]
-        _pip_once(python, "vision", bare, "torchvision, torchaudio and spandrel", "15 s")
-        _mend_cpu(python)
+        _pip_once(python, "vision", bare, "torchvision, torchaudio and spandrel", "15 s", _mend_cpu)
     else:
         _pip_once(python, "torch", ["torch", "torchvision", "torchaudio", "spandrel"], "PyTorch", "3 minutes")
         _pip_once(python, "host", rest, "what ComfyUI needs", "1 minute")
@@ -201,7 +201,15 @@ def _older_front_end(python: Path, comfy: Path) -> Path:
     return folder
 
 
-def _pip_once(python: Path, name: str, arguments: list[str], what: str, usually: str) -> None:
+def _pip_once(
+    python: Path,
+    name: str,
+    arguments: list[str],
+    what: str,
+    usually: str,
+    then: Callable[[Path], None] = lambda python: None,
+) -> None:
+    """Install what is not known to be there; ``then`` is called after it, and what it raises leaves it unknown."""
     stamp = HOST / "installed" / f"{name}-{hashlib.sha256(str(python).encode()).hexdigest()[:8]}"
     wanted = "\n".join(arguments)
     if arguments[0] == "-r":
@@ -209,6 +217,7 @@ def _pip_once(python: Path, name: str, arguments: list[str], what: str, usually:
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     _pip(python, arguments, what, usually)
+    then(python)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(wanted)
 
