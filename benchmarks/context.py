@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -114,16 +114,18 @@ def two_people(bench: ContextBench) -> None:
                 bench.add("two people", f"{case}, {stage}", pair.shot, pair.row, stage)
 
 
-def over_people(rows: Sequence[Row], table: str, case: str, figure: str) -> list[float]:
-    """The mean of a figure for each person."""
+def over_people(rows: Sequence[Row], table: str, case: str, figure: str) -> dict[int, float]:
+    """The mean of a figure for each person that is done."""
     chosen = [row for row in rows if row["table"] == table and row["case"] == case and figure in row]
-    return [mean(row[figure] for row in chosen if row["who"] == who) for who in sorted({row["who"] for row in chosen})]
+    people = sorted({row["who"] for row in chosen})
+    return {who: mean(row[figure] for row in chosen if row["who"] == who) for who in people}
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(given: Iterable[float]) -> str:
     """Mean and 95 % interval over people (Student's t)."""
     from scipy.stats import t
 
+    values = list(given)
     if len(values) < 2:
         return ", ".join(f"{value:.3f}" for value in values) or "-"
     return f"{mean(values):.3f} ± {t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.3f}"
@@ -142,15 +144,15 @@ def markdown(rows: Sequence[Row]) -> str:
     for table, figures in FIGURES.items():
         lines += [f"| {table} | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
         for case in dict.fromkeys(row["case"] for row in rows if row["table"] == table):
-            values = (spread(over_people(rows, table, case, figure)) for figure in figures)
+            values = (spread(over_people(rows, table, case, figure).values()) for figure in figures)
             lines.append(f"| {case} | " + " | ".join(values) + " |")
         lines.append("")
     lines += ["| difference, pictures | " + " | ".join(FIGURES["pictures"]) + " |", "|---" * 5 + "|"]
     for one, other in PAIRS:
         gains = []
         for figure in FIGURES["pictures"]:
-            both = (over_people(rows, "pictures", case, figure) for case in (one, other))
-            gains.append(spread([a - b for a, b in zip(*both, strict=True)]))
+            ours, theirs = (over_people(rows, "pictures", case, figure) for case in (one, other))
+            gains.append(spread([ours[who] - theirs[who] for who in ours if who in theirs]))
         lines.append(f"| {one} over {other} | " + " | ".join(gains) + " |")
     return "\n".join(lines) + "\n"
 
@@ -166,7 +168,7 @@ def main() -> int:
     text = markdown(bench.rows)
     (folder / "context.md").write_text(text, encoding="utf-8")
     print(text)
-    found = {case: mean(over_people(bench.rows, "pictures", case, "attributes")) for case in (TOKENS, CONTEXT)}
+    found = {case: mean(over_people(bench.rows, "pictures", case, "attributes").values()) for case in (TOKENS, CONTEXT)}
     good = found[CONTEXT] > found[TOKENS]
     print("targets held" if good else "TARGETS MISSED")
     return 0 if good else 1

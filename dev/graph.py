@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ class Graph:
         self._x += (self._width + 2 * self.GAP) if self._width else 0
         self._y, self._width, self._title = 0, width, title
 
-    def add(self, kind: str, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
+    def add(self, kind: str, /, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
         """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is
         the height of its box."""
         info = self.info[kind]
@@ -165,6 +166,9 @@ class Graph:
         return Out(node_id, 0)
 
     def note(self, text: str, height: float = 150) -> None:
+        """A note in Markdown; what stands between backticks is written bold, as code in a note cannot be read in
+        Nodes 2.0."""
+        text = re.sub("`([^`]+)`", lambda code: "**" + re.sub(r"([*<>])", r"\\\1", code[1]) + "**", text)
         node = {
             "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [self._x, self._y],
             "size": [self._width, height], "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
