@@ -114,7 +114,7 @@ class Graph:
         self._x += (self._width + 2 * self.GAP) if self._width else 0
         self._y, self._width, self._title = 0, width, title
 
-    def add(self, kind: str, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
+    def add(self, kind: str, /, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
         """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is
         the height of its box."""
         info = self.info[kind]

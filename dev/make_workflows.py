@@ -89,7 +89,7 @@ def quickstart(graph: Graph) -> None:
     faces = graph.add("VCD_FaceTrack", images=frames, small_faces=True, tall=TALL_TRACK)
     refined = graph.add(
         "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=face, negative=negative, faces=faces, seed=2,
-        steps=20, cfg=2.5, denoise=0.6, refine_size=128,
+        steps=20, cfg=2.5, denoise=0.6, refine_size=128, redraw="head", paste_by="change", feather_share=0.15,
     )  # fmt: skip
     graph.column("4. Tiled VCD", 340)
     graph.note(
@@ -350,13 +350,14 @@ def train_identity_tiny(graph: Graph) -> None:
     graph.add("PreviewImage", images=images, title="The pictures", tall=300)
     graph.column("1. Train", 360)
     graph.note(
-        "Two hundred steps: about two minutes on a laptop. Every fifty steps a sample shows what it has learned."
+        "Two hundred steps: about two minutes on a laptop. Every fifty steps a sample shows what it has learned. "
+        "`kind` is context vectors, which carry more of the person than tokens do."
     )
     checkpoint = graph.add("VCD_TinyModel")
     trained = graph.add(
         "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
         masks=Out(images.node, 1), name="my_tiny_id", class_word="woman", learning_rate=2e-2, size=128,
-        fit="whole picture", template="a close-up of a V*", augment=False, tall=TALL_TRAINER,
+        fit="whole picture", template="a close-up of a V*", augment=False, kind="context vectors", tall=TALL_TRAINER,
     )  # fmt: skip
     graph.column("2. Look and keep", 380)
     graph.add("VCD_IdSave", id=trained, name="vcd/my_tiny_id", tall=160)

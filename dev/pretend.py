@@ -159,7 +159,7 @@ def host_on_it(folder: Path, half: torch.dtype | None = None) -> None:
         half: the precision in which models compute; None: float32.
     """
     sys.path.insert(0, str(folder))
-    sys.argv = ["main.py", "--cpu"]
+    sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -9,7 +9,7 @@ import json
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -136,11 +136,11 @@ def of_the_rest(walk: Walk, model: Any, text: Any, vae: Any) -> None:
     walk.step("evaluate", walk.call, "VCD_Evaluate", images=images.to(pretend.DEVICE))
 
 
-def video(walk: Walk) -> None:
+def video(walk: Walk, kinds: Sequence[str]) -> None:
     """The host's video models, tiny: noise, tiles, faces."""
     import comfy.sample
 
-    for kind in (*video_models.KINDS, *video_models.WITH_SOUND):
+    for kind in kinds:
         model, vae = video_models.model(kind), video_models.vae(kind)
         positive, negative = video_models.prompt(kind, 1), video_models.prompt(kind, 2)
         latent = video_models.empty(kind, 2, 4, 4)["samples"]
@@ -160,7 +160,8 @@ def video(walk: Walk) -> None:
 
 
 def main() -> int:
-    half = getattr(torch, sys.argv[1]) if len(sys.argv) > 1 else None
+    precision, *kinds = [*sys.argv[1:]] or ["float32"]
+    half = None if precision == "float32" else getattr(torch, precision)
     torch.set_num_threads(1)
     host = host_from_environment()
     pretend.host_on_it(host.comfy, half)
@@ -170,7 +171,7 @@ def main() -> int:
     walk.nodes = {node.define_schema().node_id: node for node in pack.NODES}
     with torch.inference_mode(), pretend.OnTheDevice():
         picture_models(walk)
-        video(walk)
+        video(walk, kinds or [*video_models.KINDS, *video_models.WITH_SOUND])
     print(json.dumps(walk.failed))
     return 1 if walk.failed else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ REFINE_ALIASES = [
 ]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
 MORE_IDENTITIES = 4
+PICTURE, CHANGE = "picture", "change"
+WINDOW, HEAD = "window", "head"
 
 
 @dataclass
@@ -62,6 +64,21 @@ class Crop:
     def of_windows(self, refined: torch.Tensor) -> torch.Tensor:
         """The frames of ``refined`` that have windows."""
         return refined[: len(self.windows.centres)] if self.lengthened else refined
+
+    def compared(self, refined: torch.Tensor, paste_by: str, unsampled: torch.Tensor | None) -> torch.Tensor | None:
+        """What ``refined`` is compared with to paste by change: ``unsampled``, or without it the crops as they were
+        cut; None to paste the picture."""
+        if paste_by == PICTURE:
+            if unsampled is not None:
+                raise ValueError(
+                    "unsampled is connected, but paste_by is 'picture'. Choose 'change', or disconnect it."
+                )
+            return None
+        if unsampled is not None:
+            return colours(self.of_windows(unsampled))
+        core.crop.check_count(len(refined), len(self.windows.centres))
+        size = (refined.shape[1], refined.shape[2])
+        return core.crop.crop(self.images, self.windows, size, on_frame=stop_if_asked)
 
 
 def track_faces(
@@ -319,6 +336,111 @@ def paste_inputs(advanced: bool = False) -> list[io.Input]:
     ]
 
 
+def careful_paste_inputs() -> list[io.Input]:
+    """How the pasted region is limited to what was changed; without them all that was drawn is pasted, as before."""
+    return [
+        io.Combo.Input(
+            "paste_by",
+            options=[PICTURE, CHANGE],
+            default=PICTURE,
+            optional=True,
+            advanced=True,
+            tooltip="picture: paste what was drawn. change: add to the frame only what the sampler changed, so that "
+            "its grain and sharpness stay. For denoise up to about 0.6; where a face is drawn from nothing the old one "
+            "shines through.",
+        ),
+        io.Float.Input(
+            "feather_share",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Width of the soft edge as a share of the face's side, so that it fits small and large faces. "
+            "0: feather counts.",
+        ),
+    ]
+
+
+def strength_inputs() -> list[io.Input]:
+    """What is drawn anew, and how much of it; the defaults draw the whole window with denoise."""
+    return [
+        io.Combo.Input(
+            "redraw",
+            options=[WINDOW, HEAD],
+            default=WINDOW,
+            optional=True,
+            advanced=True,
+            tooltip="What is drawn anew. window: all of it, and the pasted region brings a piece of its background. "
+            "head: the head alone, softly, and an ellipse around it is pasted; what is beside it stays.",
+        ),
+        io.Int.Input(
+            "large_face",
+            default=0,
+            min=0,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="Side in pixels of faces that denoise_large is for. 0: denoise for faces of every size.",
+        ),
+        io.Int.Input(
+            "small_face",
+            default=32,
+            min=0,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="Up to this side in pixels faces get denoise; between small_face and large_face a straight line.",
+        ),
+        io.Float.Input(
+            "denoise_large",
+            default=0.3,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="How much of a large face is drawn anew; it follows the face as it comes nearer. Used where "
+            "large_face is above 0.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a refinement leaves alone: the optional widgets of Face VCD Crop-Refine-Paste."""
+
+    paste_by: str = PICTURE
+    redraw: str = WINDOW
+    small_face: int = 32
+    large_face: int = 0
+    denoise_large: float = 0.3
+
+    @property
+    def passes(self) -> int:
+        """How often a frame goes through the VAE."""
+        return 2 + (self.paste_by == CHANGE)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for sizes in the wrong order."""
+        if self.large_face:
+            core.strength.check_sizes(self.small_face, self.large_face)
+
+    def of_turn(self, turn: Turn, stage: Stage, size: tuple[int, int]) -> tuple[Stage, torch.Tensor | None]:
+        """The stage with a face's largest denoise, and each place's share of it; None: all of it everywhere."""
+        place, denoise = turn.own_windows, stage.settings.denoise
+        shares = torch.ones(len(place.centres))
+        if self.large_face:
+            values = core.strength.by_size(place, denoise, self.denoise_large, self.small_face, self.large_face)
+            denoise = float(values.max())
+            shares = torch.from_numpy(values / max(denoise, 1e-9)).float()
+        stage = replace(stage, settings=replace(stage.settings, denoise=denoise))
+        if self.redraw == HEAD:
+            return stage, core.strength.head(place, size) * shares[:, None, None]
+        return stage, shares[:, None, None].expand(-1, *size) if self.large_face else None
+
+
 class FaceCrop(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -395,6 +517,13 @@ class FacePaste(io.ComfyNode):
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Paste this region of each frame instead of a rounded box."
                 ),
+                *careful_paste_inputs(),
+                io.Image.Input(
+                    "unsampled",
+                    optional=True,
+                    tooltip="For 'change': the crops through VAE Encode and VAE Decode alone, so that what the VAE "
+                    "loses is not pasted. Without it the refined crops are compared with the crops as they were cut.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -409,12 +538,16 @@ class FacePaste(io.ComfyNode):
         paste_factor: float,
         match_colour: bool,
         mask: torch.Tensor | None = None,
+        paste_by: str = PICTURE,
+        feather_share: float = 0.0,
+        unsampled: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         crop.faces.check(images)
+        refined = colours(crop.of_windows(refined))
         pasted = core.crop.paste(
-            crop.images, colours(crop.of_windows(refined)), crop.windows, feather, paste_factor,
-            frame_masks(mask, images), match_colour,
+            crop.images, refined, crop.windows, feather, paste_factor, frame_masks(mask, images), match_colour,
             out=colours(images).clone(), neighbours=crop.neighbours, on_frame=stop_if_asked,
+            unsampled=crop.compared(refined, paste_by, unsampled), feather_share=feather_share,
         )  # fmt: skip
         return io.NodeOutput(handed_on(with_alpha(pasted, images)))
 
@@ -470,6 +603,8 @@ class FaceRefine(io.ComfyNode):
                 none_input(),
                 sound_input(),
                 denoise_by_input(),
+                *careful_paste_inputs(),
+                *strength_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -509,7 +644,11 @@ class FaceRefine(io.ComfyNode):
         if_none: str = PASS,
         sound: Any = None,
         denoise_by: str = STEPS,
+        feather_share: float = 0.0,
+        **careful: Any,
     ) -> io.NodeOutput:
+        care = Care(**careful)
+        care.check()
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)
         more = {"positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4}
@@ -520,7 +659,7 @@ class FaceRefine(io.ComfyNode):
         given, images = images, colours(images)
         paste = partial(
             core.crop.paste, images, feather=feather, paste_factor=paste_factor, masks=frame_masks(mask, images),
-            match_colour=match_colour, on_frame=stop_if_asked,
+            match_colour=match_colour, on_frame=stop_if_asked, feather_share=feather_share,
         )  # fmt: skip
         faces = faces or track_faces(images, progress=Progress(len(images)))
         faces.check(images)
@@ -530,7 +669,7 @@ class FaceRefine(io.ComfyNode):
             return io.NodeOutput(given, given, len(images), ui=ui_text(no_faces(if_none)))
         if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
-        out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste)
+        out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste, care)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
         hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
         text = said(done, len(turns), missed, len(images), denoise, hidden)
@@ -546,12 +685,13 @@ def refined_faces(
     prompts: list[Any],
     negative: Any,
     paste: Callable[..., torch.Tensor],
+    care: Care,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The clip with each face of ``turns`` refined; their frames before and after; how many were refined.
 
     An error after the first face leaves its face as it was and is told in the log; one before it is raised.
     """
-    progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (2 + stage.settings.steps))
+    progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (care.passes + stage.settings.steps))
     picture, patch = (images.shape[1], images.shape[2]), patch_of(stage.model)
     cuts = [
         Cut(
@@ -566,9 +706,14 @@ def refined_faces(
     out, pairs, done = images.clone(), [], 0
     for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
         crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
+        own, strength = care.of_turn(turn, stage, size)
+        before: list[torch.Tensor] = []
         try:
-            place = (turn.track.start, len(images))
-            refined = stage.refine(crops, cut.conditioning(positive), cut.conditioning(negative), progress, of=place)
+            refined = own.refine(
+                crops, cut.conditioning(positive), cut.conditioning(negative), progress,
+                of=(turn.track.start, len(images)), strength=strength,
+                unsampled=before.append if care.paste_by == CHANGE else None,
+            )  # fmt: skip
         except NotFinite as error:
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
@@ -582,7 +727,11 @@ def refined_faces(
         hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
         pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
         if refined is not crops:
-            paste(refined, turn.windows, out=out, neighbours=turn.neighbours)
+            unsampled = before[0] if before else None
+            paste(
+                refined, turn.windows, out=out, neighbours=turn.neighbours, unsampled=unsampled,
+                head=care.redraw == HEAD,
+            )  # fmt: skip
             done += 1
     return out, torch.cat(pairs), done
 

@@ -17,6 +17,7 @@ from .host.pictures import Codec, check_vae
 from .host.references import before_clip
 from .host.rules import check_conditioning
 from .host.sampling import Sampling, noise_share, sample
+from .host.strength import to_cells, with_strength
 from .host.ui import Progress
 
 
@@ -70,6 +71,8 @@ class Stage:
         progress: Progress,
         patch: Callable[[Model, Callable[[float], None]], Model] = lambda model, on_call: model,
         of: tuple[int, int] | None = None,
+        strength: torch.Tensor | None = None,
+        unsampled: Callable[[torch.Tensor], object] | None = None,
     ) -> torch.Tensor:
         """Draw the last part of ``images`` [F, H, W, 3] anew; their sides need not be multiples of the VAE's cell.
 
@@ -80,16 +83,21 @@ class Stage:
                 done.
             of: which of the clip's frames these are: the first's number, and how many the clip has; None: they are the
                 clip.
+            strength: [F, H, W] how much of the denoise each place gets, 0 to 1; None: all of it everywhere.
+            unsampled: is called with ``images`` through the VAE and back, before anything is drawn.
         """
         if self.settings.denoise == 0:
             return images
         frames, height, width = images.shape[:3]
         codec = Codec(self.vae, frames, height, width, patch_of(self.model))
         latent = codec.encode(images, progress)
+        if unsampled is not None:
+            unsampled(codec.decode(latent, progress))
         before = before_clip(self.vae, positive, frames)
         if before is not None:
             latent = torch.cat([before.to(latent), latent], 2)
         beside = 0 if before is None else before.shape[2]
+        cells = None if strength is None else self._cells(strength, latent, beside, codec)
         noise = prior.sample(latent.shape, 0.0, self.settings.seed)
         sound = self._sound(frames, of, positive)
         start, steps_done = progress.done, [0]
@@ -106,14 +114,24 @@ class Stage:
             first, clip = noise.split([beside, noise.shape[dim] - beside], dim)
             return torch.cat([first, prior.correlate(clip, self.gamma, dim)], dim)
 
-        model = with_noise_prior(self.model, correlate, each_step=True)
+        model = self.model if cells is None else with_strength(self.model, cells, self.settings)
+        model, source = with_noise_prior(model, correlate, each_step=True), latent
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step, sound)
         if not torch.isfinite(latent).all():
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
+        if cells is not None:
+            latent = torch.where(cells.to(latent) > 0, latent, source.to(latent))  # to the bit
         drawn = codec.decode(latent[:, :, beside:] if beside else latent, progress)
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn
+
+    def _cells(self, strength: torch.Tensor, latent: torch.Tensor, beside: int, codec: Codec) -> torch.Tensor:
+        """The strength of a latent's cells; reference pictures, the first ``beside`` latent frames, get all of it."""
+        shape = list(latent.shape)
+        shape[2] -= beside
+        cells = to_cells(self.model, strength, codec.taken[0], shape, codec.cell)
+        return torch.cat([cells.new_ones(1, 1, beside, *shape[3:]), cells], 2) if beside else cells
 
     def begin(self) -> str:
         """What the stage starts from, for the artist; empty where nothing is drawn."""

@@ -67,6 +67,11 @@ class Codec:
     patch: int = 1
 
     @property
+    def cell(self) -> int:
+        """How many pixels a side a latent cell is."""
+        return cell_of(self.vae)
+
+    @property
     def taken(self) -> tuple[int, int, int]:
         """Frames, height and width of what goes into the VAE."""
         step = cell_of(self.vae) * self.patch

@@ -121,3 +121,46 @@ def test_work_stops_where_it_is_told_to():
         paste(scene(), torch.full((3, 160, 160, 3), 0.9), face(40.0), out=out, on_frame=stop)
     assert not torch.equal(out[0], scene()[0])
     assert torch.equal(out[1:], scene()[1:])
+
+
+def grain(seed=3):
+    return torch.rand(3, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 72), (72, 72), (200, 200)])
+@pytest.mark.parametrize("match", [False, True])
+def test_by_change_a_clip_that_was_not_changed_keeps_its_bits_at_every_size(size, match):
+    images, place = grain(), face(40.0)
+    crops = crop(images, place, size)
+    lossy = (crops * 0.7 + 0.1).round(decimals=1)  # a VAE that loses much
+    out = paste(images, lossy, place, match_colour=match, unsampled=lossy.clone(), feather_share=0.4)
+    assert torch.equal(out, images)
+
+
+def test_by_change_only_what_was_changed_is_pasted_and_grain_stays():
+    images, place = grain(), face(40.0)
+    unsampled = crop(images, place, (48, 48))
+    out = paste(images, unsampled + 0.1, place, unsampled=unsampled)
+    inside = (out - images)[:, 47:57, 47:57]
+    free = (images[:, 47:57, 47:57] < 0.89) & (images[:, 47:57, 47:57] > 0)
+    assert (inside - 0.1)[free].abs().max() < 1e-5
+    assert torch.equal(out[:, :, 80:], images[:, :, 80:])
+
+
+def test_by_change_frames_of_another_shape_are_refused():
+    images, place = grain(), face(40.0)
+    with pytest.raises(ValueError, match=r"unsampled is \[3, 32, 32, 3\] and refined \[3, 48, 48, 3\]"):
+        paste(images, crop(images, place, (48, 48)), place, unsampled=crop(images, place, (32, 32)))
+
+
+def test_the_feather_grows_with_the_face():
+    images, place = scene(), face(40.0)
+
+    def width(**more):
+        change = paste(images, torch.full((3, 160, 160, 3), 0.1), place, **more)[1, 52] - images[1, 52]
+        share = change[:52, 0] / (0.1 - images[1, 52, :52, 0])
+        return int(((share > 0.01) & (share < 0.99)).sum())
+
+    assert width(feather=2.0) <= 2
+    assert width(feather=2.0, feather_share=0.5) >= 9  # half of 24 pixels, its faint ends left out
+    assert width(feather=20.0, feather_share=0.05) <= 2

@@ -58,6 +58,40 @@ def test_track_crop_paste_without_refinement_is_the_identity(bench):
     assert not torch.equal(preview, images)
 
 
+def test_by_change_nothing_is_lost_where_the_window_is_larger_than_its_crop(bench, tiny):
+    graph, _, vae, *_ = tiny()
+    images = graph.ImageScale(image=world(graph), upscale_method="lanczos", width=512, height=512, crop="disabled")
+    faces = track(graph, images)
+    crops = graph.VCD_FaceCrop(images=images, faces=faces, index=0, refine_size=64, crop_factor=3.0, aspect=1.0)
+    coded = graph.VAEDecode(samples=graph.VAEEncode(pixels=crops, vae=vae), vae=vae)
+    by_picture, as_cut, through_vae = (
+        graph.VCD_FacePaste(
+            images=images, crop=out(crops, 1), refined=refined, feather=5.0, paste_factor=1.6, match_colour=False,
+            **more,
+        )
+        for refined, more in (
+            (crops, {}),
+            (crops, {"paste_by": "change"}),
+            (coded, {"paste_by": "change", "unsampled": coded, "feather_share": 0.2}),
+        )
+    )  # fmt: skip
+    images, by_picture, as_cut, through_vae = bench.tensors(graph, images, by_picture, as_cut, through_vae)
+    assert (by_picture - images).abs().max() > 0.1
+    assert torch.equal(as_cut, images)
+    assert torch.equal(through_vae, images)
+    graph = bench.graph()
+    images = world(graph)
+    crops = graph.VCD_FaceCrop(
+        images=images, faces=track(graph, images), index=0, refine_size=64, crop_factor=3.0, aspect=1.0
+    )
+    doubled = graph.VCD_FacePaste(
+        images=images, crop=out(crops, 1), refined=crops, feather=5.0, paste_factor=1.6, match_colour=False,
+        unsampled=crops,
+    )  # fmt: skip
+    with pytest.raises(QueueError, match="unsampled is connected, but paste_by is 'picture'"):
+        bench.tensors(graph, doubled)
+
+
 def test_boxes_of_another_detector_are_taken_and_given(bench):
     graph = bench.graph()
     images = world(graph)
@@ -108,6 +142,46 @@ def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
         far = torch.maximum((x - left - w / 2).abs() / w, (y - top - h / 2).abs() / h)  # in faces from the middle
         assert changed[far < 0.5].all()
         assert far[changed].max() < 1.1  # the pasted box is 1.6 faces wide, and its edge is soft
+
+
+def test_the_head_alone_is_drawn_anew(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    head = {"redraw": "head", "paste_by": "change", "feather_share": 0.15}
+    refined = refine(graph, images, motion(graph, model), vae, positive, negative, refine_size=128, **head)
+    images, refined, pairs = bench.tensors(graph, images, refined, out(refined, 1))
+    y, x = torch.arange(128)[:, None] + 0.5, torch.arange(128)[None] + 0.5
+    for changed, (left, top, w, h) in zip((refined != images).any(-1), faces_of(action="standing"), strict=True):
+        far = (((x - left - w / 2) / w) ** 2 + ((y - top - 0.42 * h) / h) ** 2) ** 0.5  # in faces from the middle
+        assert changed[far < 0.4].float().mean() > 0.95
+        assert far[changed].max() < 0.85
+    before, after = pairs[:, :, :128], pairs[:, :, 128:]
+    corner = (before - after).abs()[:, :24, :24]
+    assert corner.max() < (before - after).abs()[:, 48:80, 48:80].max()
+
+
+def test_large_faces_are_drawn_less_than_small_ones(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "medium", "standing")
+    plain = refine(graph, images, model, vae, positive, negative, denoise=0.5, steps=4)
+    small, large, none = (
+        refine(
+            graph, images, model, vae, positive, negative, **{"denoise": 1.0, "steps": 4, "paste_by": "change"} | sizes
+        )
+        for sizes in (
+            {"denoise": 0.5, "small_face": 60, "large_face": 70, "denoise_large": 0.0, "paste_by": "picture"},
+            {"small_face": 5, "large_face": 10, "denoise_large": 0.5, "paste_by": "picture"},
+            {"small_face": 5, "large_face": 10, "denoise_large": 0.0},
+        )
+    )
+    images, plain, small, large, none = bench.tensors(graph, images, plain, small, large, none)
+    assert torch.equal(plain, small)
+    assert torch.equal(plain, large)
+    assert torch.equal(none, images)
+    graph, model, vae, positive, negative = tiny()
+    wrong = refine(graph, world(graph), model, vae, positive, negative, small_face=50, large_face=40)
+    with pytest.raises(QueueError, match="small_face is 50 pixels and large_face 40"):
+        bench.tensors(graph, wrong)
 
 
 def test_hints_of_another_number_of_frames_are_repeated_or_cut(bench, tiny):

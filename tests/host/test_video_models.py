@@ -117,11 +117,43 @@ def test_face_vcd_refines_and_leaves_the_rest(pack, made, kind):
     images = frames(6)
     node = pack("nodes.face").FaceRefine
     refined, pairs, missed = node.execute(images, model, vae, positive, negative, **{**REFINE, "denoise": 0.5}).args
+    careful = {"redraw": "head", "paste_by": "change", "feather_share": 0.2, "large_face": 30, "small_face": 10}
+    head = node.execute(images, model, vae, positive, negative, **{**REFINE, "denoise": 0.5, **careful}).args[0]
+    there = (head - images).abs().amax(-1) > 0
+    assert head.isfinite().all()
+    assert 0.005 < there.float().mean() < ((refined - images).abs().amax(-1) > 0).float().mean()
     changed = (refined - images).abs().amax(-1) > 0
     assert missed == 0
     assert pairs.shape == (6, 64, 128, 3)
     assert 0.01 < changed.float().mean() < 0.35
     assert refined.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *video_models.WITH_SOUND])
+def test_each_cell_is_drawn_with_its_own_denoise(pack, kind):
+    """A model that sees single cells draws each as it would with that cell's own denoise, whatever the others'."""
+    sampling, strength = pack("nodes.host.sampling"), pack("nodes.host.strength")
+    model = pack("nodes.host.wrappers").with_wrapper(video_models.model(kind), "diffusion_model", "local", cells_alone)
+    video, *sound = pack("nodes.host.latents").parts_of(video_models.empty(kind, 5, 4, 4)["samples"])
+    source, noise = (torch.randn(video.shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    prompt = video_models.prompt(kind)
+
+    def drawn(denoise, steps, share=None):
+        settings = sampling.Sampling(steps, 1.0, "euler", "simple", denoise, 1)
+        one = model if share is None else strength.with_strength(model, share, settings)
+        return sampling.sample(one, noise, prompt, prompt, source, settings, lambda *_: None, *sound)
+
+    share = torch.ones(1, 1, 5, 4, 4)
+    share[:, :, 1], share[:, :, 2, 2:] = 0.5, 0.0
+    whole, half, mixed = drawn(0.8, 4), drawn(0.4, 2), drawn(0.8, 4, share)
+    assert torch.allclose(mixed[:, :, 3:], whole[:, :, 3:], atol=1e-5)
+    assert torch.allclose(mixed[:, :, 1], half[:, :, 1], atol=1e-4)
+    assert torch.allclose(mixed[:, :, 2, 2:], source[:, :, 2, 2:], atol=1e-5)
+    assert not torch.allclose(whole[:, :, 1], half[:, :, 1], atol=1e-2)
+
+
+def cells_alone(executor, x, *more, **inputs):
+    return [one.sin() * 0.3 + 0.1 for one in x] if isinstance(x, list) else x.sin() * 0.3 + 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,8 @@
 """Cut a face video out of a clip and put it back: windows of one size that follow a track at sub-pixel precision.
 
 Crops are resampled once, with antialiasing, reflecting at the border.  Paste adds the change that the refinement made,
-so what was not changed comes back exactly, and outside the feathered region nothing changes, bit for bit.
+so what was not changed comes back exactly, and outside the feathered region nothing changes, bit for bit.  By change it
+adds nothing else, whatever the size of window and crop: what was not changed is not touched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from .smooth import smooth_boxes
 from .track import Track
 
 Size = tuple[int, int]
+HEAD = 1.2  # the sides of a head's ellipse over the face's, from ear to ear and from the hair to the chin
+LIFT = 0.08  # how much higher the ellipse's middle is than the face's, over the face's height
 FLAT = 2 / 255  # a spread below this tells nothing of the contrast of what was drawn
 
 
@@ -55,7 +60,7 @@ def windows(
     if crop_factor < 1:
         raise ValueError(f"crop_factor is {crop_factor}; a window smaller than the face makes no sense. Use 1 or more.")
     face = smooth_boxes(track.boxes, smoothing)
-    side = crop_factor * float(np.quantile(face[:, 2:].max(1), 0.9))
+    side = crop_factor * _side(face)
     wide, tall = side * math.sqrt(aspect), side / math.sqrt(aspect)
     shrink = min(1.0, width / wide, height / tall)
     return Windows(track.start, face[:, :2] + face[:, 2:] / 2, (wide * shrink, tall * shrink), face, track.visible)
@@ -111,6 +116,9 @@ def paste(
     out: torch.Tensor | None = None,
     neighbours: Sequence[Windows] = (),
     on_frame: Callable[[], object] = lambda: None,
+    unsampled: torch.Tensor | None = None,
+    feather_share: float = 0.0,
+    head: bool = False,
 ) -> torch.Tensor:
     """The clip with refined windows put back.  A refined frame that is NaN or black leaves its frame as it was, and so
     does one in which the face is hidden (``place.visible``).
@@ -130,21 +138,37 @@ def paste(
         out: where to write, e.g. the result of an earlier paste; a copy of ``images`` by default.
         neighbours: the windows of the clip's other faces, refined or not.
         on_frame: called before each frame; what it raises stops the paste.
+        unsampled: what the refinement would have given without changing anything [n, h, w, C], such as the crops
+            through the VAE and back.  Only the difference from it is pasted (residual paste): neither what the VAE
+            loses nor what a window larger than its crop loses by shrinking, and a pixel without change keeps its bits.
+        feather_share: the feather as a share of the face's side, in place of ``feather``; 0: ``feather`` counts.
+        head: paste an ellipse of ``HEAD`` times the face, and nothing of the corners beside it, instead of the box.
 
     Raises:
-        ValueError: another number of refined frames than windows.
+        ValueError: another number of refined frames than windows; ``unsampled`` of another shape than ``refined``.
+
+    Example:
+        >>> place = windows(Track(0, np.array([[40.0, 40.0, 60.0, 60.0]]), np.ones(1, bool)), 160, 160, 2.0)
+        >>> images = torch.rand(1, 160, 160, 3)
+        >>> crops = crop(images, place, (64, 64))  # less than the window's 120 pixels: they cannot hold its detail
+        >>> torch.equal(paste(images, crops, place, unsampled=crops), images)
+        True
     """
     check_count(len(refined), len(place.centres))
+    check_same(refined, unsampled)
+    feather = feather_share * face_side(place) or feather
+    shaped: dict[str, Any] = {"feather": feather, "paste_factor": paste_factor, "head": head}
     out = images.clone() if out is None else out
     size = (refined.shape[1], refined.shape[2])
-    gain, offset = _colour_match(images, refined, place, paste_factor, on_frame) if match_colour else (1.0, 0.0)
+    match = partial(_colour_match, images, refined, place, paste_factor, on_frame, unsampled)
+    gain, offset = match() if match_colour else (1.0, 0.0)
     for i, frame in enumerate(place.frames):
         on_frame()
         if not place.pasted(frame):
             continue
         rows, columns = _region(place, i, images.shape[1], images.shape[2])
-        mask = _mask(place, i, rows, columns, feather, paste_factor, masks[frame] if masks is not None else None)
-        mask = _shared(mask, place, frame, rows, columns, feather, paste_factor, neighbours)
+        mask = _mask(place, i, rows, columns, mask=None if masks is None else masks[frame], **shaped)
+        mask = _shared(mask, place, frame, rows, columns, neighbours, **shaped)
         if not mask.any():
             continue
         before = _view(images[frame], place, i, size).clamp(0, 1)
@@ -152,13 +176,19 @@ def paste(
             logging.warning("Face VCD: frame %d came back NaN or black and was left as it is.", frame)
             continue
         new = refined[i].to(before) * gain + offset
+        base = images[frame, rows[0] : rows[1], columns[0] : columns[1]]
+        target = out[frame, rows[0] : rows[1], columns[0] : columns[1]]
+        if unsampled is not None:
+            change = _back(new - unsampled[i].to(before), place, i, rows, columns)
+            mask = mask * (change != 0).any(-1)
+            _blend(target, base, (base + change).clamp(0, 1), mask[..., None])
+            continue
         # what the crop could hold of the original comes back exactly; where the crop is smaller than its window
         # it could not hold the detail, and the new content stands alone
         enlarged = size[0] >= place.size[1] and size[1] >= place.size[0]
         change = _back(new - before if enlarged else new, place, i, rows, columns)
-        base = images[frame, rows[0] : rows[1], columns[0] : columns[1]]
         value = (base + change if enlarged else change).clamp(0, 1)
-        _blend(out[frame, rows[0] : rows[1], columns[0] : columns[1]], base, value, mask[..., None])
+        _blend(target, base, value, mask[..., None])
     return out
 
 
@@ -169,6 +199,24 @@ def check_count(refined: int, cropped: int) -> None:
             f"{refined} refined frames came back for {cropped} cropped ones. The steps in between must "
             "keep the number of frames."
         )
+
+
+def check_same(refined: torch.Tensor, unsampled: torch.Tensor | None) -> None:
+    """Raise ``ValueError`` unless frames and those they are compared with have one shape; None stands for none."""
+    if unsampled is not None and unsampled.shape != refined.shape:
+        raise ValueError(
+            f"unsampled is {list(unsampled.shape)} and refined {list(refined.shape)}; they must have one shape. Take "
+            "for unsampled the crops through the same VAE and back, as many and as large as the refined ones."
+        )
+
+
+def face_side(place: Windows) -> float:
+    """The side in pixels of a track's face: the longer one, of its larger frames."""
+    return _side(place.face)
+
+
+def _side(face: np.ndarray) -> float:
+    return float(np.quantile(face[:, 2:].max(1), 0.9))
 
 
 def _blend(target: torch.Tensor, base: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:
@@ -254,21 +302,31 @@ def _back(refined: torch.Tensor, place: Windows, i: int, rows: Size, columns: Si
 
 
 def _mask(
-    place: Windows, i: int, rows: Size, columns: Size, feather: float, paste_factor: float, mask: torch.Tensor | None
+    place: Windows,
+    i: int,
+    rows: Size,
+    columns: Size,
+    feather: float,
+    paste_factor: float,
+    head: bool,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weight of the new content at each pixel of the region: 0 at the window's edge and outside the face."""
     y = torch.arange(*rows)[:, None] + 0.5
     x = torch.arange(*columns)[None, :] + 0.5
     fx, fy, fw, fh = place.face[i]
     (cx, cy), (wide, tall) = place.centres[i], place.size
-    edge = _rounded_box(x - cx, y - cy, wide, tall, 0.0)
+    edge = rounded_box(x - cx, y - cy, wide, tall, 0.0)
     feather = max(feather, 1e-3)
     weight = (-edge / feather).clamp(0, 1)
     if mask is not None:
         weight = torch.minimum(weight, _soften(mask, feather)[rows[0] : rows[1], columns[0] : columns[1]])
         paste_factor *= 1.5  # the mask decides; the box keeps it off a neighbour's face
-    side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
-    distance = _rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
+    if head and mask is None:
+        distance = to_head(x, y, place.face[i], min(paste_factor, HEAD))
+    else:
+        side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
+        distance = rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
     weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
     return weight * weight * (3 - 2 * weight)
 
@@ -279,16 +337,17 @@ def _shared(
     frame: int,
     rows: Size,
     columns: Size,
+    neighbours: Sequence[Windows],
     feather: float,
     paste_factor: float,
-    neighbours: Sequence[Windows],
+    head: bool,
 ) -> torch.Tensor:
     """A face's weight at each pixel where other faces are near: its share of what all of them cover together.
 
     A share falls from one to zero over the feather's width where another face becomes the nearer one.
     """
     others = [other for other in neighbours if other.pasted(frame)]
-    there = [_mask(o, frame - o.start, rows, columns, feather, paste_factor, None) for o in others]
+    there = [_mask(o, frame - o.start, rows, columns, feather, paste_factor, head) for o in others]
     near = [(other, weight) for other, weight in zip(others, there, strict=True) if bool((weight * mask).any())]
     if not near:
         return mask
@@ -306,15 +365,29 @@ def _shared(
     return torch.where(claimed > 0, mask * nearest[0] / claimed.clamp(min=1e-9) * covered, torch.zeros_like(mask))
 
 
+def to_head(x: torch.Tensor, y: torch.Tensor, face: np.ndarray, factor: float = HEAD) -> torch.Tensor:
+    """The signed distance in pixels of each place to a head, an ellipse of ``factor`` times the face; negative inside.
+
+    Args:
+        x, y: the places in pixels of the picture.
+        face: x, y, width, height.
+    """
+    left, top, wide, tall = (float(value) for value in face)
+    side_x, side_y = factor * wide, factor * tall
+    return rounded_box(
+        x - (left + wide / 2), y - (top + (0.5 - LIFT) * tall), side_x, side_y, 0.5 * min(side_x, side_y)
+    )
+
+
 def _to_face(place: Windows, frame: int, rows: Size, columns: Size) -> torch.Tensor:
     """The signed distance of each pixel to a window's face, negative inside."""
     x, y, wide, tall = place.face[frame - place.start]
     down = torch.arange(*rows)[:, None] + 0.5 - (y + tall / 2)
     across = torch.arange(*columns)[None, :] + 0.5 - (x + wide / 2)
-    return _rounded_box(across, down, wide, tall, 0.0)
+    return rounded_box(across, down, wide, tall, 0.0)
 
 
-def _rounded_box(x: torch.Tensor, y: torch.Tensor, width: float, height: float, corner: float) -> torch.Tensor:
+def rounded_box(x: torch.Tensor, y: torch.Tensor, width: float, height: float, corner: float) -> torch.Tensor:
     """The signed distance to a rounded box around the origin, negative inside."""
     dx, dy = x.abs() - width / 2 + corner, y.abs() - height / 2 + corner
     outside = torch.sqrt(dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2)
@@ -333,7 +406,12 @@ def _soften(mask: torch.Tensor, feather: float) -> torch.Tensor:
 
 
 def _colour_match(
-    images: torch.Tensor, refined: torch.Tensor, place: Windows, paste_factor: float, on_frame: Callable[[], object]
+    images: torch.Tensor,
+    refined: torch.Tensor,
+    place: Windows,
+    paste_factor: float,
+    on_frame: Callable[[], object],
+    unsampled: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gain and offset a channel for the whole clip, from the ring between the pasted region and the window's edge."""
     size = (refined.shape[1], refined.shape[2])
@@ -346,7 +424,8 @@ def _colour_match(
         ring = (y.abs()[:, None] > half_y) | (x.abs()[None, :] > half_x)
         window = _view(images[frame], place, i, size).clamp(0, 1)
         if ring.any() and place.pasted(frame) and usable(refined[i], window):
-            old, new = window[ring].double(), refined[i][ring].double()
+            old = (window if unsampled is None else unsampled[i])[ring].double()
+            new = refined[i][ring].double()
             count += len(old)
             sums += torch.stack([old.sum(0), (old * old).sum(0), new.sum(0), (new * new).sum(0)])
     if not count:
