@@ -161,6 +161,13 @@ def test_the_loaders_text_is_for_stock_nodes(bench, tiny):
     assert torch.equal(stock, ours)
 
 
+def test_an_identity_that_the_prompt_leaves_out_is_told(bench, tiny):
+    graph, model, *_ = tiny()
+    said = bench.listen()
+    bench.tensors(graph, encode(graph, [model[0], 1], "a lone sentence", load(graph, "anna", strength=0.77)))
+    assert "The prompt has no V*: the identity is connected and not used" in said()
+
+
 def test_the_loader_says_what_it_has_read(bench):
     graph = bench.graph()
     loaded = load(graph, "bert", "man", 0.9)  # no other test's: a node that is answered from the cache says nothing
@@ -211,6 +218,10 @@ def test_saved_files_are_listed_at_once_and_read_by_stock_nodes(bench, tiny):
     saved = graph.VCD_IdSave(id=load(graph, "anna", "woman"), name="vcd_tests/copy", overwrite=True)
     assert bench.tensors(graph, saved) == "vcd_tests/copy.safetensors"
     assert "vcd_tests/copy.safetensors" in listed()
+    graph = bench.graph()
+    second = graph.VCD_IdSave(id=load(graph, "anna", "woman"), name="vcd_tests/copy", overwrite=False)
+    (text,) = bench.server.run(graph.prompt)["outputs"][second[0]]["text"]
+    assert text.startswith("Saved as vcd_tests/copy_001.safetensors, since vcd_tests/copy.safetensors is there already")
     graph, model, *_ = tiny()
     clip = [model[0], 1]
     texts = [graph.CLIPTextEncode(clip=clip, text=f"embedding:vcd_tests/{name}") for name in ("copy", "anna")]
