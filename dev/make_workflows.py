@@ -350,7 +350,7 @@ def train_identity_tiny(graph: Graph) -> None:
     graph.add("PreviewImage", images=images, title="The pictures", tall=300)
     graph.column("1. Train", 360)
     graph.note(
-        "Two hundred steps: about two minutes on a laptop. Every fifty steps a sample shows what it has learned. "
+        "Two hundred steps; every fifty a sample shows what it has learned. "
         "`kind` is context vectors, which carry more of the person than tokens do."
     )
     checkpoint = graph.add("VCD_TinyModel")
