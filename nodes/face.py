@@ -706,6 +706,7 @@ def refined_faces(
     out, pairs, done = images.clone(), [], 0
     for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
         crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
+        progress.part = f"face {number + 1} of {len(turns)}" if len(turns) > 1 else ""
         own, strength = care.of_turn(turn, stage, size)
         before: list[torch.Tensor] = []
         try:

@@ -100,10 +100,11 @@ class Stage:
         cells = None if strength is None else self._cells(strength, latent, beside, codec)
         noise = prior.sample(latent.shape, 0.0, self.settings.seed)
         sound = self._sound(frames, of, positive)
-        start, steps_done = progress.done, [0]
+        start, steps_done, steps = progress.done, [0], self.settings.steps
 
         def on_call(share: float) -> None:
             progress.move_to(start + frames * (steps_done[0] + share))
+            progress.tell(f"step {min(steps_done[0] + 1, steps)} of {steps}" + (f" ({share:.0%})" if share else ""))
 
         def on_step(step: int, preview: Any) -> None:
             steps_done[0], progress.preview = step + 1, preview
@@ -114,6 +115,7 @@ class Stage:
             first, clip = noise.split([beside, noise.shape[dim] - beside], dim)
             return torch.cat([first, prior.correlate(clip, self.gamma, dim)], dim)
 
+        on_call(0.0)
         model = self.model if cells is None else with_strength(self.model, cells, self.settings)
         model, source = with_noise_prior(model, correlate, each_step=True), latent
         latent = sample(patch(model, on_call), noise, positive, negative, latent, self.settings, on_step, sound)

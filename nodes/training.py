@@ -291,6 +291,7 @@ class _Show:
         if self.every and training.step % self.every == 0:
             self.sample(training.vectors.detach(), training.step)
         self.progress.move_to(training.step)
+        self.progress.tell(f"step {training.step} of {self.settings.steps}")
 
     def sample(self, vectors: torch.Tensor, step: int) -> None:
         """Draw one picture of the identity as its template says; the same noise each time."""

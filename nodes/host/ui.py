@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import comfy.model_management
@@ -75,12 +76,32 @@ def preview_picture(images: torch.Tensor) -> Any:
 
 
 class Progress:
-    """The node's progress bar over ``total`` units, with a preview of what is being sampled."""
+    """The node's progress bar over ``total`` units, with a preview of what is being sampled.
+
+    ``part``: what of the whole is at work, for :meth:`tell`.
+    """
+
+    EVERY = 1.0  # seconds between two texts
+    FIRST = 5.0  # seconds before which the time left is not guessed
 
     def __init__(self, total: int) -> None:
         self.total, self.done = max(1, total), 0.0
         self.preview: Any = None
+        self.part = ""
+        self.first: float | None = None
+        self.begun = self.told = time.monotonic()
         self.bar = comfy.utils.ProgressBar(self.total)
+
+    def tell(self, what: str) -> None:
+        """Draw in the node what is being done and how long it will take, once a second at most."""
+        now = time.monotonic()
+        if now - self.told < self.EVERY:
+            return
+        self.told = now
+        taken = now - self.begun
+        since = self.done - (self.first or 0.0)  # a training may go on in its middle
+        left = taken * (self.total - self.done) / since if taken > self.FIRST and since else 0.0
+        say(", ".join(text for text in (self.part, what, spoken(left)) if text))
 
     def advance(self, units: float = 1) -> None:
         self.move_to(self.done + units)
@@ -89,7 +110,24 @@ class Progress:
         """Show ``units`` of the total as done, and stop here if the user has interrupted."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = min(self.total, max(self.done, units))
+        self.first = self.done if self.first is None else self.first
         self.bar.update_absolute(int(self.done), self.total, self.preview)
+
+
+def spoken(seconds: float) -> str:
+    """A time that is left, in words; empty for none.
+
+    Example:
+        >>> spoken(12.4), spoken(200), spoken(5000)
+        ('about 12 s left', 'about 3 min left', 'about 1 h 23 min left')
+    """
+    whole = round(seconds)
+    if whole < 1:
+        return ""
+    if whole < 100:
+        return f"about {whole} s left"
+    minutes = round(whole / 60)
+    return f"about {minutes} min left" if minutes < 60 else f"about {minutes // 60} h {minutes % 60} min left"
 
 
 class Unseen(Progress):
@@ -100,3 +138,6 @@ class Unseen(Progress):
 
     def advance(self, units: float = 1) -> None:
         stop_if_asked()
+
+    def tell(self, what: str) -> None:
+        pass

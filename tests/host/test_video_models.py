@@ -289,6 +289,24 @@ def test_faces_refined_before_a_failure_are_kept(pack, made, monkeypatch, caplog
     assert "1 of 2 faces refined" in out.ui["text"][0]
 
 
+def test_the_node_says_which_face_and_step_it_is_at_and_how_long_it_will_take(pack, made, monkeypatch):
+    ui, said = pack("nodes.host.ui"), []
+    monkeypatch.setattr(ui, "say", said.append)
+    monkeypatch.setattr(ui.Progress, "EVERY", 0.0)
+    monkeypatch.setattr(ui.Progress, "FIRST", -1.0)
+    (images, faces), node = two_faces(pack), pack("nodes.face").FaceRefine
+    node.execute(images, *made("wan21"), faces=faces, **{**REFINE, "denoise": 0.5, "steps": 2})
+    steps = [text.split(", about")[0] for text in said if text.startswith("face")]
+    assert steps == [f"face {face} of 2, step {step} of 2" for face in (1, 2) for step in (1, 2, 2)]
+    monkeypatch.setattr(ui.time, "monotonic", iter([100.0, 130.0, 190.0]).__next__)
+    progress = ui.Progress(10)
+    for done in (5, 6):  # a training that goes on at its half
+        progress.move_to(done)
+        progress.tell("drawing")
+    assert said[-2:] == ["drawing", "drawing, about 6 min left"]
+    assert ui.spoken(5000) == "about 1 h 23 min left"
+
+
 def test_a_failure_of_the_first_face_and_an_interrupt_are_raised(pack, made, monkeypatch):
     import comfy.model_management
 
