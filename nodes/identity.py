@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
 from ..vcd_core import identity as core
+from ..vcd_core import pictures
 from ..vcd_core.identity import IdTokens
 from .host.context import Context, encode_with_context
 from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
@@ -25,11 +27,12 @@ NONE_THERE = "no embedding files found"
 
 @dataclass(frozen=True)
 class Identity:
-    """What goes through the socket VCD_ID."""
+    """What goes through the socket VCD_ID; ``picture`` is what it looks like, IMAGE [H, W, 3], where that is known."""
 
     tokens: IdTokens
     class_word: str
     strength: float = 1.0
+    picture: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class IdLoader(io.ComfyNode):
@@ -82,7 +85,8 @@ class IdLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return Path(model_file(EMBEDDINGS, file)).stat().st_mtime
+        path = Path(model_file(EMBEDDINGS, file))
+        return sum(one.stat().st_mtime for one in (path, pictures.beside(path)) if one.is_file())
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
@@ -91,7 +95,8 @@ class IdLoader(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, class_word: str, strength: float, token: str = "") -> io.NodeOutput:
         file = spelled(file, model_files(EMBEDDINGS))
-        tokens = core.load(model_file(EMBEDDINGS, file), token)
+        path = Path(model_file(EMBEDDINGS, file))
+        tokens, (picture, unread) = core.load(path, token), picture_of(path)
         own = tokens.provenance.get("class_word", "").strip()
         word = class_word.strip() or own
         said = tokens.describe()
@@ -103,7 +108,20 @@ class IdLoader(io.ComfyNode):
         if text is None:
             said += f". {reason}"
         output = blocked(f"{file}: {reason}") if text is None else text
-        return io.NodeOutput(Identity(tokens, word, strength), output, ui=ui_text(said))
+        shown = {} if picture is None else ui.PreviewImage(picture[None], cls=cls).as_dict()
+        identity = Identity(tokens, word, strength, picture)
+        return io.NodeOutput(identity, output, ui={**shown, **ui_text(f"{said}{unread}")})
+
+
+def picture_of(path: Path) -> tuple[torch.Tensor | None, str]:
+    """The picture beside an ID file, and what to say of one that cannot be read."""
+    beside = pictures.beside(path)
+    if not beside.is_file():
+        return None, ""
+    try:
+        return pictures.read(beside)[..., :3], ""
+    except ValueError as error:
+        return None, f". {error}"
 
 
 UNREADABLE = (
@@ -258,8 +276,9 @@ class IdSave(io.ComfyNode):
             node_id="VCD_IdSave",
             display_name="VCD ID Save",
             category=IDENTITY_CATEGORY,
-            description="Saves an identity into models/embeddings, with where it comes from in its header. A file of "
-            "tokens is one that ComfyUI's own 'embedding:name' reads too; one of context vectors is for VCD ID Loader.",
+            description="Saves an identity into models/embeddings, with where it comes from in its header and its "
+            "picture beside it. A file of tokens is one that ComfyUI's own 'embedding:name' reads too; one of context "
+            "vectors is for VCD ID Loader.",
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
@@ -278,6 +297,7 @@ class IdSave(io.ComfyNode):
         word = {"class_word": id.class_word} if id.class_word else {}  # what was typed stands above the file's own
         tokens = replace(id.tokens, provenance={**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
+        pictures.save_beside(path, id.picture)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
         return io.NodeOutput(file, ui=ui_text(f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"))

@@ -257,7 +257,7 @@ class IdTrainer(io.ComfyNode):
         learned = IdTokens(Path(name[0]).name, report.vectors, about, settings.kind)
         samples = torch.cat(show.samples)
         shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
-        identity = Identity(learned, settings.class_word.strip())
+        identity = Identity(learned, settings.class_word.strip(), picture=samples[-1])
         return io.NodeOutput(identity, {"loss": report.losses}, handed_on(samples), ui=shown)
 
 

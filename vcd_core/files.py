@@ -133,14 +133,19 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: under a temporary name, then renamed."""
+    """Write a safetensors file whole or not at all."""
     from safetensors.torch import save
 
+    # the library's own writing to a file makes it readable by its owner alone
+    write_bytes(path, save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        # the library's own writing to a file makes it readable by its owner alone
-        partial.write_bytes(save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata))
+        partial.write_bytes(content)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from .files import write_bytes
+
 CELL = 8  # pixels of one latent cell, a side
 BUCKET = 64  # sides of whole pictures are multiples of this
 CONTEXT = 1.5  # a crop's side over the mask's
@@ -41,12 +43,12 @@ def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]
         raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
     found = []
     for path in files:
-        whole = _read(path)
+        whole = read(path)
         found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
     return found
 
 
-def _read(path: Path) -> torch.Tensor:
+def read(path: Path) -> torch.Tensor:
     """A picture [H, W, 4] in 0..1; whatever is wrong with it is said with its name."""
     import numpy as np
     from PIL import Image, ImageOps
@@ -67,6 +69,46 @@ def _read(path: Path) -> torch.Tensor:
         bomb = isinstance(error, Image.DecompressionBombError)
         why = f"it has more than {most} megapixels. Save it smaller." if bomb else str(error) or type(error).__name__
         raise ValueError(f"{path.name} cannot be read as a picture: {why}") from error
+
+
+MADE_BY = "video custom diffusion"
+
+
+def beside(file: Path) -> Path:
+    """Where the picture of a model file lies, as the model library of ComfyUI shows it: a PNG of the file's name."""
+    return file.with_suffix(".png")
+
+
+def save_beside(file: Path, image: torch.Tensor | None) -> None:
+    """Write IMAGE [H, W, 3] beside a model file as its picture, whole or not at all.
+
+    A picture that something else put there stays. One of ours goes where there is no image: it is of an older file.
+    """
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    path = beside(file)
+    if path.exists() and not _ours(path):
+        return
+    if image is None:
+        path.unlink(missing_ok=True)
+        return
+    about, written = PngInfo(), io.BytesIO()
+    about.add_text("Software", MADE_BY)
+    Image.fromarray((image.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(written, "PNG", pnginfo=about)
+    write_bytes(path, written.getvalue())
+
+
+def _ours(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == MADE_BY
+    except Exception:  # Pillow raises what its decoders do
+        return False
 
 
 def prepare(

@@ -10,7 +10,7 @@ import torch
 from colours import two_colours
 from PIL import Image
 
-from vcd_core.pictures import Picture, augment, bucket, cells, open_pictures, prepare
+from vcd_core.pictures import Picture, augment, beside, bucket, cells, open_pictures, prepare, read, save_beside
 from vcd_core.training import Settings, generator
 
 QUICK = Settings(size=64)
@@ -180,3 +180,19 @@ def test_a_mask_below_one_cell_is_refused_where_it_stays_so():
     with pytest.raises(ValueError, match="picture 0 covers less than one latent cell"):
         ready([two_colours()[0]], [DOT], replace(QUICK, fit="whole picture"))
     assert cells(ready([two_colours()[0]], [DOT], QUICK)[0].mask).sum() > 1  # the crop enlarges it
+
+
+def test_a_model_files_picture_is_written_beside_it_and_never_over_the_users_own(tmp_path):
+    file, image = tmp_path / "me.v2.safetensors", torch.rand(5, 7, 3)
+    save_beside(file, image)
+    assert [path.name for path in tmp_path.iterdir()] == ["me.v2.png"]
+    assert (read(beside(file))[..., :3] - image).abs().max() <= 0.5 / 255 + 1e-6
+    save_beside(file, 1 - image)
+    assert (read(beside(file))[..., :3] - (1 - image)).abs().max() <= 0.5 / 255 + 1e-6
+    save_beside(file, None)  # the picture of an identity that was overwritten
+    assert not beside(file).exists()
+    Image.new("RGB", (4, 4), "red").save(beside(file))
+    kept = beside(file).read_bytes()
+    save_beside(file, image)
+    save_beside(file, None)
+    assert beside(file).read_bytes() == kept

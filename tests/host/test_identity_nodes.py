@@ -279,3 +279,28 @@ def test_the_oldest_host_encodes_the_same(bench, oldest_bench, tiny):
         node = encode(graph, [model[0], 1], "photo of (V*:1.1) here", load(graph, "anna"))
         results.append(where.tensors(graph, node)[0][0])
     assert same(*results)
+
+
+def test_an_identity_shows_the_picture_beside_its_file(pack, tmp_path, monkeypatch):
+    node, picture = pack("nodes.identity"), torch.rand(16, 16, 3)
+    for name, value in {
+        "models_path": lambda kind: tmp_path, "model_file": lambda kind, name: tmp_path / name,
+        "model_files": lambda kind: ["me.safetensors"], "forget_file_lists": lambda: None,
+        "prompt_reads": lambda *_: True,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(node, name, value)
+    tokens = node.IdTokens("me", torch.rand(2, 768))
+    node.IdSave.execute(node.Identity(tokens, "man", picture=picture), "me", False)
+    loaded = node.IdLoader.PREPARE_CLASS_CLONE(None).execute("me.safetensors", "", 1.0)
+    assert (loaded.args[0].picture - picture).abs().max() <= 0.5 / 255 + 1e-6
+    assert len(loaded.ui["images"]) == 1
+    before = node.IdLoader.fingerprint_inputs("me.safetensors")
+    (tmp_path / "me.png").write_bytes(b"no picture")
+    loaded = node.IdLoader.PREPARE_CLASS_CLONE(None).execute("me.safetensors", "", 1.0)
+    assert loaded.args[0].picture is None
+    assert "me.png cannot be read as a picture" in loaded.ui["text"][0]
+    (tmp_path / "me.png").unlink()
+    assert node.IdLoader.fingerprint_inputs("me.safetensors") != before
+    node.IdSave.execute(node.Identity(tokens, "man", picture=picture), "me", True)
+    node.IdSave.execute(node.Identity(tokens, "man"), "me", True)
+    assert not (tmp_path / "me.png").exists()
