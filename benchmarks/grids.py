@@ -105,7 +105,19 @@ def measured(studio: Studio) -> dict[tuple[int, float, str, int], list[tuple[flo
     return found
 
 
+def costs() -> list[list[str]]:
+    """What the model sees over the picture's pixels at the nodes' defaults, a mean over 20 steps, by the picture's
+    side: tiles of 512 with an overlap of 64 fixed, and of 32 moving."""
+    rows = []
+    for side in (1024, 1536, 2048):
+        cells = side // 8
+        moving = mean(core.moving_grid(cells, cells, 64, 4, step).cost for step in range(20))
+        rows.append([str(side), f"{core.grid(cells, cells, 64, 8).cost:.2f}", f"{moving:.2f}"])
+    return rows
+
+
 def main() -> int:
+    table(["side, tiles of 512", "fixed, overlap 64", "moving, overlap 32"], costs())
     with torch.inference_mode():
         found = measured(Studio())
     for steps, denoise in SETTINGS:
