@@ -115,14 +115,15 @@ def spans(length: int, tile: int, overlap: int, shift: float = 0.0, unit: int = 
     stride = tile - overlap
     least = -(-tile // (4 * unit)) * unit
     found: list[tuple[int, int]] = []
-    for begin in range(-round(shift % 1 * stride / unit) * unit, length, stride):
+    moved = round(shift % 1 * stride / unit) * unit % stride
+    for begin in range(-moved, length, stride):
         start, end = max(begin, 0), min(begin + tile, length)
         if found and end <= sum(found[-1]):
             break  # the one before reaches the end
         if begin < 0:
             end = max(end, least)
         elif end - start < least:
-            start = (length - least) // unit * unit
+            start = -(-(length - least) // unit) * unit
         found.append((start, end - start))
     return found
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vcd_core.tiled import grid, moving_grid, shifts, spans, starts
@@ -35,8 +35,9 @@ def test_grids_cover_with_weights_that_sum_to_one(size, tile, part, step):
 
 
 @given(
-    size=sizes, tile=st.integers(2, 40), part=st.floats(0, 0.5), step=st.integers(0, 30), unit=st.sampled_from([1, 2])
+    size=sizes, tile=st.integers(1, 40), part=st.floats(0, 0.5), step=st.integers(0, 30), unit=st.sampled_from([1, 2])
 )
+@example(size=(6, 4), tile=1, part=0.0, step=1, unit=2)  # a tile of one unit, moved by all of its stride
 @settings(max_examples=150, deadline=None)
 def test_moving_grids_cover_at_little_more_than_the_pictures_size(size, tile, part, step, unit):
     tile, overlap = tile * unit, int(part * tile) * unit
@@ -48,7 +49,8 @@ def test_moving_grids_cover_at_little_more_than_the_pictures_size(size, tile, pa
         assert all(sum(a) - b[0] >= overlap for a, b in itertools.pairwise(places))
         assert all(start % unit == 0 for start, _ in places)
         assert all(begun % unit == 0 or start + begun == length for start, begun in places)
-        assert all(min(length, tile / 4) <= one <= tile for _, one in places)
+        least = tile / 4 - length % unit
+        assert all(min(length, least) <= one <= tile for _, one in places)
         assert sum(one for _, one in places) <= length + overlap * (len(places) - 1) + 2 * (tile / 4 + unit)
         assert len(places) <= -(-length // (tile - overlap)) + 1
 
