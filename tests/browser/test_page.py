@@ -50,6 +50,18 @@ FOUND = {  # what artists type, and the node that stands first
 }
 
 
+# a point of the canvas that no panel, node or group covers: panels stand open for a new user and shut for another
+EMPTY_PLACE = """() => {
+  const { canvas, graph } = window.app;
+  for (let y = innerHeight - 60; y > 60; y -= 40)
+    for (let x = 60; x < innerWidth; x += 40) {
+      const [left, top] = canvas.ds.convertCanvasToOffset([x, y]);
+      if (document.elementFromPoint(x, y) === canvas.canvas && !graph.getNodeOnPos(left, top)
+          && !graph.getGroupOnPos(left, top)) return [x, y];
+    }
+}"""
+
+
 def test_widget_values_arrive_where_they_belong_and_nodes_are_found(tab):
     tab.open_template("00_noise_prior")
     values = tab.evaluate(
@@ -60,7 +72,7 @@ def test_widget_values_arrive_where_they_belong_and_nodes_are_found(tab):
     assert values["gamma"] == pytest.approx(0.8)
     assert values["gamma_schedule"] == ""
     tab.page.keyboard.press("Escape")
-    tab.page.mouse.dblclick(1300, 850)
+    tab.page.mouse.dblclick(*tab.evaluate(EMPTY_PLACE))
     for words, node in FOUND.items():
         tab.page.keyboard.press("Control+A")
         tab.page.keyboard.type(words)
