@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from dev.host import HOST
 from vcd_core import identity
 
 from . import paper
+from .measure import interval
 from .paper import Bench, Pair, Shot
 from .paper_cases import PEOPLE, ROOM, SEEDS, Row
 
@@ -123,12 +124,10 @@ def over_people(rows: Sequence[Row], table: str, case: str, figure: str) -> dict
 
 def spread(given: Iterable[float]) -> str:
     """Mean and 95 % interval over people (Student's t)."""
-    from scipy.stats import t
-
     values = list(given)
     if len(values) < 2:
         return ", ".join(f"{value:.3f}" for value in values) or "-"
-    return f"{mean(values):.3f} ± {t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.3f}"
+    return interval(values)
 
 
 FIGURES = {

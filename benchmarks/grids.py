@@ -9,9 +9,8 @@ distance over the median one. ``.host/bench/grids`` gets a frame of each way: un
 
 from __future__ import annotations
 
-import math
 import sys
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from dev.studio import Studio
 from vcd_core import plots
 from vcd_core import tiled as core
 
-from .measure import table
+from .measure import interval, table
 
 FRAMES, TIMES, TILE = 8, 2, 16  # the tile in cells
 CAPTIONS = (
@@ -79,12 +78,6 @@ class Stage:
         )
 
 
-def interval(values: list[float]) -> str:
-    """The mean and its 95 % interval over the clips."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18}[len(values)]
-    return f"{mean(values):.3f} ± {t * stdev(values) / math.sqrt(len(values)):.3f}"
-
-
 def measured(studio: Studio) -> dict[tuple[int, float, str, int], list[tuple[float, ...]]]:
     """Cost, distance, flicker and seam of each setting and grid, one for each clip."""
     folder = HOST / "bench" / "grids"
@@ -124,7 +117,7 @@ def main() -> int:
         rows: list[list[Any]] = []
         for kind, overlap in GRIDS:
             cost, *figures = zip(*found[steps, denoise, kind, overlap], strict=True)
-            rows.append([f"{kind}, overlap {8 * overlap}", f"{mean(cost):.2f}", *(interval(list(f)) for f in figures)])
+            rows.append([f"{kind}, overlap {8 * overlap}", f"{mean(cost):.2f}", *(interval(f) for f in figures)])
         print(f"\n{steps} steps, denoise {denoise}")
         table(["tiles of 128 over 256", "cost", "distance to untiled", "its flicker", "its steepest column"], rows)
     return 0

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -27,6 +27,23 @@ def peak_memory(code: str) -> float:
     script = f"{code}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval around a mean (Student's t), for two values or more."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    """A mean with its 95 % interval.
+
+    Example:
+        >>> interval([1.0, 2.0, 3.0], 2)
+        '2.00 ± 2.48'
+    """
+    return f"{statistics.fmean(values):.{digits}f} ± {half_width(values):.{digits}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from vcd_core import plots
 from vcd_core.evaluate import as_number
 
+from .measure import half_width
 from .paper_cases import GAMMAS, LONG, PEOPLE, PROMPTS, SEEDS, STEPS, TOKENS, Row, tokens_case
 
 UNITS = {
@@ -53,13 +54,11 @@ def interval(by_person: dict[int, list[float]]) -> Interval:
         >>> print(interval({0: [1.0, 3.0], 1: [4.0], 2: [3.0]}))
         3.000 ± 2.484
     """
-    from scipy import stats
-
     means = [statistics.fmean(values) for values in by_person.values()]
     middle = statistics.fmean(means)
     if len(means) < 2 or not math.isfinite(middle):
         return Interval(middle, math.nan, math.nan, len(means))
-    half = float(stats.t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
+    half = half_width(means)
     return Interval(middle, middle - half, middle + half, len(means))
 
 

@@ -18,7 +18,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from vcd_core import plots
 from vcd_core.face import detect as yunet
 from vcd_core.tiny import world
 
-from .measure import table
+from .measure import interval, table
 
 BOX = 1.6  # the pasted box's side over the face's
 THRESHOLD = 0.6  # Face VCD Track's default
@@ -127,14 +127,6 @@ def edge_step(change: torch.Tensor, place: torch.Tensor, person: torch.Tensor) -
     return abs(float(change.abs().mean(-1)[inside].mean() - change.abs().mean(-1)[outside].mean()))
 
 
-def interval(values: list[float]) -> str:
-    """A mean with its 95 % interval over clips (Student's t)."""
-    from scipy.stats import t
-
-    spread = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.2f} ± {spread:.2f}"
-
-
 def real_clips(studio: Studio) -> bool:
     """How far the skin is from the clip's own where real faces are refined a little; whether change errs less."""
     rows, better = [], True
@@ -154,7 +146,7 @@ def real_clips(studio: Studio) -> bool:
                 values.append(255 * float((out - images)[kept].abs().mean(-1)[skin].mean()))
         gains = [a - b for a, b in zip(errors["picture"], errors["change"], strict=True)]
         better &= mean(gains) > 0
-        rows.append([f"{denoise:g}", *(interval(errors[way]) for way in errors), interval(gains)])
+        rows.append([f"{denoise:g}", *(interval(errors[way], 2) for way in errors), interval(gains, 2)])
     print(f"\nReal clips, {REAL_FRAMES} frames of {', '.join(REAL)}: mean error of the skin around the features, /255")
     table(["denoise", "pasted as pictures", "pasted by change", "difference"], rows)
     return better
@@ -189,7 +181,7 @@ def main() -> int:
     for framing in ("far away", "medium"):
         print(f"\n{framing}:")
         table(["", *names], [
-            [way, *(interval([one[name] for kind, one in values if kind == framing]) for name in names)]
+            [way, *(interval([one[name] for kind, one in values if kind == framing], 2) for name in names)]
             for way, values in found.items()
         ])  # fmt: skip
     last = [one for _, one in found[list(WAYS)[-1]]]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from vcd_core.face import detect as yunet
 from vcd_core.tiny import world
 
 from . import actions, eyes, reader
+from .measure import interval
 
 COUNT, STEPS, SEED = 32, 20, 77
 ROWS, COLUMNS = 8, 8  # of a sheet
@@ -149,8 +150,6 @@ def table(samples: list[Sample], accuracy: dict[str, float]) -> str:
 def table_of_pairs(pairs: Sequence[Pair]) -> str:
     """The means of each measure and of the paired difference, with its 95 % interval over clips (Student's t), in
     Markdown."""
-    from scipy.stats import t
-
     lines = [
         "The same clips drawn in another way:",
         "",
@@ -160,11 +159,10 @@ def table_of_pairs(pairs: Sequence[Pair]) -> str:
     for other, measure in dict.fromkeys((one.other, one.measure) for one in pairs):
         chosen = [one for one in pairs if (one.other, one.measure) == (other, measure)]
         gains = [one.ours - one.theirs for one in chosen]
-        spread = t.ppf(0.975, len(gains) - 1) * stdev(gains) / len(gains) ** 0.5
         lines.append(
             f"| {other} | {measure} | {mean(one.theirs for one in chosen):.3f} | "
             f"{mean(one.ours for one in chosen):.3f} "
-            f"| {mean(gains):.3f} ± {spread:.3f} | {len(chosen)} |"
+            f"| {interval(gains)} | {len(chosen)} |"
         )
     return "\n".join(lines) + "\n"
 

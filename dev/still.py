@@ -12,15 +12,6 @@ from . import video_models
 Place = tuple[int, int]
 
 
-class _Progress:
-    """What a stage tells of its progress."""
-
-    done = 0.0
-
-    def advance(self, units: float = 1) -> None:
-        self.done += units
-
-
 def still(pack: Callable[[str], Any], kind: str, kept: float) -> tuple[torch.Tensor, Any, Any, set[Place]]:
     """39 frames of one picture, a VAE that loses nothing of it, and a model of a kind that recognises what part of it
     it is shown and draws that, with the share ``kept`` of what it is shown beside it."""
@@ -36,7 +27,8 @@ def still(pack: Callable[[str], Any], kind: str, kept: float) -> tuple[torch.Ten
         model.model.latent_format = form
     if kind == "wan21":  # which reads off its first layer how many channels it is shown
         model.model.diffusion_model.patch_embedding = torch.nn.Conv3d(vae.latent_channels, 48, (1, 2, 2), (1, 2, 2))
-    clean = model.model.process_latent_in(pack("nodes.host.pictures").Codec(vae, 39, 96, 96).encode(held, _Progress()))
+    codec, unseen = pack("nodes.host.pictures").Codec(vae, 39, 96, 96), pack("nodes.host.ui").Unseen()
+    clean = model.model.process_latent_in(codec.encode(held, unseen))
     seen: set[Place] = set()
 
     def part(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -411,11 +411,11 @@ def strength_inputs() -> list[io.Input]:
 class Care:
     """What a refinement leaves alone: the optional widgets of Face VCD Crop-Refine-Paste."""
 
-    paste_by: str = PICTURE
-    redraw: str = WINDOW
-    small_face: int = 32
-    large_face: int = 0
-    denoise_large: float = 0.3
+    paste_by: str
+    redraw: str
+    small_face: int
+    large_face: int
+    denoise_large: float
 
     @property
     def passes(self) -> int:
@@ -644,10 +644,14 @@ class FaceRefine(io.ComfyNode):
         if_none: str = PASS,
         sound: Any = None,
         denoise_by: str = STEPS,
+        paste_by: str = PICTURE,
         feather_share: float = 0.0,
-        **careful: Any,
+        redraw: str = WINDOW,
+        large_face: int = 0,
+        small_face: int = 32,
+        denoise_large: float = 0.3,
     ) -> io.NodeOutput:
-        care = Care(**careful)
+        care = Care(paste_by, redraw, small_face, large_face, denoise_large)
         care.check()
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)

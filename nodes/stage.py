@@ -93,7 +93,7 @@ class Stage:
         latent = codec.encode(images, progress)
         if unsampled is not None:
             unsampled(codec.decode(latent, progress))
-        before = before_clip(self.vae, positive, frames)
+        before = before_clip(self.vae, [*positive, *negative], frames)
         if before is not None:
             latent = torch.cat([before.to(latent), latent], 2)
         beside = 0 if before is None else before.shape[2]

@@ -29,8 +29,8 @@ STATES = "vcd_training"
 TRAINER_ALIASES = ["train", "training", "textual inversion", "dreambooth", "train embedding", "train lora"]
 KIND = (
     "tokens: the text encoder reads them, as in the paper, and ComfyUI's own embedding:name takes the file. context "
-    "vectors: they stand beside what the encoder gives and carry more of the subject; only VCD ID Text Encode takes "
-    "them. Their learning_rate is larger, about 0.02."
+    "vectors: they stand beside what the encoder gives; only VCD ID Text Encode takes them. On the tiny model, with a "
+    "learning_rate of 0.02, they carry more of the subject."
 )
 
 

@@ -40,7 +40,7 @@ def before_clip(vae: Any, conditioning: Any, frames: int) -> torch.Tensor | None
         ValueError: some latents have such pictures and others have none, or fewer.
     """
     controls = _latents(conditioning, rules.LATENTS)
-    found = [latents[:, : vae.latent_channels, : _count(vae, latents, frames)] for latents in controls]
+    found = [latents[:, : vae.latent_channels, : leading(vae, latents, frames, masks=False)] for latents in controls]
     counts = sorted({one.shape[2] for one in found})
     if len(counts) > 1:
         raise ValueError(
@@ -72,7 +72,7 @@ def of_the_clip(conditioning: Any, images: torch.Tensor, vae: Any, patch: int) -
             return value
         if rule == rules.BESIDE:
             return pictures(value.shape[2]).to(value)
-        if rule == rules.LATENTS and (before := _count(vae, value, len(images))):
+        if rule == rules.LATENTS and (before := leading(vae, value, len(images), masks=False)):
             value = value.clone()
             value[:, : vae.latent_channels, :before] = pictures(before)
         return value
@@ -99,7 +99,3 @@ def _latents(conditioning: Any, rule: str) -> Iterator[torch.Tensor]:
                 for latents in value if isinstance(value, (list, tuple)) else [value]:
                     if torch.is_tensor(latents) and latents.ndim == 5:
                         yield latents
-
-
-def _count(vae: Any, latents: torch.Tensor, frames: int) -> int:
-    return leading(vae, latents, frames, masks=False)

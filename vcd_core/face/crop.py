@@ -156,7 +156,7 @@ def paste(
     """
     check_count(len(refined), len(place.centres))
     check_same(refined, unsampled)
-    feather = feather_share * face_side(place) or feather
+    feather = feather_share * _side(place.face) or feather
     shaped: dict[str, Any] = {"feather": feather, "paste_factor": paste_factor, "head": head}
     out = images.clone() if out is None else out
     size = (refined.shape[1], refined.shape[2])
@@ -210,12 +210,8 @@ def check_same(refined: torch.Tensor, unsampled: torch.Tensor | None) -> None:
         )
 
 
-def face_side(place: Windows) -> float:
-    """The side in pixels of a track's face: the longer one, of its larger frames."""
-    return _side(place.face)
-
-
 def _side(face: np.ndarray) -> float:
+    """The side in pixels of a track's face: the longer one, of its larger frames."""
     return float(np.quantile(face[:, 2:].max(1), 0.9))
 
 
