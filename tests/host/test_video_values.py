@@ -128,7 +128,7 @@ REFINE = {
     "index": 0, "denoise": 0.5,
 }  # fmt: skip
 ENLARGE = {
-    "scale": 2.0, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
+    "scale": 1.5, "tile_size": 128, "overlap": 64, "steps": 1, "cfg": 1.0, "sampler_name": "euler",
     "scheduler": "normal", "gamma": 0.1, "seed": 1, "denoise": 0.3,
 }  # fmt: skip
 
@@ -225,14 +225,14 @@ COLUMNS = {
 }  # fmt: skip
 # ... its rows, and which cells say no
 NODES = (
-    "3D Noise Prior", "Apply 3D Noise Prior", "Tiled VCD Patch", "Tiled VCD Denoise", "Face VCD in one node",
-    "Face VCD in three nodes",
+    "3D Noise Prior", "Apply 3D Noise Prior", "3D Noise Prior Latent", "Tiled VCD Patch", "Tiled VCD Denoise",
+    "Face VCD in one node", "Face VCD in three nodes",
 )  # fmt: skip
 REFUSED = {
     (node, column)
     for node in ("Tiled VCD Denoise", "Face VCD in one node")
     for column in ("Wan camera", "LTX-Video guides")
-}
+} | {("3D Noise Prior Latent", column) for column in COLUMNS}  # flow models begin without the latent
 
 
 def table():
@@ -255,6 +255,22 @@ def by_noise(pack, model, positive, negative, latent):
         model, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas, positive, negative, latent["samples"],
         noise_mask=latent.get("noise_mask"), seed=3, disable_pbar=True,
     )  # fmt: skip
+
+
+def by_latent(pack, model, latent):
+    """The latent from which a sampler that adds no noise would start."""
+    import comfy.samplers
+
+    node, inputs = pack("nodes.noise").NoisePriorLatent, {"width": 128, "height": 128, "frames": 9, "latent": latent}
+    inputs |= {"gamma": 0.5, "seed": 3, "layout": "comfy", "model": model}
+    made, given = node.execute(**inputs).args[0]["samples"], latent["samples"]
+    assert [one.shape for one in in_parts(made)] == [one.shape for one in in_parts(given)]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 1)
+    return node.execute(**inputs, sigmas=sigmas).args[0]["samples"]
+
+
+def in_parts(latent):
+    return latent.unbind() if latent.is_nested else [latent]
 
 
 def by_face(pack, model, vae, positive, negative, images):
@@ -284,6 +300,7 @@ def test_the_readmes_table_is_true(pack, made, node, column):
         "Apply 3D Noise Prior": lambda: sampled(
             pack, pack("nodes.noise").ApplyNoisePrior.execute(model, 0.5).args[0], positive, negative, latent
         ),
+        "3D Noise Prior Latent": lambda: by_latent(pack, model, latent),
         "Tiled VCD Patch": lambda: sampled(
             pack, tiled.TiledPatch.execute(model, 64, 32).args[0], positive, negative, latent
         ),
@@ -294,16 +311,18 @@ def test_the_readmes_table_is_true(pack, made, node, column):
         "Face VCD in three nodes": lambda: by_three(pack, model, vae, positive, negative, images),
     }  # fmt: skip
     if (node, column) in REFUSED:
-        with pytest.raises(ValueError, match=r"'(camera_conditions|keyframe_idxs)'"):
+        of_noise = node == "3D Noise Prior Latent"
+        why = "starts from pure noise and ignores" if of_noise else r"'(camera_conditions|keyframe_idxs)'"
+        with pytest.raises(ValueError, match=why):
             runs[node]()
         return
     out = runs[node]()
-    assert all(part.isfinite().all() for part in (out.unbind() if out.is_nested else [out]))
+    assert all(part.isfinite().all() for part in in_parts(out))
     if node.startswith("Face"):
         assert not torch.equal(out, images)
         assert torch.equal(out[:, :8], images[:, :8])
     elif node == "Tiled VCD Denoise":
-        assert out.shape == (COUNT, 2 * SIDE, 2 * SIDE, 3)
+        assert out.shape == (COUNT, 3 * SIDE // 2, 3 * SIDE // 2, 3)
 
 
 def test_the_readme_has_this_table():
