@@ -26,7 +26,7 @@ _BRANCH_END = re.compile(r"(out_layers\.3|proj_out|to_out\.0|ff\.net\.2|conv2|ou
 TINY_CHANNELS = 32  # GroupNorm has 32 groups
 TINY_MULTIPLIERS = (1, 2, 4, 4)
 TINY_TEXT = 64
-TINY_TEXT_OPTIONS = {
+TINY_TEXT_OPTIONS: dict[str, Any] = {
     "dtype": torch.float32,
     "clip_l_model_config": {
         "hidden_size": TINY_TEXT,
@@ -85,7 +85,6 @@ def tiny_sd15(
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
-    from comfy.ldm.models.autoencoder import AutoencoderKL
 
     unet = unet_config(TINY_CHANNELS, TINY_MULTIPLIERS, TINY_TEXT, heads=4)
     detected = {**unet, "adm_in_channels": None, "dtype": dtype}
@@ -104,19 +103,52 @@ def tiny_sd15(
     target.params = {}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=TINY_TEXT_OPTIONS)
     fill(clip.cond_stage_model, seed + 1)
-    picture: dict[str, Any] = {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
+    return model, clip, _tiny_vae(seed + 2)
+
+
+def tiny_sdxl(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
+    """A MODEL, CLIP and VAE in SDXL's classes, as small as :func:`tiny_sd15`."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+
+    unet = unet_config(TINY_CHANNELS, (1, 2, 4), 2 * TINY_TEXT, heads=4)
+    layers: dict[str, Any] = {"num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 1, 1, 1, 1]}
+    layers |= {"transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "use_linear_in_transformer": True}
+    pooled = {"adm_in_channels": 6 * 256 + TINY_TEXT, "num_classes": "sequential", "dtype": torch.float32}
+    detected = {**unet, **layers, **pooled}
+    detected.pop("num_heads")
+    config = comfy.supported_models.SDXL(detected)
+    config.unet_config["num_heads"] = 4
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, "", device="cpu")
+    fill(base.diffusion_model, seed)
+    devices = {
+        "load_device": comfy.model_management.get_torch_device(),
+        "offload_device": comfy.model_management.unet_offload_device(),
     }
-    picture |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    target = config.clip_target({})
+    target.params = {}
+    text = {**TINY_TEXT_OPTIONS["clip_l_model_config"], "num_hidden_layers": 3}  # SDXL reads the last but one
+    options = {**TINY_TEXT_OPTIONS, "clip_l_model_config": text, "clip_g_model_config": {**text, "hidden_act": "gelu"}}
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
+    fill(clip.cond_stage_model, seed + 1)
+    return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2)
+
+
+def _tiny_vae(seed: int) -> Any:
+    """A small VAE of four channels in the host's object."""
+    import comfy.sd
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    picture: dict[str, Any] = {
+        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
     parameters = {"ddconfig": picture, "embed_dim": 4}
-    weights = fill(AutoencoderKL(**parameters), seed + 2).state_dict()
-    vae = comfy.sd.VAE(sd=weights, config={"params": parameters}, dtype=torch.float32)
-    return model, clip, vae
+    weights = fill(AutoencoderKL(**parameters), seed).state_dict()
+    return comfy.sd.VAE(sd=weights, config={"params": parameters}, dtype=torch.float32)
 
 
 def tiny_controlnet(seed: int = 5) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 TEXT = 32  # width of the text that the tiny models read
+WIDE = 64  # of the text that Hunyuan's reads
 LETTERS = 64  # at most so many in the tiny UMT5's vocabulary
 REAL = "wan21_1.3b"  # the only kind of real size
 KINDS = ("wan21", "wan22_5b", "ltxv", "hunyuan")
@@ -84,8 +85,8 @@ def _configuration(kind: str) -> Any:
     if kind.startswith("hunyuan"):
         made, channels = (models.HunyuanVideo, 16) if kind == "hunyuan" else (models.HunyuanVideoI2V, 33)
         return made({
-            "image_model": "hunyuan_video", "in_channels": channels, "out_channels": 16, "vec_in_dim": TEXT,
-            "context_in_dim": TEXT, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
+            "image_model": "hunyuan_video", "in_channels": channels, "out_channels": 16, "vec_in_dim": WIDE,
+            "context_in_dim": WIDE, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
             "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True,
             "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
             "vision_in_dim": None, "meanflow_sum": False, "dtype": torch.float32,
@@ -108,8 +109,11 @@ def _configuration(kind: str) -> Any:
     raise ValueError(f"{kind} is none of {', '.join((*KINDS, *WITH_SOUND))}.")
 
 
-def text_encoder(kind: str, seed: int = 0) -> Any:
-    """A tiny CLIP as models of this kind have it: ``t5xxl`` (LTX-Video), ``umt5xxl`` (Wan), ``llama`` (Hunyuan)."""
+def text_encoder(kind: str, seed: int = 0, width: int = TEXT) -> Any:
+    """A tiny CLIP as models of this kind have it: ``t5xxl`` (LTX-Video), ``umt5xxl`` (Wan), ``llama`` (Hunyuan).
+
+    ``width`` is that of the T5s.
+    """
     import comfy.sd
     import comfy.supported_models_base as supported
     import comfy.text_encoders.hunyuan_video as hunyuan
@@ -122,7 +126,7 @@ def text_encoder(kind: str, seed: int = 0) -> Any:
         "umt5xxl": (wan.WanT5Tokenizer, wan.te()),
         "llama": (hunyuan.HunyuanVideoTokenizer, hunyuan.hunyuan_video_clip()),
     }[kind]
-    t5 = {"d_model": TEXT, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+    t5 = {"d_model": width, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
     layers = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
     sizes = {
         "t5xxl_model_config": t5, "umt5xxl_model_config": {**t5, "vocab_size": LETTERS},
@@ -151,12 +155,18 @@ def _spelling() -> torch.Tensor:
     return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
 
 
+def text_width(kind: str) -> int:
+    """How wide the text is that a kind of model reads."""
+    widths = {REAL: 4096, "ltx2": 2 * TEXT}  # LTX-2: a half for the video, a half for the sound
+    return WIDE if kind.startswith("hunyuan") else widths.get(kind, TEXT)
+
+
 def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     """A conditioning as a text encoder of this kind of model gives it."""
     generator = torch.Generator().manual_seed(seed)
-    width = {REAL: 4096, "ltx2": 2 * TEXT}.get(kind, TEXT)  # LTX-2: a half for the video, a half for the sound
+    width = text_width(kind)
     text = torch.randn(1, tokens, width, generator=generator)
-    pooled = {"pooled_output": torch.randn(1, TEXT, generator=generator)} if kind.startswith("hunyuan") else {}
+    pooled = {"pooled_output": torch.randn(1, WIDE, generator=generator)} if kind.startswith("hunyuan") else {}
     mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
 

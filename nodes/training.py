@@ -16,10 +16,12 @@ from ..vcd_core import training as core
 from ..vcd_core.identity import KINDS, TOKENS, IdTokens
 from ..vcd_core.pictures import FITS, prepare
 from .host.files import output_folder
+from .host.gradients import gradients, recomputed
+from .host.learned import ContextModel, TokenModel, backend_of
 from .host.memory import handed_on
 from .host.model import Model, kind_of
-from .host.sampling import Sampling, sample
-from .host.training import TrainingModel, backend_of, gradients, recomputed
+from .host.sampling import sample
+from .host.text import text_widths
 from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode_prompt
 from .inputs import IdType, seed_input
@@ -52,12 +54,17 @@ class IdTrainer(io.ComfyNode):
             node_id="VCD_IdTrainer",
             display_name="VCD ID Trainer",
             category=IDENTITY_CATEGORY,
-            description="Learns an identity from a few masked pictures: tokens of some kilobytes, or context "
-            "vectors, that carry the subject into any SD 1.5 model (Magic-Me's ID module). For SD 1.5 alone.",
+            description="Learns an identity from a few masked pictures, with the model frozen: tokens of some "
+            "kilobytes, or context vectors, that carry the subject into its prompts (Magic-Me's ID module). For models "
+            "of pictures and of video: SD 1.5, SDXL, Flux, Wan, LTX, Hunyuan, H3.",
             search_aliases=[*TRAINER_ALIASES, *ALIASES],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="SD 1.5 or a finetune of it, without motion module."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the identity is for, or its base: SD 1.5, SDXL, Flux, Wan ...; without "
+                    "motion module.",
+                ),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
                 io.Image.Input("images", tooltip="Three to ten pictures of the subject; sizes may differ."),
@@ -98,11 +105,18 @@ class IdTrainer(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=1e-6,
-                    tooltip="How far the tokens move in a step. The paper uses 0.001.",
+                    tooltip="How far the vectors move in a step. Tokens: 0.001, as in the paper. Context "
+                    "vectors: 0.02. Text encoders whose numbers are larger than CLIP's move as much further.",
                     advanced=True,
                 ),
                 io.Int.Input(
-                    "size", default=512, min=64, max=1024, step=8, tooltip="The side of training pictures. SD 1.5: 512."
+                    "size",
+                    default=512,
+                    min=64,
+                    max=1024,
+                    step=8,
+                    tooltip="The side of training pictures, what the model draws best: SD 1.5 512, SDXL 1024. Less "
+                    "needs less memory.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -254,7 +268,7 @@ class IdTrainer(io.ComfyNode):
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)
         about = _provenance(backend, settings, len(pictures))
-        learned = IdTokens(Path(name[0]).name, report.vectors, about, settings.kind)
+        learned = IdTokens(Path(name[0]).name, backend.as_saved(report.vectors), about, settings.kind)
         samples = torch.cat(show.samples)
         shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
         identity = Identity(learned, settings.class_word.strip(), picture=samples[-1])
@@ -281,7 +295,7 @@ def said(losses: list[float], tokens: IdTokens) -> str:
 class _Show:
     """The progress bar and the samples of a training; called after each step."""
 
-    def __init__(self, backend: TrainingModel, settings: core.Settings, every: int) -> None:
+    def __init__(self, backend: TokenModel | ContextModel, settings: core.Settings, every: int) -> None:
         self.backend, self.settings, self.every = backend, settings, every
         self.progress = Progress(settings.steps)
         self.samples: list[torch.Tensor] = []
@@ -296,25 +310,27 @@ class _Show:
     def sample(self, vectors: torch.Tensor, step: int) -> None:
         """Draw one picture of the identity as its template says; the same noise each time."""
         backend, settings = self.backend, self.settings
-        identity = Identity(IdTokens("id", vectors.clone(), kind=settings.kind), settings.class_word)
+        learned = IdTokens("id", backend.as_saved(vectors.clone()), kind=settings.kind)
+        identity = Identity(learned, settings.class_word)
         with torch.no_grad():
             positive, negative = (encode_prompt(backend.clip, t, {"id": identity}) for t in (settings.template, ""))
-            shape = (1, 4, settings.size // 8, settings.size // 8)
+            shape = backend.encode(torch.zeros(1, 3, settings.size, settings.size)).shape
             noise = torch.randn(shape, generator=core.generator(settings.seed, "sample"))
-            sampling = Sampling(20, 7.0, "euler", "normal", 1.0, settings.seed)
             latent = sample(
-                backend.model, noise, positive, negative, torch.zeros(shape), sampling, lambda *_: stop_if_asked()
-            )
-            self.samples.append(backend.vae.decode(latent).float().cpu().clone())
+                backend.model, noise, positive, negative, torch.zeros(shape), backend.sampling(settings.seed),
+                lambda *_: stop_if_asked(), backend.sound(),
+            )  # fmt: skip
+            self.samples.append(backend.decode(latent))
         backend.load()
         self.sampled = step
         self.progress.preview = preview_picture(self.samples[-1])
 
 
-def _provenance(backend: TrainingModel, settings: core.Settings, pictures: int) -> dict[str, str]:
+def _provenance(backend: TokenModel | ContextModel, settings: core.Settings, pictures: int) -> dict[str, str]:
     return {
         "class_word": settings.class_word.strip(),
         "base_model": f"{kind_of(backend.model)} {backend.identity}",
+        "text_encoders": ", ".join(text_widths(backend.clip)),
         "steps": str(settings.steps),
         "learning_rate": f"{settings.learning_rate:g}",
         "seed": str(settings.seed),

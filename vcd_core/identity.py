@@ -153,7 +153,7 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
         widths: of each of the model's text encoders; 0 for one that reads no embeddings.
     """
     if tokens.kind == CONTEXT:
-        return _check_marks(tokens, widths)
+        return _check_encoders(tokens, widths)
     vectors = tokens.by_encoder(widths)
     for encoder, width in widths.items():
         found = vectors.get(encoder)
@@ -176,14 +176,15 @@ def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
             )
 
 
-def _check_marks(tokens: IdTokens, widths: Mapping[str, int]) -> None:
-    """Context vectors fit what the encoders give, which is seen when they have; their marks must be read before."""
-    for encoder, width in widths.items():
-        if not width:
-            raise ValueError(
-                f"The identity '{tokens.name}' cannot stand in this model's prompts: its text encoder {encoder} reads "
-                "no marks."
-            )
+def _check_encoders(tokens: IdTokens, widths: Mapping[str, int]) -> None:
+    """Context vectors are of the space that certain text encoders give; another's may be as wide."""
+    learned, found = tokens.provenance.get("text_encoders", ""), ", ".join(widths)
+    if learned and learned != found:
+        raise ValueError(
+            f"The identity '{tokens.name}' holds context vectors for what the text encoders {learned} give "
+            f"({tokens.provenance.get('base_model', 'model unknown')}); this model's are {found}. Use it with the kind "
+            "of model it was made for."
+        )
 
 
 def beside(
@@ -219,7 +220,7 @@ def beside(
         if table.shape[1] != rows.shape[-1]:
             raise ValueError(
                 f"Context vectors {table.shape[1]} wide cannot stand beside a prompt {rows.shape[-1]} wide. Use the "
-                "identity with the kind of model it was made for (768: SD 1.5)."
+                "identity with the kind of model it was made for."
             )
         table = table.to(rows)
         if weight != 1:

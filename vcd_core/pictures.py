@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .files import write_bytes
 
-CELL = 8  # pixels of one latent cell, a side
+CELL = 8  # pixels of one latent cell of SD 1.5, a side
 BUCKET = 64  # sides of whole pictures are multiples of this
 CONTEXT = 1.5  # a crop's side over the mask's
 LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
@@ -112,7 +112,11 @@ def _ours(path: Path) -> bool:
 
 
 def prepare(
-    images: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None, size: int = 512, fit: str = FITS[0]
+    images: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor] | None,
+    size: int = 512,
+    fit: str = FITS[0],
+    cell: int = CELL,
 ) -> list[Picture]:
     """Crop and resize pictures for training.
 
@@ -121,6 +125,7 @@ def prepare(
         masks: each [H, W], one for every picture; None: the alpha channel, or the whole picture.
         size: the side of the prepared pictures in pixels, a multiple of ``CELL``.
         fit: one of ``FITS``: a square around the mask, or the whole picture at about its own aspect.
+        cell: pixels of a latent cell of the model, a side.
 
     Raises:
         ValueError: no pictures, counts or sizes that differ, NaN, a mask that is black or under one latent cell.
@@ -141,9 +146,9 @@ def prepare(
         mask = alpha if masks is None else masks[number]
         _check(image, mask, number)
         picture = _fit(image[..., :3].movedim(-1, 0).float().clamp(0, 1), mask.float().clamp(0, 1), size, fit)
-        if cells(picture.mask).sum() < 1:
+        if cells(picture.mask, cell).sum() < 1:
             raise ValueError(
-                f"The mask of picture {number} covers less than one latent cell ({CELL}x{CELL} pixels of the "
+                f"The mask of picture {number} covers less than one latent cell ({cell}x{cell} pixels of the "
                 f"{picture.mask.shape[1]}x{picture.mask.shape[0]} training picture). Use a larger mask, "
                 f"a larger size, or fit '{FITS[0]}'."
             )
@@ -207,9 +212,9 @@ def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
 
 
-def cells(mask: torch.Tensor) -> torch.Tensor:
-    """How much of each latent cell a mask [H, W] covers, [H/8, W/8]."""
-    return F.avg_pool2d(mask[None], CELL)[0]
+def cells(mask: torch.Tensor, cell: int = CELL) -> torch.Tensor:
+    """How much of each latent cell a mask [H, W] covers, [H/cell, W/cell]."""
+    return F.avg_pool2d(mask[None], cell)[0]
 
 
 def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:

@@ -1,9 +1,9 @@
 """Extended textual inversion (Magic-Me, sec. 4.2): learn the few tokens that stand for a person, pet or thing.
 
 Only the tokens are trained, or in their place context vectors, which stand beside what the text encoder gives. Text
-encoder, UNet and autoencoder are frozen and reached through :class:`Backend`, so this file knows nothing of the program
-around it. The loss is the denoising error inside the subject's mask, divided by the mask's area, so the background is
-not learned.
+encoder, diffusion model and autoencoder are frozen and reached through :class:`Backend`, so this file knows nothing of
+the program around it, and a model may predict noise, v or a flow. The loss is the denoising error inside the subject's
+mask, divided by the mask's area, so the background is not learned.
 
 Every draw follows from the seed and the number of its step, so a training that was stopped and resumed ends with the
 same bits as one that was not.
@@ -11,6 +11,7 @@ same bits as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -32,24 +33,72 @@ LESS = 2.0**-4  # what the scale is multiplied by where it makes such gradients 
 
 
 class Backend(Protocol):
-    """The frozen model that tokens are trained for; of context vectors the vocabulary is what the encoder gives."""
+    """The frozen model that tokens are trained for; of context vectors the vocabulary is what the encoder gives.
+
+    Latents are [N, C, h, w], or of a video model [N, C, T, h, w], where a picture is a clip of one frame.
+    """
 
     sigmas: torch.Tensor  # [T], the noise levels of its training, rising
-    prediction: str  # "eps" or "v"
+    prediction: str  # one of PREDICTIONS
     identity: str  # tells this model from others
     norm: float  # the mean norm of the vocabulary's vectors
+    widths: list[int]  # of the parts of a vector, one for each text encoder that reads it
+    rates: torch.Tensor  # [d], how far each number of a vector moves for a learning rate, beside CLIP's
+    cell: int  # pixels of a latent cell, a side
+    sides: int  # what the sides of its pictures are multiples of, in pixels
 
     def words(self, text: str) -> torch.Tensor:
         """The vocabulary's vectors [k, d] of a text."""
 
-    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
-        """The context [len(captions), L, D] of captions whose ``V*`` is ``vectors`` [n, d]; differentiable."""
+    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> Sequence[Any]:
+        """What the model is told by each of the captions, whose ``V*`` is ``vectors`` [n, d]; differentiable."""
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures [N, 3, H, W] in 0..1 to the model's latents [N, C, H/8, W/8]."""
+        """Pictures [N, 3, H, W] in 0..1 to the model's latents."""
 
-    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """The model's estimate of the clean latents, given ``clean + sigma * noise``; differentiable."""
+    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, told: Sequence[Any]) -> torch.Tensor:
+        """The model's estimate of the clean latents, given :func:`noised` ones, sigmas [N] and what it is told for
+        each; differentiable."""
+
+    def differentiating(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which :meth:`text` and :meth:`denoise` are called and their gradient is taken."""
+
+
+PREDICTIONS = ("eps", "v", "flow")
+
+
+def noised(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, prediction: str) -> torch.Tensor:
+    """Latents [N, ...] at noise levels [N], as a model of this prediction was shown them in its training.
+
+    ``clean + sigma noise``, or on the straight line of a flow ``(1 - sigma) clean + sigma noise``.
+
+    Example:
+        >>> noised(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.75]), "flow").tolist()
+        [[0.25, 0.25]]
+    """
+    sigma = sigma.view(-1, *[1] * (latents.ndim - 1))
+    return (latents * (1 - sigma) if prediction == "flow" else latents) + sigma * noise
+
+
+def weighting(sigma: torch.Tensor, prediction: str) -> torch.Tensor:
+    """How much the error of the clean estimate counts at each noise level.
+
+    As published for the kind of model: the error of the noise for epsilon models (Ho 2020), of v (Salimans 2022), of
+    the velocity for flows (Lipman 2022): 1 / sigma^2, (1 + sigma^2) / sigma^2, 1 / sigma^2.
+    """
+    return (1 + sigma**2 if prediction == "v" else torch.ones_like(sigma)) / sigma**2
+
+
+def drawn_levels(sigmas: torch.Tensor, count: int, prediction: str, g: torch.Generator) -> torch.Tensor:
+    """Noise levels [count] as models of this kind are trained at: steps alike, of a flow logit-normal (Esser 2024).
+
+    Args:
+        sigmas: those of the model's steps, in their order.
+    """
+    if prediction == "flow":
+        at = (torch.randn(count, generator=g).sigmoid() * len(sigmas)).long()
+        return sigmas[at.clamp(max=len(sigmas) - 1)]
+    return sigmas[torch.randint(len(sigmas), (count,), generator=g)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +149,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: latents and noise [B, C, h, w], masks [B, h, w], captions and sigmas [B]."""
+    """What one step trains on: latents and noise [B, C, (T,) h, w], masks [B, h, w], captions and sigmas [B]."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -128,13 +177,13 @@ class Album:
         return digest.hexdigest()[:16]
 
     def variant(self, number: int, which: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """Latents [C, h, w], cells [h, w] and the caption's beginning of a picture's variant."""
+        """Latents [C, (T,) h, w], cells [h, w] and the caption's beginning of a picture's variant."""
         if (number, which) not in self.kept:
             picture, words = self.pictures[number], ""
             if self.settings.augment:
                 picture, words = augment(picture, generator(self.settings.seed, "variant", number, which))
             latents = self.backend.encode(picture.image[None])[0]
-            self.kept[number, which] = latents, cells(picture.mask), words
+            self.kept[number, which] = latents, cells(picture.mask, self.backend.cell), words
         return self.kept[number, which]
 
     def draw(self, step: int) -> Batch:
@@ -150,9 +199,10 @@ class Album:
         latents = torch.stack([latent for latent, *_ in drawn])
         masks = torch.stack([mask for _, mask, _ in drawn])
         masks[torch.rand(settings.batch, generator=g) < settings.unmasked] = 1
-        sigmas = self.backend.sigmas[torch.randint(len(self.backend.sigmas), (settings.batch,), generator=g)]
+        sigmas = drawn_levels(self.backend.sigmas, settings.batch, self.backend.prediction, g)
         noise = torch.randn(latents.shape, generator=g)
-        noise = noise + settings.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=g)
+        whole = torch.randn(*latents.shape[:2], *[1] * (latents.ndim - 2), generator=g)
+        noise = noise + settings.noise_offset * whole
         return Batch(latents, masks, [words + settings.template for *_, words in drawn], sigmas, noise)
 
 
@@ -165,18 +215,17 @@ def generator(seed: int, *what: object) -> torch.Generator:
 def masked_loss(backend: Backend, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The squared error of the model's prediction inside the masks, divided by their area, the mean over the batch.
 
-    The error is that of the noise (epsilon models) or of v; both are the error of the clean estimate, weighted by the
-    noise level: 1 / sigma^2 and (1 + sigma^2) / sigma^2.
+    The error is that of the clean estimate, weighted by the noise level as :func:`weighting` says.
     """
     distinct = list(dict.fromkeys(batch.captions))
-    context = backend.text(distinct, vectors)[[distinct.index(caption) for caption in batch.captions]]
-    sigma = batch.sigmas.view(-1, 1, 1, 1)
-    estimate = backend.denoise(batch.latents + sigma * batch.noise, batch.sigmas, context).float()
-    error = ((estimate - batch.latents.to(estimate)) / sigma.to(estimate)).pow(2)
-    if backend.prediction == "v":
-        error = error * (1 + sigma.to(estimate) ** 2)
-    masks = batch.masks.to(error)[:, None]
-    return ((error * masks).sum((1, 2, 3)) / (masks.sum((1, 2, 3)) * error.shape[1])).mean()
+    told = dict(zip(distinct, backend.text(distinct, vectors), strict=True))
+    shown = noised(batch.latents, batch.noise, batch.sigmas, backend.prediction)
+    estimate = backend.denoise(shown, batch.sigmas, [told[caption] for caption in batch.captions]).float()
+    weights = weighting(batch.sigmas, backend.prediction).to(estimate).view(-1, *[1] * (estimate.ndim - 1))
+    error = (estimate - batch.latents.to(estimate)).pow(2) * weights
+    batch_size, height, width = batch.masks.shape
+    masks = batch.masks.to(error).view(batch_size, *[1] * (error.ndim - 3), height, width).expand_as(error)
+    return ((error * masks).flatten(1).sum(1) / masks.flatten(1).sum(1)).mean()
 
 
 class Training:
@@ -189,6 +238,12 @@ class Training:
 
     def __init__(self, backend: Backend, pictures: Sequence[Picture], settings: Settings) -> None:
         settings.check()
+        if settings.size % backend.sides:
+            below = max(backend.sides, settings.size // backend.sides * backend.sides)
+            raise ValueError(
+                f"size is {settings.size}; this model takes multiples of {backend.sides}, the nearest are "
+                f"{below} and {below + backend.sides}."
+            )
         self.backend, self.settings = backend, settings
         self.album = Album(pictures, backend, settings)
         self.vectors = torch.nn.Parameter(initial_vectors(backend, settings))
@@ -222,19 +277,22 @@ class Training:
                 f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with "
                 "--force-fp32, or lower the learning rate, and go on: the state before this step is kept."
             )
+        before = self.vectors.detach().clone()
         self.vectors.grad = gradient
         self.optimizer.step()
-        if self.settings.clamp_norm:
-            with torch.no_grad():
+        with torch.no_grad():
+            self.vectors.copy_(torch.lerp(before, self.vectors, self.backend.rates))
+            if self.settings.clamp_norm:
                 self.vectors.copy_(self.vectors.renorm(2, 0, self.backend.norm))
         self.losses.append(value)
         return value
 
     def _gradient(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """The loss of a batch and its gradient to the tokens."""
-        loss = masked_loss(self.backend, self.vectors, batch)
         self.optimizer.zero_grad()
-        (loss * self.scale).backward()
+        with self.backend.differentiating():
+            loss = masked_loss(self.backend, self.vectors, batch)
+            (loss * self.scale).backward()
         assert self.vectors.grad is not None
         return float(loss.detach()), self.vectors.grad / self.scale
 
@@ -289,7 +347,8 @@ def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
         raise ValueError("There are no initial words and no class word to begin from. Write one, such as 'man'.")
     vectors = words[[i % len(words) for i in range(settings.tokens)]].float().cpu()
     noise = torch.randn(vectors.shape, generator=generator(settings.seed, "start"))
-    return vectors + 0.1 * words.float().std().cpu() * noise
+    spread = [part.float().std().cpu().expand(part.shape[1]) for part in words.split(backend.widths, 1)]
+    return vectors + 0.1 * torch.cat(spread) * noise
 
 
 def is_done(path: Path) -> bool:
@@ -331,16 +390,17 @@ def train(
     Example, with a backend that is no model at all:
         >>> class Mean:
         ...     sigmas, prediction, identity, norm = torch.linspace(0.1, 10, 100), "eps", "mean", 1.0
+        ...     cell, sides, widths, rates, differentiating = 8, 8, [4], torch.ones(4), contextlib.nullcontext
         ...     words = staticmethod(lambda text: torch.zeros(1, 4))
         ...     text = staticmethod(lambda captions, vectors: vectors.mean(0).expand(len(captions), 1, 4))
         ...     encode = staticmethod(lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8))
-        ...     denoise = staticmethod(lambda x, sigma, context: context[:, 0, :3, None, None].expand_as(x))
+        ...     denoise = staticmethod(lambda x, _, told: torch.stack(list(told))[:, 0, :3, None, None].expand_as(x))
         >>> pictures = [torch.full((64, 64, 3), 0.5)]
         >>> report = train(Mean(), pictures, None, Settings(size=64, steps=150, learning_rate=0.02, augment=False))
         >>> bool((report.vectors.mean(0)[:3] - 0.5).abs().max() < 0.1)
         True
     """
-    training = Training(backend, prepare(images, masks, settings.size, settings.fit), settings)
+    training = Training(backend, prepare(images, masks, settings.size, settings.fit, backend.cell), settings)
     if resume and state is not None and state.is_file():
         try:
             training.resume(state)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.sd1_clip
 import torch
 
 from ...vcd_core.identity import beside
-from .text import Tokens, encode_text, text_widths, tokenizer_with, tokenizers
+from .text import Tokens, encode_text, tokenizer_with, tokenizers
+
+MASK = "attention_mask"
+Entry = tuple[torch.Tensor, dict[str, Any]]  # a prompt's rows [1, L, D], and what text encoders give with them
 
 
 class Context(NamedTuple):
@@ -18,6 +21,18 @@ class Context(NamedTuple):
 
     vectors: torch.Tensor
     strength: float = 1.0
+
+
+class Room(NamedTuple):
+    """Where vectors have room beside a prompt.
+
+    Attributes:
+        padding: how many of its last rows stand for no word.
+        sections: whether prompts are read in sections, as CLIP does: vectors that find no room get one more.
+    """
+
+    padding: int
+    sections: bool
 
 
 def encode_with_context(
@@ -37,34 +52,80 @@ def encode_with_context(
         vectors, strengths: tokens, see :func:`encode_text`.
 
     Raises:
-        ValueError: vectors of another width than the model's prompts, text encoders that do not pad their prompts, and
-            what :func:`encode_text` raises.
+        ValueError: vectors of another width than the model's prompts, and what :func:`encode_text` raises.
     """
     if not context:
         return encode_text(clip, text, vectors, strengths)
-    widths = text_widths(clip)
-    if not all(part.pad_to_max_length for part in tokenizers(clip).values()):
-        sizes = ", ".join(str(one.vectors.shape[1]) for one in context.values())
-        raise ValueError(
-            f"Context vectors ({sizes} wide) stand in the padding of prompts, and this model's text encoders "
-            f"({', '.join(widths)}) pad none. Use the identity with the kind of model it was made for (768: SD 1.5)."
-        )
-    marks = {name: {key: torch.empty(0, width) for key, width in widths.items()} for name in context}
-    encoded = encode_text(clip, text, {**vectors, **marks}, strengths)
+    plain = without_marks(text, context)
+    encoded = encode_text(clip, plain, vectors, strengths)
     weights = weights_in(clip, text, context)
     if not weights:
         return encoded
     chosen = [context[name].vectors for name in weights]
     each = [weight * context[name].strength for name, weight in weights.items()]
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    room = padding(clip, tokens_beside(clip, text, {**vectors, **marks}))
+    tokens = _tokens_of(clip, plain, vectors)
     return [
-        [beside(rows, chosen, each, room, blank), options]
-        for (rows, options), (blank, _) in zip(encoded, empty, strict=True)
+        list(put_beside(entry, blank, chosen, each, free_rows(clip, tokens, entry)))
+        for entry, (blank, _) in zip(encoded, empty, strict=True)
     ]
 
 
-def tokens_beside(clip: Any, text: str, vectors: dict[str, dict[str, torch.Tensor]]) -> Tokens:
+def put_beside(
+    entry: Entry, blank: torch.Tensor, vectors: Sequence[torch.Tensor], weights: Sequence[float], room: Room
+) -> Entry:
+    """A prompt with context vectors beside it: in the place of padding, or behind where it has none to spare.
+
+    Args:
+        blank: the empty prompt's rows.
+        vectors, weights: of each identity, see :func:`vcd_core.identity.beside`.
+    """
+    rows, options = entry
+    count = sum(len(table) for table in vectors)
+    if room.sections or room.padding >= count:
+        return beside(rows, vectors, weights, room.padding, blank), options
+    longer = torch.cat([rows, blank[:, -1:].to(rows).expand(len(rows), count, -1)], 1)
+    return beside(longer, vectors, weights, count, blank), _of_longer(options, rows.shape[1], count)
+
+
+def _of_longer(options: dict[str, Any], length: int, more: int) -> dict[str, Any]:
+    """What goes with a prompt's rows, for ``more`` rows behind: they are seen, and of the last row's kind."""
+    found = dict(options)
+    for name, value in options.items():
+        if torch.is_tensor(value) and value.ndim in (1, 2) and value.shape[-1] == length:
+            last = torch.ones_like(value[..., -1:]) if name == MASK else value[..., -1:]
+            found[name] = torch.cat([value, last.expand(*value.shape[:-1], more)], -1)
+    return found
+
+
+def free_rows(clip: Any, tokens: Tokens, entry: Entry) -> Room:
+    """Where vectors have room beside a prompt, from what the text encoders read and what they gave."""
+    parts = tokenizers(clip)
+    if torch.is_tensor(entry[1].get(MASK)) or not parts:
+        return Room(0, False)
+    sections = all(part.pad_to_max_length for part in parts.values())
+    free = [_padding(_named(parts, encoder), chunks[-1]) for encoder, chunks in tokens.items()]
+    return Room(min(free, default=0), sections)
+
+
+def _named(parts: Mapping[str, Any], encoder: str) -> Any:
+    """The tokenizer of a text encoder, whose tokens go without the ``clip_`` of its name."""
+    return parts.get(encoder, parts.get(f"clip_{encoder}"))
+
+
+def _padding(part: Any, read: Sequence[Any]) -> int:
+    """How many of the last tokens a tokenizer added to reach its length; 0 for one that nobody knows."""
+    if part is None:
+        return 0
+    pad, count = getattr(part, "pad_token", None), 0
+    for token, *_ in reversed(read):
+        if torch.is_tensor(token) or token != pad:
+            break
+        count += 1
+    return max(0, count - 1) if pad == part.end_token else count
+
+
+def _tokens_of(clip: Any, text: str, vectors: dict[str, dict[str, torch.Tensor]]) -> Tokens:
     """What the text encoders read of a prompt."""
     clip = clip.clone()
     clip.tokenizer = tokenizer_with(clip, vectors)
@@ -72,18 +133,21 @@ def tokens_beside(clip: Any, text: str, vectors: dict[str, dict[str, torch.Tenso
     return found
 
 
-def padding(clip: Any, tokens: Tokens) -> int:
-    """How many of a prompt's last rows stand for no word, in every text encoder."""
-    free = []
-    for part in tokenizers(clip).values():
-        for chunks in tokens.values():
-            last = [entry[0] for entry in chunks[-1]]
-            ends = [i for i, token in enumerate(last) if not torch.is_tensor(token) and token == part.end_token]
-            free.append(len(last) - 1 - ends[0] if ends else 0)
-    return min(free, default=0)
+def without_marks(text: str, names: Collection[str]) -> str:
+    """A prompt without these names of embeddings, and without brackets that held nothing else.
+
+    Example:
+        >>> without_marks("photo of embedding:me man, (embedding:me:1.2)", ["me"])
+        'photo of man, '
+    """
+    marks = "|".join(re.escape(name) for name in names)
+    found, count = re.subn(rf"embedding:(?:{marks})\b ?", "", text)
+    while count:
+        found, count = re.subn(r"(?<!\\)\(\s*(?::\s*[\d.]+\s*)?\)", "", found)
+    return found
 
 
-def weights_in(clip: Any, text: str, names: Mapping[str, object]) -> dict[str, float]:
+def weights_in(clip: Any, text: str, names: Collection[str]) -> dict[str, float]:
     """The weight that a prompt gives to each name in it, as the host reads brackets; in the order of ``names``."""
     found: dict[str, float] = {}
     plain = any(getattr(part, "disable_weights", False) for part in tokenizers(clip).values())

@@ -73,9 +73,23 @@ def _tokenized(clip: Any, text: str) -> Tokens:
         name = type(clip.tokenizer).__name__
         raise ValueError(
             f"This model's text encoders ({', '.join(text_widths(clip))}) read no embeddings: ComfyUI's {name} stops "
-            "at the first. Use another model's, or a LoRA for this one."
+            "at the first. Take an identity of context vectors, which stand beside what they give."
         ) from error
     return found
+
+
+def check_reads_vectors(clip: Any) -> None:
+    """Raise ``ValueError`` for text encoders that read no tokens but their own."""
+    widths, name = text_widths(clip), "vcd_tried"
+    closed = [encoder for encoder, width in widths.items() if not width]
+    if closed:
+        raise ValueError(
+            f"This model's text encoder {' and '.join(closed)} reads no tokens but its own. Take an identity of "
+            "context vectors, which stand beside what it gives."
+        )
+    clip = clip.clone()
+    clip.tokenizer = tokenizer_with(clip, {name: {key: torch.zeros(1, width) for key, width in widths.items()}})
+    _tokenized(clip, f"embedding:{name}")
 
 
 class _Row(NamedTuple):

@@ -1,77 +1,72 @@
-"""MODEL, CLIP and VAE with gradients: what the training of an identity needs of ComfyUI."""
+"""MODEL, CLIP and VAE as what an identity is trained for: the backends of vcd_core.training over ComfyUI."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
+import math
 from collections.abc import Iterator, Sequence
-from types import MethodType
 from typing import Any
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import torch
-import torch.utils.checkpoint
-from einops import rearrange
 
 from ...vcd_core import identity
-from .context import padding, tokens_beside, weights_in
-from .model import Model, kind_of, of_video, predicts
-from .motion import blocks
-from .text import text_widths, tokenizer_with
+from . import gradients as grads
+from .estimate import Entry, estimate
+from .model import Model, check_fits, draws_sound, kind_of, latent_cell, patch_of, predicts
+from .nested import empty_sound
+from .pictures import cell_of, check_vae, of_video
+from .sampling import Sampling
+from .text import text_widths
+
+PREDICTIONS = {"eps": "eps", "v": "v", "CONST": "flow"}  # by the host's names
+
+
+def check(model: Model, clip: Any, vae: Any) -> None:
+    """Raise ``ValueError`` for what no identity can be trained on; the message says what to take."""
+    if predicts(model) not in PREDICTIONS:
+        raise ValueError(
+            f"This model ({kind_of(model)}) predicts {predicts(model)}; identities are trained on models that predict "
+            "noise (eps), v or a flow (CONST). Take the model without a node that tells it to sample otherwise."
+        )
+    if model.injections:
+        raise ValueError(
+            "Layers were added to this MODEL (a motion module?); an identity is learned from single pictures. "
+            "Connect the model as it is before 'AnimateDiff Motion Module'."
+        )
+    if getattr(model.model, "concat_keys", ()):
+        raise ValueError(
+            f"This model ({kind_of(model)}) is shown pictures beside what it draws: one for inpainting or the like. "
+            "Train on the model that draws from text alone."
+        )
+    check_vae(vae)
+    check_fits(model, vae)
+
+
+def of_clip_alone(clip: Any) -> bool:
+    """Whether all of a CLIP's text encoders are of the CLIP family (SD 1.5, SD 2, SDXL)."""
+    return all(name.startswith("clip") for name in text_widths(clip))
 
 
 class TrainingModel:
-    """A model whose text tokens can be trained: the :class:`~vcd_core.training.Backend` over MODEL, CLIP and VAE.
+    """A frozen MODEL, CLIP and VAE that vectors are trained for; to be made and used inside
+    :func:`~.gradients.gradients`.
 
-    To be made and used inside :func:`gradients`.
+    Where the vectors stand, the classes say that derive from it.
     """
 
     MARK = "vcd_id_in_training"
 
     def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
-        if of_video(model):
-            raise ValueError(
-                f"VCD ID Trainer learns tokens for SD 1.5; this model ({kind_of(model)}) is a video model, into which "
-                "a subject goes as a LoRA (ComfyUI's 'Train LoRA' and 'Load LoRA'), or as reference pictures with the "
-                "models made for them (Wan VACE by 'WanVaceToVideo', Phantom by 'WanPhantomSubjectToVideo')."
-            )
-        self.prediction = predicts(model)
-        if self.prediction not in ("eps", "v"):
-            raise ValueError(
-                f"This model ({kind_of(model)}) predicts {self.prediction}; identities are trained on models that "
-                "predict noise (eps) or v. Use SD 1.5 or a finetune of it, without a node that tells "
-                "it to sample otherwise."
-            )
-        if list(text_widths(clip)) != ["clip_l"] or kind_of(model) != "SD15":
-            raise ValueError(
-                f"This model ({kind_of(model)}, text encoders {', '.join(text_widths(clip)) or 'unknown'}) is not SD "
-                "1.5; identities are trained on SD 1.5 and its finetunes."
-            )
-        config = model.model.model_config.unet_config
-        latent, context = config.get("in_channels", 4), config.get("context_dim")
-        if latent != 4 or config.get("adm_in_channels") or context != text_widths(clip)["clip_l"]:
-            raise ValueError(
-                f"MODEL and CLIP do not fit: the UNet takes {latent} channels and text {context} wide, the CLIP's is "
-                f"{text_widths(clip)['clip_l']} wide. Take both from one SD 1.5 checkpoint (not an inpainting one)."
-            )
-        if model.injections:
-            raise ValueError(
-                "Layers were added to this MODEL (a motion module?); an identity is learned from single pictures. "
-                "Connect the model as it is before 'AnimateDiff Motion Module'."
-            )
-        if vae.latent_channels != 4:
-            raise ValueError(
-                f"The VAE's latents have {vae.latent_channels} channels; SD 1.5's have 4. Take its own VAE."
-            )
-        self.model, self.clip, self.vae = _always_loaded(model), _clip_always_loaded(clip), vae
+        check(model, clip, vae)
+        self.prediction = PREDICTIONS[predicts(model)]
+        self.model, self.clip, self.vae = grads.always_loaded(model), grads.clip_always_loaded(clip), vae
         self.patchers = [self.model, self.clip.patcher]  # what gradients flow through
-        self.class_word = class_word
+        self.class_word, self.cell = class_word, latent_cell(model)
+        self.sides = math.lcm(cell_of(vae), self.cell * patch_of(model))
         self.load()
         self.sigmas = self.model.model.model_sampling.sigmas.detach().clone().cpu()
-        norms = self._table().norm(dim=1)
-        self.norm = float(norms[norms > 0].mean())
         self.identity = self._identity()
 
     def _identity(self) -> str:
@@ -92,186 +87,68 @@ class TrainingModel:
         room = 0 if latents is None else 3 * self.model.memory_required(list(latents))
         comfy.model_management.load_models_gpu(self.patchers, memory_required=room, force_full_load=True)
         for patcher in self.patchers:
-            _allow_gradients(patcher.model)
+            grads.allow_gradients(patcher.model)
 
-    def _table(self) -> torch.Tensor:
-        weight = self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
-        return weight.detach().float().cpu().clone()
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[None]:
+        through_clip = self.clip.patcher in self.patchers
+        with contextlib.ExitStack() as stack:
+            if grads.changes_in_place(self.model) or (through_clip and not of_clip_alone(self.clip)):
+                stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            elif through_clip:
+                stack.enter_context(grads.norms_of_copies(self.clip.cond_stage_model))
+            yield
 
-    def words(self, text: str) -> torch.Tensor:
-        for written in re.findall(r"embedding:((?:\\[()]|[^\s,:()])+)", text):
-            name = re.sub(r"\\([()])", r"\1", written)
-            if self.clip.tokenizer.clip_l._try_get_embedding(name)[0] is None:
-                raise ValueError(f"There is no embedding '{name}' in models/embeddings.")
-        tokenizer, table = self.clip.tokenizer.clip_l, self._table()
-        found = [token for section in self.clip.tokenize(text)["l"] for token, *_ in section]
-        rows = [
-            token.detach().float().cpu() if torch.is_tensor(token) else table[int(token)]
-            for token in found
-            if torch.is_tensor(token) or token not in (tokenizer.start_token, tokenizer.end_token)
-        ]
-        return torch.stack(rows) if rows else table[:0]
+    def written(self, caption: str) -> str:
+        """A caption in which the identity in training is named as prompts name embeddings."""
+        return identity.insert(caption, {self.MARK: f"embedding:{self.MARK}"}, {self.MARK: self.class_word})
 
-    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
-        known = {self.MARK: {"clip_l": vectors}}
-        mark = {self.MARK: f"embedding:{self.MARK}"}
-        sections = []
-        for caption in captions:
-            written = identity.insert(caption, mark, {self.MARK: self.class_word})
-            tokens = tokenizer_with(self.clip, known).tokenize_with_weights(written)["l"]
-            if len(tokens) != 1:
-                raise ValueError(
-                    f"The caption {caption!r} with {len(vectors)} tokens is too long for one prompt of 75."
-                )
-            sections += tokens
-        with _norms_of_copies(self.clip.cond_stage_model):
-            encoded = self.clip.encode_from_tokens({"l": sections})  # [1, captions * length, width]
-        return rearrange(encoded, "1 (n l) d -> n l d", n=len(captions))
+    def entry(self, tokens: Any) -> Entry:
+        """What the text encoders give for a prompt."""
+        found = dict(self.clip.encode_from_tokens(tokens, return_dict=True))
+        return found.pop("cond"), found
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            latents = self.vae.encode(pictures.movedim(1, -1))
+            images = pictures.movedim(1, -1)
+            each = images.split(1) if of_video(self.vae) else [images]  # a video VAE takes a batch for a clip
+            latents = torch.cat([self.vae.encode(part) for part in each])
             return self.model.model.process_latent_in(latents).float().cpu().clone()
 
-    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        device = self.model.load_device
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """A sampler's latents of one picture to IMAGE [1, H, W, 3]."""
+        images = self.vae.decode(latents)
+        return images.reshape(-1, *images.shape[-3:])[:1].float().cpu().clone()
+
+    def sound(self) -> torch.Tensor | None:
+        """The silence that a model which draws sound hears beside one picture."""
+        return empty_sound(self.model, 1) if draws_sound(self.model) else None
+
+    def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, told: Sequence[Entry]) -> torch.Tensor:
         self.load(noised.shape)  # encoding text or pictures may have unloaded it
-        noised, sigma, context = noised.to(device), sigma.to(device), context.to(device)
-        options = {"optimized_attention_override": _attention_with_gradients}
-        return self.model.model.apply_model(noised, sigma, c_crossattn=context, transformer_options=options).cpu()
+        device = self.model.load_device
+        return estimate(self.model, noised.to(device), sigma.to(device), told).cpu()
 
-
-class ContextModel(TrainingModel):
-    """A model beside whose prompts context vectors can be trained; no gradient flows through its text encoder.
-
-    What the encoder gives is kept for each caption. The vocabulary is what it gives for words that stand alone.
-    """
-
-    def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
-        super().__init__(model, clip, vae, class_word)
-        self.kept: dict[str, tuple[torch.Tensor, int, float]] = {}
-        self.empty = self._encoded("")[0]
-        self.norm = float(self.empty.norm(dim=1).mean())
-        self.patchers = [self.model]
-
-    def _encoded(self, caption: str) -> tuple[torch.Tensor, int, float]:
-        """A caption's rows [L, D], how many of them are padding, and the weight of ``V*`` in it."""
-        if caption not in self.kept:
-            marks = {self.MARK: {"clip_l": torch.empty(0, text_widths(self.clip)["clip_l"])}}
-            written = identity.insert(caption, {self.MARK: f"embedding:{self.MARK}"}, {self.MARK: self.class_word})
-            tokens = tokens_beside(self.clip, written, marks)
-            if len(tokens["l"]) != 1:
-                raise ValueError(f"The caption {caption!r} is too long for one prompt of 75.")
-            with torch.no_grad():
-                rows = self.clip.encode_from_tokens(tokens)[0].float().cpu().clone()
-            weight = weights_in(self.clip, written, marks).get(self.MARK, 1.0)
-            self.kept[caption] = rows, padding(self.clip, tokens), weight
-        return self.kept[caption]
-
-    def words(self, text: str) -> torch.Tensor:
-        count = len(super().words(text))
-        return self._encoded(text)[0][1 : count + 1]  # behind the start
-
-    def text(self, captions: Sequence[str], vectors: torch.Tensor) -> torch.Tensor:
-        found = []
-        for caption in captions:
-            rows, room, weight = self._encoded(caption)
-            if room < len(vectors):
+    def try_out(self) -> None:
+        """Raise ``ValueError`` unless the model takes what the text encoders give."""
+        with torch.no_grad():
+            told = self.entry(self.clip.tokenize(""))
+            smallest = self.encode(torch.zeros(1, 3, max(64, self.sides), max(64, self.sides)))
+            try:
+                self.denoise(smallest, self.sigmas[-1:], [told])
+            except comfy.model_management.OOM_EXCEPTION:
+                raise
+            except (RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
                 raise ValueError(
-                    f"The caption {caption!r} with {len(vectors)} context vectors is too long for one prompt of 75."
-                )
-            found.append(identity.beside(rows, [vectors], [weight], room, self.empty))
-        return torch.stack(found)
+                    f"MODEL and CLIP do not fit: this model ({kind_of(self.model)}) cannot be told what this CLIP "
+                    f"({', '.join(text_widths(self.clip))}) gives, {told[0].shape[-1]} wide: {error}. Take both from "
+                    "one checkpoint, or load the text encoder that the model is made for."
+                ) from error
 
-
-def backend_of(kind: str) -> type[TrainingModel]:
-    """The backend that learns this kind of vectors."""
-    return ContextModel if kind == identity.CONTEXT else TrainingModel
-
-
-def _attention_with_gradients(_: Any, *arguments: Any, **named: Any) -> torch.Tensor:
-    """PyTorch's attention in place of what ComfyUI was started with, which may be for sampling only (SageAttention)."""
-    found: torch.Tensor = comfy.ldm.modules.attention.attention_pytorch(*arguments, **named)
-    return found
-
-
-@contextlib.contextmanager
-def gradients() -> Iterator[None]:
-    """Let gradients be taken in a node, which runs in inference mode; they are the same each time."""
-    deterministic = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.cudnn.deterministic = deterministic
-
-
-@contextlib.contextmanager
-def _norms_of_copies(encoder: torch.nn.Module) -> Iterator[None]:
-    """Let norms keep copies for the backward pass: the host's text encoder changes their input in place.
-
-    PyTorch's ``allow_mutation_on_saved_tensors`` watches every operation, which took half of a small model's step.
-    """
-    norms = [part for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)]
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _always_loaded(patcher: Any) -> Any:
-    """A patcher whose weights stay where they are loaded; the host's dynamic one fetches them for each call."""
-    if patcher.is_dynamic() and getattr(patcher, "cached_patcher_init", None) is not None:
-        return patcher.clone(disable_dynamic=True)
-    return patcher
-
-
-def _clip_always_loaded(clip: Any) -> Any:
-    patcher = _always_loaded(clip.patcher)
-    if patcher is not clip.patcher:
-        clip = clip.clone()
-        clip.patcher, clip.cond_stage_model = patcher, patcher.model
-    return clip
-
-
-def _allow_gradients(module: torch.nn.Module) -> None:
-    """Replace weights that were made in inference mode, which autograd refuses, by copies."""
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None and weight.is_inference():
-                fresh = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
-                vars(fresh).update(vars(weight))  # what the host noted on it
-                part._parameters[name] = fresh
-        for name, value in part._buffers.items():
-            if value is not None and value.is_inference():
-                part._buffers[name] = value.clone()
-        if hasattr(part, "_v_signature"):
-            vars(part)["_v_signature"] = None  # the host's own copy of the weight is of inference mode too
-    module.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def recomputed(model: Model) -> Iterator[None]:
-    """While this lasts, what the UNet's layers compute is not kept for the backward pass but computed again there."""
-
-    def forward(layer: torch.nn.Module, *args: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return type(layer).forward(layer, *args, **named)
-        call = MethodType(type(layer).forward, layer)
-        return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, **named)
-
-    layers = [part for block in blocks(model.model.diffusion_model) for part in block if _has_forward(part)]
-    for layer in layers:
-        layer.forward = MethodType(forward, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _has_forward(part: torch.nn.Module) -> bool:
-    return any(True for _ in part.children()) and "forward" not in vars(part)
+    def sampling(self, seed: int) -> Sampling:
+        """How a sample is drawn: SD's usual settings, or those for flows; without guidance where the model has learned
+        its own."""
+        if self.prediction != "flow":
+            return Sampling(20, 7.0, "euler", "normal", 1.0, seed)
+        guided = self.model.model.model_config.unet_config.get("guidance_embed")
+        return Sampling(20, 1.0 if guided else 5.0, "euler", "simple", 1.0, seed)

@@ -321,8 +321,11 @@ def test_files_of_context_vectors_are_no_tokens(tmp_path):
     assert {"kind": CONTEXT, "width": "768", "class_word": "man"}.items() <= again.provenance.items()
     assert f"; {len(VECTORS)} context vectors; width 768" in again.describe()
     check_width(again, {"clip_l": 512})  # of the encoder's input, which is not theirs
-    with pytest.raises(ValueError, match="encoder t5 reads no marks"):
-        check_width(again, {"t5": 0})
+    check_width(again, {"t5": 0})  # they stand behind it
+    named = IdTokens("me", VECTORS, {"text_encoders": "clip_l", "base_model": "SD15"}, CONTEXT)
+    check_width(named, {"clip_l": 768})
+    with pytest.raises(ValueError, match=r"text encoders clip_l give \(SD15\); this model's are t5xxl"):
+        check_width(named, {"t5xxl": 768})
 
 
 def test_the_first_identity_keeps_its_place_whoever_else_is_named():

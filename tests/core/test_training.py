@@ -1,5 +1,6 @@
 """The training of identities on a backend small enough to know the right answer."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from vcd_core.identity import CONTEXT
 from vcd_core.pictures import prepare
 from vcd_core.training import (
     GRADIENT_SCALE,
+    PREDICTIONS,
     Album,
     Settings,
     Training,
+    drawn_levels,
     initial_vectors,
     masked_loss,
+    noised,
     train,
 )
 
@@ -31,12 +35,15 @@ QUICK = Settings(size=64, steps=6, batch=3, learning_rate=0.01)
 class Mean:
     """Estimates every pixel as the mean of the tokens; latents are the pictures, 8 times smaller."""
 
-    sigmas = torch.linspace(0.1, 10, 100)
     norm = 2.0
+    cell = sides = 8
+    widths, rates = [4], torch.ones(4)
     words_said = 2
+    differentiating = contextlib.nullcontext
 
     def __init__(self, prediction="eps", identity="mean"):
         self.prediction, self.identity, self.encoded, self.denoised = prediction, identity, 0, 0
+        self.sigmas = torch.linspace(0.01, 1, 100) if prediction == "flow" else torch.linspace(0.1, 10, 100)
 
     def words(self, text):
         return torch.arange(4.0).repeat(len(text.split()), 1) + torch.arange(len(text.split()))[:, None]
@@ -50,7 +57,7 @@ class Mean:
 
     def denoise(self, noised, sigma, context):
         self.denoised += 1
-        return context[:, 0, :3, None, None].expand_as(noised)
+        return torch.stack(list(context))[:, 0, :3, None, None].expand_as(noised)
 
 
 def ready(images, masks, settings):
@@ -69,22 +76,74 @@ def test_only_what_the_mask_covers_is_learned():
     assert learned([two_colours()[1]], unmasked=1.0)[2] > 0.3
 
 
-def test_loss_is_the_error_of_noise_or_of_v():
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_is_the_error_of_what_the_model_predicts(prediction):
     vectors = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
-    for prediction in ("eps", "v"):
-        backend = Mean(prediction)
-        batch = Album(ready([two_colours()[0]], [two_colours()[1]], QUICK), backend, QUICK).draw(3)
-        sigma = batch.sigmas.view(-1, 1, 1, 1)
-        noised = batch.latents + sigma * batch.noise
-        clean = backend.denoise(noised, batch.sigmas, backend.text(batch.captions, vectors))
-        if prediction == "eps":
-            error = (noised - clean) / sigma - batch.noise
-        else:
-            a, b = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
-            v = (a * (a * noised) - clean) / b  # of the noised latents at unit variance
-            error = v - (a * batch.noise - b * batch.latents)
-        per = [(e.pow(2) * m).sum() / (m.sum() * 3) for e, m in zip(error, batch.masks, strict=True)]
-        assert masked_loss(backend, vectors, batch).item() == pytest.approx(float(sum(per) / len(per)), rel=1e-4)
+    backend = Mean(prediction)
+    batch = Album(ready([two_colours()[0]], [two_colours()[1]], QUICK), backend, QUICK).draw(3)
+    sigma = batch.sigmas.view(-1, 1, 1, 1)
+    shown = noised(batch.latents, batch.noise, batch.sigmas, prediction)
+    clean = backend.denoise(shown, batch.sigmas, backend.text(batch.captions, vectors))
+    if prediction == "eps":
+        assert torch.equal(shown, batch.latents + sigma * batch.noise)
+        error = (shown - clean) / sigma - batch.noise
+    elif prediction == "v":
+        a, b = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+        v = (a * (a * shown) - clean) / b  # of the noised latents at unit variance
+        error = v - (a * batch.noise - b * batch.latents)
+    else:
+        velocity = (shown - clean) / sigma  # of the straight line from the latents to the noise
+        error = velocity - (batch.noise - batch.latents)
+    per = [(e.pow(2) * m).sum() / (m.sum() * 3) for e, m in zip(error, batch.masks, strict=True)]
+    assert masked_loss(backend, vectors, batch).item() == pytest.approx(float(sum(per) / len(per)), rel=1e-4)
+
+
+def test_levels_are_drawn_as_that_kind_of_model_is_trained():
+    sigmas, g = torch.linspace(0.001, 1, 1000), torch.Generator().manual_seed(0)
+    uniform = drawn_levels(sigmas, 100_000, "eps", g)
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=0.005)
+    assert float(uniform.std()) == pytest.approx(1 / 12**0.5, abs=0.005)
+    normal = torch.logit(drawn_levels(sigmas, 100_000, "flow", g).clamp(0.001, 0.999))
+    assert float(normal.mean()) == pytest.approx(0, abs=0.02)
+    assert float(normal.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_frames_of_a_clip_count_alike_and_pictures_are_clips_of_one():
+    """A latent with an axis of time has the loss of its frames' mean, under one mask."""
+    vectors = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    backend = Mean("flow")
+    batch = Album(ready([two_colours()[0]], [two_colours()[1]], QUICK), backend, QUICK).draw(3)
+    flat = masked_loss(backend, vectors, batch)
+    backend.denoise = lambda shown, sigma, told: Mean.denoise(backend, shown[:, :, 0], sigma, told)[:, :, None].expand(
+        shown.shape
+    )
+    one = replace(batch, latents=batch.latents[:, :, None], noise=batch.noise[:, :, None])
+    torch.testing.assert_close(masked_loss(backend, vectors, one), flat)
+    three = replace(one, latents=one.latents.expand(-1, -1, 3, -1, -1), noise=one.noise.expand(-1, -1, 3, -1, -1))
+    torch.testing.assert_close(masked_loss(backend, vectors, three), flat)
+
+
+def test_each_encoders_part_moves_at_its_own_rate():
+    """Adam moves every number about the learning rate in its first step; a part of a wider spread moves further."""
+    backend = Mean()
+    backend.widths, backend.rates = [2, 2], torch.tensor([1.0, 1.0, 50.0, 50.0])
+    words = torch.tensor([[0.0, 0.1, 0.0, 30.0], [0.1, 0.0, 30.0, 0.0]])
+    backend.words = lambda text: words
+    start = initial_vectors(backend, QUICK)
+    assert (start[:, :2].abs() < 0.2).all()
+    assert (start - words.repeat(2, 1))[:, 2:].std() > 50 * (start - words.repeat(2, 1))[:, :2].std()
+    training = Training(backend, ready([two_colours()[0]], None, QUICK), QUICK)
+    training.advance()
+    moved = (training.vectors.detach() - start).abs()
+    assert moved[:, 0] == pytest.approx(QUICK.learning_rate, rel=0.01)
+    assert moved[:, 2] == pytest.approx(50 * QUICK.learning_rate, rel=0.01)
+
+
+def test_a_size_that_the_model_does_not_take_is_refused_with_the_nearest():
+    backend = Mean("flow")
+    backend.sides = 32
+    with pytest.raises(ValueError, match="size is 72; this model takes multiples of 32, the nearest are 64 and 96"):
+        train(backend, [two_colours()[0]], None, replace(QUICK, size=72))
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -151,7 +210,7 @@ def test_a_gradient_too_large_for_half_precision_is_taken_at_a_lower_scale(tmp_p
         """Its gradients pass through half precision, a thousand times too large on the way."""
 
         def denoise(self, noised, sigma, context):
-            context = context.clone()
+            context = torch.stack(list(context)).clone()
             context.register_hook(lambda grad: (grad * 1024).half().float() / 1024)
             return super().denoise(noised, sigma, context)
 
