@@ -32,13 +32,13 @@ def split(studio: Studio, sizes: tuple[int, ...] = (128, 256)) -> float:
     """Print how a step divides at each size; returns the part outside the UNet at the last."""
     import comfy.sd
 
-    host, training = studio.module("nodes.host.training"), studio.module("vcd_core.training")
+    gradients, training = studio.module("nodes.host.gradients").gradients, studio.module("vcd_core.training")
     files = random_models.full_size(studio.base / "models")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
         str(studio.base / "models" / "checkpoints" / files["sd15"])
     )
-    with host.gradients():
-        backend = host.TrainingModel(model, clip, vae, "man")
+    with gradients():
+        backend = studio.module("nodes.host.learned").TokenModel(model, clip, vae, "man")
         shares = {size: _times(training, backend, size) for size in sizes}
     rows = [[name, *(f"{shares[size][name]:.1%}" for size in sizes)] for name in shares[sizes[0]]]
     table(["part of a step", *(f"{size}x{size}" for size in sizes)], rows)
@@ -63,13 +63,16 @@ def _times(training: Any, backend: Any, size: int) -> dict[str, float]:
         work.album.variant(number, 0)
     for step in range(STEPS + 1):
         batch = timed("draw", lambda step=step: work.album.draw(step))
-        context = timed("text, forward", lambda batch=batch: backend.text(batch.captions, work.vectors))
-        leaf = context.detach().requires_grad_()
-        noised = batch.latents + batch.sigmas.view(-1, 1, 1, 1) * batch.noise
-        estimate = timed("UNet, forward", lambda n=noised, b=batch, c=leaf: backend.denoise(n, b.sigmas, c))
-        loss = (estimate - batch.latents).pow(2).mean()
-        timed("UNet, backward", loss.backward)
-        timed("text, backward", lambda c=context, g=leaf.grad: c.backward(g))
+        with backend.differentiating():
+            told = timed("text, forward", lambda batch=batch: backend.text(batch.captions, work.vectors))
+            leaves = [rows.detach().requires_grad_() for rows, _ in told]
+            entries = [(leaf, options) for leaf, (_, options) in zip(leaves, told, strict=True)]
+            noised = training.noised(batch.latents, batch.noise, batch.sigmas, backend.prediction)
+            estimate = timed("UNet, forward", lambda n=noised, b=batch, e=entries: backend.denoise(n, b.sigmas, e))
+            loss = (estimate - batch.latents).pow(2).mean()
+            timed("UNet, backward", loss.backward)
+            rows, slopes = [rows for rows, _ in told], [leaf.grad for leaf in leaves]
+            timed("text, backward", lambda r=rows, s=slopes: torch.autograd.backward(r, s))
         timed("optimizer", work.optimizer.step)
     medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
     return {name: value / sum(medians.values()) for name, value in medians.items()}
@@ -79,13 +82,13 @@ def held_out_loss(
     studio: Studio, person: world.Person, identity: Any, scene: str | None, outside: bool = False
 ) -> float:
     """The mean masked loss on frames of a person that no training saw; ``outside``: of what is not the person."""
-    host, training = studio.module("nodes.host.training"), studio.module("vcd_core.training")
+    learned, training = studio.module("nodes.host.learned"), studio.module("vcd_core.training")
     images, masks = pictures_of(person, 8, seed=1000, scene=scene)
     settings = training.Settings(
         person.class_word, size=SIDE, fit=training.FITS[1], template=TEMPLATE, augment=False, unmasked=0.0, batch=8
     )
-    with host.gradients(), torch.no_grad():
-        backend = host.TrainingModel(studio.model, studio.clip, studio.vae, person.class_word)
+    with studio.module("nodes.host.gradients").gradients(), torch.no_grad():
+        backend = learned.TokenModel(studio.model, studio.clip, studio.vae, person.class_word)
         album = training.Album(training.prepare(images, masks, settings.size, settings.fit), backend, settings)
         vectors = (
             identity.tokens.vectors if identity else training.initial_vectors(backend, replace(settings, tokens=1))

@@ -75,7 +75,7 @@ class Studio:
         self, person: Person, seed: int = 0, masked: bool = True, scene: str | None = None, **changes: Any
     ) -> Any:
         """An identity learned by the pack's own trainer: what goes through the socket VCD_ID."""
-        training, host = self.module("vcd_core.training"), self.module("nodes.host.training")
+        training, learned = self.module("vcd_core.training"), self.module("nodes.host.learned")
         settings = training.Settings(
             **{
                 "class_word": person.class_word,
@@ -88,8 +88,8 @@ class Studio:
             | changes
         )
         images, masks = pictures_of(person, 6, seed, scene)
-        with host.gradients():
-            backend = host.backend_of(settings.kind)(self.model, self.clip, self.vae, person.class_word)
+        with self.module("nodes.host.gradients").gradients():
+            backend = learned.backend_of(settings.kind)(self.model, self.clip, self.vae, person.class_word)
             report = training.train(backend, images, masks if masked else None, settings)
         tokens = self.module("vcd_core.identity").IdTokens("id", report.vectors, kind=settings.kind)
         return self.module("nodes.identity").Identity(tokens, person.class_word)
