@@ -112,6 +112,11 @@ SD15 = (
     "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     "checkpoints",
 )
+SDXL = (
+    "sd_xl_base_1.0.safetensors",
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "checkpoints",
+)
 MOTION = (
     "mm_sd_v15_v2.ckpt",
     "https://huggingface.co/guoyww/animatediff/resolve/main/mm_sd_v15_v2.ckpt",
@@ -263,7 +268,20 @@ def prompt_to_segmentation(graph: Graph) -> None:
     graph.add("MaskPreview", mask=sam3(graph, images), tall=260)
 
 
-def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded) -> None:
+Teacher = tuple[Out, Out, Out, dict[str, Any]]  # model, CLIP, VAE, and what the trainer is set to
+
+
+def sd15_teacher(graph: Graph) -> Teacher:
+    graph.note(
+        "Plain SD 1.5 teaches best; use the identity in its finetunes. 200 steps are the paper's, 400 the release's."
+    )
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
+    graph.models(checkpoint, SD15)
+    return checkpoint, Out(checkpoint.node, 1), Out(checkpoint.node, 2), {}
+
+
+def learned(graph: Graph, segment: Callable[[Graph, Out], Out], teacher: Callable[[Graph], Teacher]) -> tuple[Out, ...]:
+    """From pictures to an identity file; returns the identity, and the model, CLIP and VAE that it was learned on."""
     graph.column("0. Pictures", 320)
     graph.note(
         "Three to ten pictures of one person, pet or thing, in a folder of their own under ComfyUI's `input` folder. "
@@ -276,23 +294,78 @@ def train_identity(graph: Graph, segment: Callable[[Graph, Out], Out] = grounded
     masks = segment(graph, images)
     graph.add("MaskPreview", mask=masks, tall=260)
     graph.column("2. Train", 360)
-    graph.note(
-        "Plain SD 1.5 teaches best; use the identity in its finetunes. 200 steps are the paper's, 400 the release's."
-    )
-    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
-    graph.models(checkpoint, SD15)
+    model, clip, vae, settings = teacher(graph)
     trained = graph.add(
-        "VCD_IdTrainer", model=checkpoint, clip=Out(checkpoint.node, 1), vae=Out(checkpoint.node, 2), images=images,
-        masks=masks, name="my_id", tall=TALL_TRAINER,
+        "VCD_IdTrainer", model=model, clip=clip, vae=vae, images=images, masks=masks, tall=TALL_TRAINER,
+        **{"name": "my_id", **settings},
     )  # fmt: skip
     graph.column("3. Look and keep", 380)
-    graph.add("VCD_IdSave", id=trained, name="vcd/my_id", tall=140)
+    graph.add("VCD_IdSave", id=trained, name=f"vcd/{settings.get('name', 'my_id')}", tall=140)
     graph.add("LossGraphNode", loss=Out(trained.node, 1), filename_prefix="vcd/loss", tall=320)
     graph.add("PreviewImage", images=Out(trained.node, 2), title="Samples", tall=320)
+    return trained, model, clip, vae
+
+
+def train_identity(graph: Graph) -> None:
+    learned(graph, grounded, sd15_teacher)
 
 
 def train_identity_sam3(graph: Graph) -> None:
-    train_identity(graph, sam3)
+    learned(graph, sam3, sd15_teacher)
+
+
+def sdxl_teacher(graph: Graph) -> Teacher:
+    graph.note(
+        "SDXL has two text encoders; the tokens are learned for both, and any prompt reads the file as `embedding:`. "
+        "At 1024 it is slow and large: batch 1 with checkpointing, or 768, where memory is short."
+    )
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SDXL[0])
+    graph.models(checkpoint, SDXL)
+    settings = {"name": "my_sdxl_id", "size": 1024, "batch": 1, "checkpointing": True}
+    return checkpoint, Out(checkpoint.node, 1), Out(checkpoint.node, 2), settings
+
+
+def train_identity_sdxl(graph: Graph) -> None:
+    learned(graph, grounded, sdxl_teacher)
+
+
+def wan_teacher(graph: Graph) -> Teacher:
+    graph.note(
+        "A video model learns from single pictures. `context vectors` stand beside the prompt: no gradient runs "
+        "through the large text encoder, which is asked once for each caption. The identity serves Wan 2.1 and 2.2 of "
+        "this text encoder."
+    )
+    vae_name, unet = "wan_2.1_vae.safetensors", "wan2.1_t2v_1.3B_fp16.safetensors"
+    model = graph.add("UNETLoader", unet_name=unet, weight_dtype="default")
+    graph.models(model, (unet, f"{WAN}/diffusion_models/{unet}", "diffusion_models"))
+    model = graph.add("ModelSamplingSD3", model=model, shift=8.0)
+    clip = graph.add("CLIPLoader", clip_name=UMT5, type="wan", device="default")
+    graph.models(clip, (UMT5, f"{WAN}/text_encoders/{UMT5}", "text_encoders"))
+    vae = graph.add("VAELoader", vae_name=vae_name)
+    graph.models(vae, (vae_name, f"{WAN}/vae/{vae_name}", "vae"))
+    settings = {
+        "name": "my_wan_id", "kind": "context vectors", "learning_rate": 0.02, "batch": 2, "checkpointing": True,
+    }  # fmt: skip
+    return model, clip, vae, settings
+
+
+def train_identity_wan(graph: Graph) -> None:
+    trained, model, clip, vae = learned(graph, grounded, wan_teacher)
+    graph.column("4. A video of it", 360)
+    positive = graph.add(
+        "VCD_IdTextEncode", clip=clip, prompt="a video of V*, walking on the beach, smiling", **ids(trained), tall=200
+    )
+    negative = graph.add("CLIPTextEncode", clip=clip, text=VIDEO_NEGATIVE, title="Negative prompt", tall=120)
+    latent = graph.add("EmptyHunyuanLatentVideo", width=832, height=480, length=33, batch_size=1)
+    sampled = graph.add(
+        "KSampler", model=graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1), positive=positive,
+        negative=negative, latent_image=latent, seed=1, steps=25, cfg=6.0, sampler_name="uni_pc", scheduler="simple",
+        tall=270,
+    )  # fmt: skip
+    images = graph.add("VAEDecode", samples=sampled, vae=vae)
+    graph.column("Save", 380)
+    video = graph.add("CreateVideo", images=images, fps=16.0)
+    graph.add("SaveVideo", video=video, filename_prefix="vcd/wan_id", tall=TALL_VIDEO)
 
 
 def face_refine(graph: Graph) -> None:
@@ -645,7 +718,9 @@ GRAPHS: dict[str, Callable[[Graph], None]] = {
     "04_prompt_to_segmentation": prompt_to_segmentation,
     "04_train_identity": train_identity,
     "04_train_identity_sam3": train_identity_sam3,
+    "04_train_identity_sdxl": train_identity_sdxl,
     "04_train_identity_tiny": train_identity_tiny,
+    "04_train_identity_wan": train_identity_wan,
     "05_face_refine": face_refine,
     "05_face_refine_tiny": face_refine_tiny,
     "06_tiled_upscale": tiled_upscale,

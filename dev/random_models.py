@@ -137,18 +137,53 @@ def tiny_sdxl(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, 
     return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2)
 
 
-def _tiny_vae(seed: int) -> Any:
-    """A small VAE of four channels in the host's object."""
+def tiny_flux(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
+    """A MODEL, CLIP and VAE in Flux's classes: a flow transformer of pictures, told by T5 and CLIP-L."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+    import comfy.supported_models_base
+    import comfy.text_encoders.flux
+
+    width = 32  # of T5's
+    config = comfy.supported_models.Flux({
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": TINY_TEXT,
+        "context_in_dim": width, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
+        "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True, "guidance_embed": True,
+        "txt_ids_dims": [],
+        "dtype": torch.float32,
+    })  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, "", device="cpu")
+    fill(base.diffusion_model, seed)
+    devices = {
+        "load_device": comfy.model_management.get_torch_device(),
+        "offload_device": comfy.model_management.unet_offload_device(),
+    }
+    t5 = {"d_model": width, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+    parts = comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.flux_clip()
+    target = comfy.supported_models_base.ClipTarget(*parts)
+    options = {**TINY_TEXT_OPTIONS, "t5xxl_model_config": t5}
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
+    fill(clip.cond_stage_model, seed + 1)
+    return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2, 16)
+
+
+def _tiny_vae(seed: int, channels: int = 4) -> Any:
+    """A small VAE of pictures in the host's object."""
     import comfy.sd
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     picture: dict[str, Any] = {
-        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
         "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
-    parameters = {"ddconfig": picture, "embed_dim": 4}
+    parameters = {"ddconfig": picture, "embed_dim": channels}
     weights = fill(AutoencoderKL(**parameters), seed).state_dict()
-    return comfy.sd.VAE(sd=weights, config={"params": parameters}, dtype=torch.float32)
+    found = comfy.sd.VAE(sd=weights, config={"params": parameters}, dtype=torch.float32)
+    found.latent_channels = channels
+    return found
 
 
 def tiny_controlnet(seed: int = 5) -> Any:

@@ -13,7 +13,7 @@ from vcd_core.identity import CONTEXT, TOKENS
 from vcd_core.pictures import prepare
 
 ENCODERS = {"ltxv": "t5xxl", "hunyuan": "llama"}  # of the others UMT5, also where their own is too large for a test
-MODELS = ["sd15", "sdxl", *video_models.KINDS, *video_models.WITH_SOUND]
+MODELS = ["sd15", "sdxl", "flux", *video_models.KINDS, *video_models.WITH_SOUND]
 CLOSED = ["hunyuan"]  # whose text encoders read no tokens but their own
 CASES = [(model, kind) for model in MODELS for kind in (TOKENS, CONTEXT) if (model, kind) != ("hunyuan", TOKENS)]
 QUICK = core.Settings(size=64, steps=8, batch=2, learning_rate=0.05, tokens=2, augment=False, unmasked=0.0)
@@ -28,7 +28,7 @@ def parts(pack):
     def make(kind):
         if kind not in known:
             with torch.inference_mode():
-                if kind in ("sd15", "sdxl"):
+                if kind in ("sd15", "sdxl", "flux"):
                     known[kind] = getattr(random_models, f"tiny_{kind}")()
                 else:
                     text = video_models.text_encoder(ENCODERS.get(kind, "umt5xxl"), width=video_models.text_width(kind))
@@ -161,7 +161,14 @@ def trained(pack, parts, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "kind"),
-    [("sdxl", TOKENS), ("wan21", TOKENS), ("wan21", CONTEXT), ("hunyuan", CONTEXT), ("ltx2", CONTEXT)],
+    [
+        ("sdxl", TOKENS),
+        ("flux", TOKENS),
+        ("wan21", TOKENS),
+        ("wan21", CONTEXT),
+        ("hunyuan", CONTEXT),
+        ("ltx2", CONTEXT),
+    ],
 )
 def test_the_trainer_gives_an_identity_for_the_model_and_its_picture(pack, parts, trained, tmp_path, model, kind):
     learned, loss, images = trained(model, kind=kind).args

@@ -558,6 +558,25 @@ class VideoModel(io.ComfyNode):
         return io.NodeOutput(video_models.model(kind), video_models.vae(kind))
 
 
+class Checkpoint(io.ComfyNode):
+    """A tiny model of a kind with its text encoder and VAE."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Checkpoint",
+            category="tests",
+            inputs=[io.String.Input("kind")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, kind):
+        if kind == "sdxl":
+            return io.NodeOutput(*random_models.tiny_sdxl(0, folder_paths.get_folder_paths("embeddings")))
+        return io.NodeOutput(video_models.model(kind), video_models.text_encoder("umt5xxl"), video_models.vae(kind))
+
+
 class VideoPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -616,6 +635,7 @@ class Extension(ComfyExtension):
             Upscaler,
             TinyControlNet,
             VideoModel,
+            Checkpoint,
             VideoPrompt,
             VideoSound,
         ]
