@@ -115,6 +115,13 @@ def oldest_server():
         yield server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def both_servers(page_server, request):
+    """Up before the first graph: a server that starts empties the folder of previews, which the other knows as done."""
+    if HOST.is_dir():
+        request.getfixturevalue("oldest_server")
+
+
 def fitted(prompt, models):
     """The graph with small sizes and the files that are there."""
     prompt = json.loads(json.dumps(prompt))
