@@ -108,20 +108,52 @@ def tiny_sd15(
 
 def tiny_sdxl(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
     """A MODEL, CLIP and VAE in SDXL's classes, as small as :func:`tiny_sd15`."""
+    text = {**TINY_TEXT_OPTIONS["clip_l_model_config"], "num_hidden_layers": 3}  # SDXL reads the last but one
+    options = {"clip_l_model_config": text, "clip_g_model_config": {**text, "hidden_act": "gelu"}}
+    unet = {
+        **unet_config(TINY_CHANNELS, (1, 2, 4), 2 * TINY_TEXT, heads=4), "transformer_depth": [0, 0, 1, 1, 1, 1],
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "adm_in_channels": 6 * 256 + TINY_TEXT,
+    }  # fmt: skip
+    return _sdxl(unet, options, (torch.float32, None), seed, embeddings)
+
+
+def sdxl(dtype: torch.dtype, compute: torch.dtype | None, whole: bool = True) -> tuple[Any, Any, Any]:
+    """A MODEL, CLIP and small VAE in SDXL's classes at SDXL's size; ``whole``: the text encoders with all their layers.
+
+    ``dtype`` is that of the UNet's weights, ``compute`` what it computes in where that is another.
+    """
+    unet = {
+        **unet_config(320, (1, 2, 4), 2048, heads=-1), "num_head_channels": 64, "transformer_depth_middle": 10,
+        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "adm_in_channels": 6 * 256 + 1280,
+    }  # fmt: skip
+    few = {"num_hidden_layers": 3}
+    large: dict[str, dict[str, Any]] = {
+        "clip_l_model_config": few,
+        "clip_g_model_config": {**few, "hidden_size": 1280, "num_attention_heads": 20},
+    }
+    large["clip_g_model_config"] |= {"intermediate_size": 5120, "projection_dim": 1280, "hidden_act": "gelu"}
+    return _sdxl(unet, {} if whole else large, (dtype, compute), 0, None)
+
+
+def _sdxl(
+    unet: dict[str, Any],
+    text: dict[str, Any],
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    seed: int,
+    embeddings: list[str] | None,
+) -> tuple[Any, Any, Any]:
     import comfy.model_management
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
 
-    unet = unet_config(TINY_CHANNELS, (1, 2, 4), 2 * TINY_TEXT, heads=4)
-    layers: dict[str, Any] = {"num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 1, 1, 1, 1]}
-    layers |= {"transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "use_linear_in_transformer": True}
-    pooled = {"adm_in_channels": 6 * 256 + TINY_TEXT, "num_classes": "sequential", "dtype": torch.float32}
-    detected = {**unet, **layers, **pooled}
-    detected.pop("num_heads")
+    more: dict[str, Any] = {"num_res_blocks": [2, 2, 2], "use_linear_in_transformer": True, "num_classes": "sequential"}
+    detected = {**unet, **more, "dtype": dtypes[0]}
+    heads = detected.pop("num_heads")
     config = comfy.supported_models.SDXL(detected)
-    config.unet_config["num_heads"] = 4
-    config.set_inference_dtype(torch.float32, None)
+    config.unet_config["num_heads"] = heads
+    config.set_inference_dtype(*dtypes)
     base = config.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
     devices = {
@@ -130,8 +162,7 @@ def tiny_sdxl(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, 
     }
     target = config.clip_target({})
     target.params = {}
-    text = {**TINY_TEXT_OPTIONS["clip_l_model_config"], "num_hidden_layers": 3}  # SDXL reads the last but one
-    options = {**TINY_TEXT_OPTIONS, "clip_l_model_config": text, "clip_g_model_config": {**text, "hidden_act": "gelu"}}
+    options = {"dtype": torch.float32, **text}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
     fill(clip.cond_stage_model, seed + 1)
     return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2)

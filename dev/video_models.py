@@ -44,13 +44,13 @@ def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     return module
 
 
-def model(kind: str, seed: int = 0) -> Any:
-    """A tiny MODEL of this kind."""
+def model(kind: str, seed: int = 0, dtypes: tuple[torch.dtype, torch.dtype | None] = (torch.float32, None)) -> Any:
+    """A tiny MODEL of this kind; ``dtypes``: of its weights, and what it computes in where that is another."""
     import comfy.model_management as memory
     import comfy.model_patcher
 
     configuration = _configuration(kind)
-    configuration.set_inference_dtype(torch.float32, None)
+    configuration.set_inference_dtype(*dtypes)
     base = configuration.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
     if kind == "h3":

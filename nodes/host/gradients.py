@@ -9,9 +9,11 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.ops
 import torch
 import torch.utils._pytree as tree
 import torch.utils.checkpoint
+from torch.nn.grad import conv2d_input
 
 from .model import Model
 from .motion import blocks
@@ -115,6 +117,61 @@ def allow_gradients(module: torch.nn.Module) -> None:
         if hasattr(part, "_v_signature"):
             vars(part)["_v_signature"] = None  # the host's own copy of the weight is of inference mode too
     module.requires_grad_(False)
+
+
+class _Frozen(torch.autograd.Function):
+    """A linear layer or convolution with frozen weights: its backward pass needs the weights alone, cast anew.
+
+    Left to PyTorch the cast copy of each weight is kept until then: of a model in 8 bits twice its size, and all of it
+    on the device where the host streams it from elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        found: torch.Tensor = type(layer).forward(layer, x)
+        return found.clone() if found._is_view() else found  # what a model writes over may not be a view from here
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        layer = ctx.layer
+        weight, bias, stream = comfy.ops.cast_bias_weight(layer, grad, offloadable=True)
+        if isinstance(layer, torch.nn.Linear):
+            found = grad @ weight
+        else:
+            size = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            found = conv2d_input(ctx.shape, weight, grad, *size)
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+        return found, None
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """While this lasts, no layer of a model keeps a copy of its weights for the backward pass."""
+
+    def forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            plain: torch.Tensor = type(layer).forward(layer, x)
+            return plain
+        found: torch.Tensor = _Frozen.apply(x, layer)
+        return found
+
+    parts = model.model.diffusion_model.modules()
+    layers: list[Any] = [
+        part for part in parts if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)) and _plain(part)
+    ]
+    for layer in layers:
+        layer.forward = MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _plain(layer: Any) -> bool:
+    """Whether a layer is one of the host's that cast their weights, used as it is."""
+    return hasattr(layer, "comfy_cast_weights") and "forward" not in vars(layer)
 
 
 @contextlib.contextmanager

@@ -85,14 +85,14 @@ class TrainingModel:
     def load(self, latents: Sequence[int] | None = None) -> None:
         """Load what gradients flow through, with room for latents of this shape."""
         room = 0 if latents is None else 3 * self.model.memory_required(list(latents))
-        comfy.model_management.load_models_gpu(self.patchers, memory_required=room, force_full_load=True)
+        comfy.model_management.load_models_gpu(self.patchers, memory_required=room)
         for patcher in self.patchers:
             grads.allow_gradients(patcher.model)
 
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[None]:
         through_clip = self.clip.patcher in self.patchers
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, grads.frozen(self.model):
             if grads.changes_in_place(self.model) or (through_clip and not of_clip_alone(self.clip)):
                 stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
             elif through_clip:

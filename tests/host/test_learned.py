@@ -120,6 +120,29 @@ def test_layers_computed_again_give_the_same_gradient(pack, learner, model, kind
     assert pack("nodes.host.gradients").layers_of(backend.model.model.diffusion_model)
 
 
+def test_of_weights_in_low_precision_no_copy_is_kept_for_the_backward_pass(pack, parts):
+    """A model's float32 copy of its 8 or 16 bits would stand in memory whole."""
+    with torch.inference_mode():
+        low, clip, vae = random_models.tiny_sd15(dtype=torch.bfloat16, compute=torch.float32)
+    found, kept = [], []
+    for model in (low, parts("sd15")[0]):
+        with pack("nodes.host.gradients").gradients():
+            backend = pack("nodes.host.learned").ContextModel(model, clip, vae, "man")
+            training = training_of(backend, CONTEXT)
+            batch = training.album.draw(0)
+            with backend.differentiating():
+                keep = torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.shape), t)[1], lambda t: t)
+                with keep:
+                    loss = core.masked_loss(backend, training.vectors, batch)
+                loss.backward()
+        found.append(training.vectors.grad)
+    layers = low.model.diffusion_model.modules()
+    weights = {part.weight.shape for part in layers if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d))}
+    assert kept
+    assert not weights & set(kept)
+    assert (found[0] - found[1]).norm() < 0.1 * found[1].norm()  # the weights were rounded
+
+
 def test_a_flow_goes_on_to_the_same_bits(learner, tmp_path):
     backend = learner("wan21", CONTEXT)
     whole, first, second = (training_of(backend, CONTEXT) for _ in range(3))
