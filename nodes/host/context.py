@@ -10,7 +10,7 @@ import comfy.sd1_clip
 import torch
 
 from ...vcd_core.identity import beside
-from .text import Tokens, encode_text, tokenizer_with, tokenizers
+from .text import Tokens, clip_with, encode_text, tokenizers
 
 MASK = "attention_mask"
 Entry = tuple[torch.Tensor, dict[str, Any]]  # a prompt's rows [1, L, D], and what text encoders give with them
@@ -64,7 +64,7 @@ def encode_with_context(
     chosen = [context[name].vectors for name in weights]
     each = [weight * context[name].strength for name, weight in weights.items()]
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    tokens = _tokens_of(clip, plain, vectors)
+    tokens = clip_with(clip, vectors).tokenize(plain)
     return [
         list(put_beside(entry, blank, chosen, each, free_rows(clip, tokens, entry)))
         for entry, (blank, _) in zip(encoded, empty, strict=True)
@@ -123,14 +123,6 @@ def _padding(part: Any, read: Sequence[Any]) -> int:
             break
         count += 1
     return max(0, count - 1) if pad == part.end_token else count
-
-
-def _tokens_of(clip: Any, text: str, vectors: dict[str, dict[str, torch.Tensor]]) -> Tokens:
-    """What the text encoders read of a prompt."""
-    clip = clip.clone()
-    clip.tokenizer = tokenizer_with(clip, vectors)
-    found: Tokens = clip.tokenize(text)
-    return found
 
 
 def without_marks(text: str, names: Collection[str]) -> str:

@@ -49,8 +49,7 @@ def encode_text(
     if not vectors:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
     vectors = {name: {key: table.clone() for key, table in tables.items()} for name, tables in vectors.items()}
-    clip = clip.clone()
-    clip.tokenizer = tokenizer_with(clip, vectors)
+    clip = clip_with(clip, vectors)
     rows = {
         row.data_ptr(): _Row(name, i, len(table) - 1)
         for name, tables in vectors.items()
@@ -87,9 +86,8 @@ def check_reads_vectors(clip: Any) -> None:
             f"This model's text encoder {' and '.join(closed)} reads no tokens but its own. Take an identity of "
             "context vectors, which stand beside what it gives."
         )
-    clip = clip.clone()
-    clip.tokenizer = tokenizer_with(clip, {name: {key: torch.zeros(1, width) for key, width in widths.items()}})
-    _tokenized(clip, f"embedding:{name}")
+    tried = {name: {key: torch.zeros(1, width) for key, width in widths.items()}}
+    _tokenized(clip_with(clip, tried), f"embedding:{name}")
 
 
 class _Row(NamedTuple):
@@ -192,6 +190,13 @@ def tokenizer_with(clip: Any, vectors: dict[str, dict[str, torch.Tensor]]) -> An
         if hasattr(part, "embedding_key"):
             setattr(tokenizer, attribute, _with_vectors(part, {n: v[part.embedding_key] for n, v in vectors.items()}))
     return tokenizer
+
+
+def clip_with(clip: Any, vectors: dict[str, dict[str, torch.Tensor]]) -> Any:
+    """A clone of a CLIP in whose prompts ``embedding:name`` may also name vectors that are in no file."""
+    clip = clip.clone()
+    clip.tokenizer = tokenizer_with(clip, vectors)
+    return clip
 
 
 def blend_conditioning(keys: list[Any], weights: torch.Tensor, empty: Any) -> Any:

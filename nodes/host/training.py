@@ -23,7 +23,7 @@ from .text import text_widths
 PREDICTIONS = {"eps": "eps", "v": "v", "CONST": "flow"}  # by the host's names
 
 
-def check(model: Model, clip: Any, vae: Any) -> None:
+def check(model: Model, vae: Any) -> None:
     """Raise ``ValueError`` for what no identity can be trained on; the message says what to take."""
     if predicts(model) not in PREDICTIONS:
         raise ValueError(
@@ -59,7 +59,7 @@ class TrainingModel:
     MARK = "vcd_id_in_training"
 
     def __init__(self, model: Model, clip: Any, vae: Any, class_word: str) -> None:
-        check(model, clip, vae)
+        check(model, vae)
         self.prediction = PREDICTIONS[predicts(model)]
         self.model, self.clip, self.vae = grads.always_loaded(model), grads.clip_always_loaded(clip), vae
         self.patchers = [self.model, self.clip.patcher]  # what gradients flow through

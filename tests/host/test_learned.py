@@ -14,7 +14,6 @@ from vcd_core.pictures import prepare
 
 ENCODERS = {"ltxv": "t5xxl", "hunyuan": "llama"}  # of the others UMT5, also where their own is too large for a test
 MODELS = ["sd15", "sdxl", "flux", *video_models.KINDS, *video_models.WITH_SOUND]
-CLOSED = ["hunyuan"]  # whose text encoders read no tokens but their own
 CASES = [(model, kind) for model in MODELS for kind in (TOKENS, CONTEXT) if (model, kind) != ("hunyuan", TOKENS)]
 QUICK = core.Settings(size=64, steps=8, batch=2, tokens=2, augment=False, unmasked=0.0)
 
