@@ -335,14 +335,7 @@ def wan_teacher(graph: Graph) -> Teacher:
         "through the large text encoder, which is asked once for each caption. The identity serves Wan 2.1 and 2.2 of "
         "this text encoder."
     )
-    vae_name, unet = "wan_2.1_vae.safetensors", "wan2.1_t2v_1.3B_fp16.safetensors"
-    model = graph.add("UNETLoader", unet_name=unet, weight_dtype="default")
-    graph.models(model, (unet, f"{WAN}/diffusion_models/{unet}", "diffusion_models"))
-    model = graph.add("ModelSamplingSD3", model=model, shift=8.0)
-    clip = graph.add("CLIPLoader", clip_name=UMT5, type="wan", device="default")
-    graph.models(clip, (UMT5, f"{WAN}/text_encoders/{UMT5}", "text_encoders"))
-    vae = graph.add("VAELoader", vae_name=vae_name)
-    graph.models(vae, (vae_name, f"{WAN}/vae/{vae_name}", "vae"))
+    model, clip, vae = wan_models(graph, "wan2.1_t2v_1.3B_fp16.safetensors", "wan_2.1_vae.safetensors", WAN, WAN)
     settings = {
         "name": "my_wan_id", "kind": "context vectors", "learning_rate": 0.02, "batch": 2, "checkpointing": True,
     }  # fmt: skip
@@ -617,13 +610,8 @@ VIDEO_NEGATIVE = "blurry, static, deformed face, watermark, text"
 FACE_PROMPT = "close-up of a woman, detailed face, sharp eyes, natural skin"
 
 
-def wan_column(graph: Graph, unet: str, vae: str, home: str, vae_home: str) -> Stage:
-    """A Wan model, its text encoder and VAE, and prompts."""
-    graph.column("1. Model and prompt", 380)
-    graph.note(
-        "Any of ComfyUI's own video models goes here. The prompt says what the face is; the noise prior, the tracks "
-        "and the tiles need nothing of SD 1.5. A motion module is not needed: these models move by themselves."
-    )
+def wan_models(graph: Graph, unet: str, vae: str, home: str, vae_home: str) -> tuple[Out, Out, Out]:
+    """A Wan model, its text encoder and its VAE."""
     model = graph.add("UNETLoader", unet_name=unet, weight_dtype="default")
     graph.models(model, (unet, f"{home}/diffusion_models/{unet}", "diffusion_models"))
     model = graph.add("ModelSamplingSD3", model=model, shift=8.0)
@@ -631,6 +619,17 @@ def wan_column(graph: Graph, unet: str, vae: str, home: str, vae_home: str) -> S
     graph.models(clip, (UMT5, f"{WAN}/text_encoders/{UMT5}", "text_encoders"))
     loaded = graph.add("VAELoader", vae_name=vae)
     graph.models(loaded, (vae, f"{vae_home}/vae/{vae}", "vae"))
+    return model, clip, loaded
+
+
+def wan_column(graph: Graph, unet: str, vae: str, home: str, vae_home: str) -> Stage:
+    """A Wan model, its text encoder and VAE, and prompts."""
+    graph.column("1. Model and prompt", 380)
+    graph.note(
+        "Any of ComfyUI's own video models goes here. The prompt says what the face is; the noise prior, the tracks "
+        "and the tiles need nothing of SD 1.5. A motion module is not needed: these models move by themselves."
+    )
+    model, clip, loaded = wan_models(graph, unet, vae, home, vae_home)
     positive = graph.add("CLIPTextEncode", clip=clip, text=FACE_PROMPT, title="Prompt", tall=160)
     negative = graph.add("CLIPTextEncode", clip=clip, text=VIDEO_NEGATIVE, title="Negative prompt", tall=120)
     return model, loaded, positive, negative

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -157,9 +157,13 @@ def frozen(model: Model) -> Iterator[None]:
         return found
 
     parts = model.model.diffusion_model.modules()
-    layers: list[Any] = [
-        part for part in parts if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)) and _plain(part)
-    ]
+    with _computed_by(forward, [part for part in parts if _plain(part)]):
+        yield
+
+
+@contextlib.contextmanager
+def _computed_by(forward: Callable[..., Any], layers: Sequence[Any]) -> Iterator[None]:
+    """While this lasts, ``forward(layer, ...)`` computes what these layers do."""
     for layer in layers:
         layer.forward = MethodType(forward, layer)
     try:
@@ -169,9 +173,10 @@ def frozen(model: Model) -> Iterator[None]:
             del layer.forward
 
 
-def _plain(layer: Any) -> bool:
-    """Whether a layer is one of the host's that cast their weights, used as it is."""
-    return hasattr(layer, "comfy_cast_weights") and "forward" not in vars(layer)
+def _plain(part: torch.nn.Module) -> bool:
+    """Whether a part is one of the host's linear layers or convolutions that cast their weights, used as it is."""
+    casts = isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)) and hasattr(part, "comfy_cast_weights")
+    return casts and "forward" not in vars(part)
 
 
 @contextlib.contextmanager
@@ -184,13 +189,8 @@ def recomputed(model: Model) -> Iterator[None]:
         return again(call, args, named) if torch.is_grad_enabled() else call(*args, **named)
 
     layers = [layer for layer in layers_of(model.model.diffusion_model) if _has_forward(layer)]
-    for layer in layers:
-        layer.forward = MethodType(forward, layer)
-    try:
+    with _computed_by(forward, layers):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def layers_of(diffusion_model: torch.nn.Module) -> list[torch.nn.Module]:
