@@ -129,13 +129,13 @@ def without_marks(text: str, names: Collection[str]) -> str:
     """A prompt without these names of embeddings, and without brackets that held nothing else.
 
     Example:
-        >>> without_marks("photo of embedding:me man, (embedding:me:1.2)", ["me"])
-        'photo of man, '
+        >>> without_marks("photo of embedding:me man, ((embedding:me:1.2)) man", ["me"])
+        'photo of man, man'
     """
     marks = "|".join(re.escape(name) for name in names)
     found, count = re.subn(rf"embedding:(?:{marks})\b ?", "", text)
     while count:
-        found, count = re.subn(r"(?<!\\)\(\s*(?::\s*[\d.]+\s*)?\)", "", found)
+        found, count = re.subn(r"(?<!\\)\(\s*(?::\s*[\d.]+\s*)?\) ?", "", found)
     return found
 
 

@@ -187,11 +187,11 @@ def test_vectors_of_another_encoder_or_width_are_refused_by_name(pack, folder, c
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
-@pytest.mark.parametrize("prompt", ["photo of V* on the beach", "a fox, (V*:1.5)", "V*"])
+@pytest.mark.parametrize("prompt", ["photo of V* on the beach", "a fox, (V*:1.5)", "a fox, (V*:1.5) man", "V*"])
 def test_context_vectors_stand_beside_any_encoders_prompt(pack, folder, clips, kind, prompt):
     """In the place of padding where it is not masked, or behind the prompt, and seen there."""
     clip = clips(kind)
-    bare = stock(clip, prompt.replace("V*", "man"))[0]
+    bare = stock(clip, prompt.replace("(V*:1.5) man", "man").replace("V*", "man"))[0]
     learned = vectors(bare[0].shape[-1])
     rows = torch.cat([learned, torch.zeros(3, 1)], 1)
     file = written(pack, folder, "beside", {"vcd_context": rows})
