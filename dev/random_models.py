@@ -81,8 +81,6 @@ def tiny_sd15(
 
     ``dtype`` is that of the UNet's weights, ``compute`` what it computes in where that is another.
     """
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
 
@@ -94,11 +92,7 @@ def tiny_sd15(
     config.set_inference_dtype(dtype, compute)
     base = config.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
-    model = comfy.model_patcher.ModelPatcher(
-        base,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    model = _patcher(base)
     target = config.clip_target({})
     target.params = {}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=TINY_TEXT_OPTIONS)
@@ -143,8 +137,6 @@ def _sdxl(
     seed: int,
     embeddings: list[str] | None,
 ) -> tuple[Any, Any, Any]:
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
 
@@ -156,22 +148,16 @@ def _sdxl(
     config.set_inference_dtype(*dtypes)
     base = config.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
-    devices = {
-        "load_device": comfy.model_management.get_torch_device(),
-        "offload_device": comfy.model_management.unet_offload_device(),
-    }
     target = config.clip_target({})
     target.params = {}
     options = {"dtype": torch.float32, **text}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
     fill(clip.cond_stage_model, seed + 1)
-    return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2)
+    return _patcher(base), clip, _tiny_vae(seed + 2)
 
 
 def tiny_flux(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
     """A MODEL, CLIP and VAE in Flux's classes: a flow transformer of pictures, told by T5 and CLIP-L."""
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
     import comfy.supported_models_base
@@ -188,17 +174,22 @@ def tiny_flux(seed: int = 0, embeddings: list[str] | None = None) -> tuple[Any, 
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device="cpu")
     fill(base.diffusion_model, seed)
-    devices = {
-        "load_device": comfy.model_management.get_torch_device(),
-        "offload_device": comfy.model_management.unet_offload_device(),
-    }
     t5 = {"d_model": width, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
     parts = comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.flux_clip()
     target = comfy.supported_models_base.ClipTarget(*parts)
     options = {**TINY_TEXT_OPTIONS, "t5xxl_model_config": t5}
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options)
     fill(clip.cond_stage_model, seed + 1)
-    return comfy.model_patcher.ModelPatcher(base, **devices), clip, _tiny_vae(seed + 2, 16)
+    return _patcher(base), clip, _tiny_vae(seed + 2, 16)
+
+
+def _patcher(base: Any) -> Any:
+    """The host's MODEL around a diffusion model."""
+    import comfy.model_management as memory
+    import comfy.model_patcher
+
+    devices = {"load_device": memory.get_torch_device(), "offload_device": memory.unet_offload_device()}
+    return comfy.model_patcher.ModelPatcher(base, **devices)
 
 
 def _tiny_vae(seed: int, channels: int = 4) -> Any:
