@@ -70,6 +70,11 @@ def prepare(comfy: str | None, version: str = NEWEST, for_tests: bool = False) -
     host = _given(Path(comfy).expanduser().resolve()) if comfy else _pinned(version)
     if for_tests:
         _pip_once(host.python, "dev", ["-r", str(ROOT / "dev" / "requirements.txt")], "the tools of the tests", "20 s")
+    return with_pack(host)
+
+
+def with_pack(host: Host) -> Host:
+    """The same host, this pack among its custom nodes."""
     link(ROOT, host.base / "custom_nodes" / PACK)
     return host
 
@@ -110,10 +115,17 @@ def _pinned(version: str) -> Host:
         raise SetUpError(f"This is Python {platform.python_version()}; 3.11 or newer is needed.")
     comfy = _unpack(PINS[version])
     python = _environment()
-    base = HOST / "base"
+    front_end = _older_front_end(python, comfy) if version != NEWEST else None
+    return Host(python, comfy, base_folder(HOST / "base"), front_end)
+
+
+def base_folder(usual: Path) -> Path:
+    """The folder of models, inputs and outputs: ``usual``, or one for each worker of tests that run side by side."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    base = HOST / f"base-{worker}" if worker else usual
     for folder in ("models", "input", "output", "user", "custom_nodes"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    return Host(python, comfy, base, _older_front_end(python, comfy) if version != NEWEST else None)
+    return base
 
 
 def _unpack(pin: Pin) -> Path:

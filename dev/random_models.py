@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -350,20 +351,28 @@ def write_once(path: Path, kind: str, **arguments: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         make = sd15_state_dict if kind == "sd15" else motion_state_dict
         state = make(**arguments)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         safetensors.torch.save_file(state, partial, metadata={"title": f"random {kind}, for tests"})
         partial.rename(path)
     return path
 
 
 def full_size(models: Path) -> dict[str, str]:
-    """The names of a random SD 1.5 checkpoint and motion module of full size, made once, each by a process of its
-    own."""
+    """The names of a random SD 1.5 checkpoint and motion module of full size, made once for all folders of models,
+    each by a process of its own."""
     files = {"sd15": models / "checkpoints" / "random_sd15.safetensors"}
     files["motion"] = models / "animatediff_models" / "random_mm_v2.safetensors"
     for kind, path in files.items():
-        if not path.is_file():
-            subprocess.run([sys.executable, "-m", "dev.random_models", kind, str(path)], check=True, cwd=ROOT)
+        kept = ROOT / ".host" / "random_models" / path.name
+        if path.is_file():
+            continue
+        if not kept.is_file():
+            subprocess.run([sys.executable, "-m", "dev.random_models", kind, str(kept)], check=True, cwd=ROOT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(kept, path)
+        except OSError:  # another disk
+            shutil.copy(kept, path)
     return {kind: path.name for kind, path in files.items()}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from .host import HOST, Host, prepare
+from .host import HOST, Host, base_folder, prepare, with_pack
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,8 +38,8 @@ def host_from_environment() -> Host:
     if "VCD_COMFY" not in os.environ:
         return prepare(None)
     front_end = os.environ.get("VCD_FRONT_END")
-    folders = Path(os.environ["VCD_COMFY"]), Path(os.environ["VCD_BASE"])
-    return Host(Path(sys.executable), *folders, Path(front_end) if front_end else None)
+    folders = Path(os.environ["VCD_COMFY"]), base_folder(Path(os.environ["VCD_BASE"]))
+    return with_pack(Host(Path(sys.executable), *folders, Path(front_end) if front_end else None))
 
 
 class Server:
