@@ -67,12 +67,14 @@ class IdTrainer(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Image.Input("images", tooltip="Three to ten pictures of the subject; sizes may differ."),
+                io.Image.Input(
+                    "images", tooltip="Three to ten pictures of the subject; sizes may differ. Or clips: clip_frames."
+                ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="The subject in white, one mask for every picture, so that the background is not learned. "
-                    "Without: the pictures' alpha channel, or all of the picture.",
+                    tooltip="The subject in white, one mask for every picture and frame, so that the background is not "
+                    "learned. Without: the pictures' alpha channel, or all of the picture.",
                 ),
                 io.String.Input(
                     "name",
@@ -211,6 +213,16 @@ class IdTrainer(io.ComfyNode):
                     optional=True,
                     tooltip=KIND,
                 ),
+                io.Int.Input(
+                    "clip_frames",
+                    default=1,
+                    min=1,
+                    max=257,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Video models: how many frames of a clip a step sees together, such as 9 or 17. An IMAGE "
+                    "of fewer frames is pictures. 1: every frame is a picture.",
+                ),
             ],
             outputs=[
                 IdType.Output(display_name="id"),
@@ -247,6 +259,7 @@ class IdTrainer(io.ComfyNode):
         clamp_norm: Sequence[bool] = (False,),
         checkpointing: Sequence[bool] = (False,),
         kind: Sequence[str] = (TOKENS,),
+        clip_frames: Sequence[int] = (1,),
     ) -> io.NodeOutput:
         for what, found in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
             if found[0] is None:
@@ -255,7 +268,7 @@ class IdTrainer(io.ComfyNode):
             class_word=class_word[0], tokens=tokens[0], steps=steps[0], batch=batch[0], learning_rate=learning_rate[0],
             size=size[0], fit=fit[0], template=template[0], initial_words=initial_words[0], unmasked=unmasked[0],
             noise_offset=noise_offset[0], augment=augment[0], weight_decay=weight_decay[0], clamp_norm=clamp_norm[0],
-            seed=seed[0], kind=kind[0],
+            seed=seed[0], kind=kind[0], frames=clip_frames[0],
         )  # fmt: skip
         settings.check()
         state = files.free_path(output_folder(STATES), name[0], overwrite=True)
@@ -267,7 +280,7 @@ class IdTrainer(io.ComfyNode):
                 report = core.train(backend, pictures, areas, settings, state, resume[0], on_step=show)
             if show.sampled != settings.steps:
                 show.sample(report.vectors, settings.steps)
-        about = _provenance(backend, settings, len(pictures))
+        about = _provenance(backend, settings, pictures)
         learned = IdTokens(Path(name[0]).name, backend.as_saved(report.vectors), about, settings.kind)
         samples = torch.cat(show.samples)
         shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
@@ -278,12 +291,29 @@ class IdTrainer(io.ComfyNode):
 def ready(
     images: list[torch.Tensor], masks: list[torch.Tensor] | None, settings: core.Settings
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """The pictures and masks one by one; unusable ones are refused here, before a model is loaded."""
+    """The pictures and masks one by one, those of a clip together; unusable ones are refused here, before a model is
+    loaded."""
     pictures = [picture.float().cpu().clone() for batch in images for picture in batch]
     areas = None if masks is None else [mask.float().cpu().clone() for batch in masks for mask in batch]
     _refuse_no_mask(pictures, areas)
+    if settings.frames > 1:
+        lengths = [length for batch in images for length in _lengths(len(batch), settings.frames)]
+        if areas is not None and len(areas) == len(pictures):
+            areas = _together(areas, lengths)
+        pictures = _together(pictures, lengths)
     prepare(pictures, areas, settings.size, settings.fit)
     return pictures, areas
+
+
+def _lengths(frames: int, together: int) -> list[int]:
+    """How many frames of an IMAGE are in each picture or clip of it."""
+    return [frames] if frames >= together else [1] * frames
+
+
+def _together(frames: list[torch.Tensor], lengths: list[int]) -> list[torch.Tensor]:
+    """Frames as clips of these lengths; a clip of one is a picture."""
+    rest = iter(frames)
+    return [next(rest) if length == 1 else torch.stack([next(rest) for _ in range(length)]) for length in lengths]
 
 
 def said(losses: list[float], tokens: IdTokens) -> str:
@@ -326,7 +356,11 @@ class _Show:
         self.progress.preview = preview_picture(self.samples[-1])
 
 
-def _provenance(backend: TokenModel | ContextModel, settings: core.Settings, pictures: int) -> dict[str, str]:
+def _provenance(
+    backend: TokenModel | ContextModel, settings: core.Settings, pictures: list[torch.Tensor]
+) -> dict[str, str]:
+    clips = [len(picture) for picture in pictures if picture.ndim == 4]
+    seen = {"clips": f"{len(clips)}, of {sum(clips)} frames, {settings.frames} together"} if clips else {}
     return {
         "class_word": settings.class_word.strip(),
         "base_model": f"{kind_of(backend.model)} {backend.identity}",
@@ -334,7 +368,8 @@ def _provenance(backend: TokenModel | ContextModel, settings: core.Settings, pic
         "steps": str(settings.steps),
         "learning_rate": f"{settings.learning_rate:g}",
         "seed": str(settings.seed),
-        "pictures": str(pictures),
+        "pictures": str(len(pictures) - len(clips)),
+        **seen,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "version": f"video custom diffusion {__version__}",
     }

@@ -23,7 +23,7 @@ FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
 
 @dataclass(frozen=True)
 class Picture:
-    """A prepared picture: ``image`` [3, H, W] in 0..1 and ``mask`` [H, W] in 0..1."""
+    """A prepared picture, or the frames of a clip: ``image`` [F, 3, H, W] and ``mask`` [F, H, W], both in 0..1."""
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -118,11 +118,12 @@ def prepare(
     fit: str = FITS[0],
     cell: int = CELL,
 ) -> list[Picture]:
-    """Crop and resize pictures for training.
+    """Crop and resize pictures for training, all frames of a clip alike.
 
     Args:
-        images: each [H, W, 3], or [H, W, 4] whose alpha is the mask, in 0..1.
-        masks: each [H, W], one for every picture; None: the alpha channel, or the whole picture.
+        images: each [H, W, 3], or [H, W, 4] whose alpha is the mask, in 0..1; clips [F, H, W, 3 or 4].
+        masks: each [H, W] or [F, H, W], one for every picture; None: the alpha channel, or the whole picture. Frames
+            of a clip may have a black one.
         size: the side of the prepared pictures in pixels, a multiple of ``CELL``.
         fit: one of ``FITS``: a square around the mask, or the whole picture at about its own aspect.
         cell: pixels of a latent cell of the model, a side.
@@ -134,7 +135,7 @@ def prepare(
         >>> picture, mask = torch.rand(90, 60, 3), torch.zeros(90, 60)
         >>> mask[30:60, 10:40] = 1
         >>> prepare([picture], [mask], size=64)[0].image.shape
-        torch.Size([3, 64, 64])
+        torch.Size([1, 3, 64, 64])
     """
     if not len(images):
         raise ValueError("There is no picture to train on. Three to ten of the same subject are a good number.")
@@ -142,14 +143,15 @@ def prepare(
         raise ValueError(f"There are {len(images)} pictures and {len(masks)} masks; expected a mask for every picture.")
     prepared = []
     for number, image in enumerate(images):
-        alpha = image[..., 3] if image.shape[-1] == 4 else torch.ones(image.shape[:2])
+        alpha = image[..., 3] if image.shape[-1] == 4 else torch.ones(image.shape[:-1])
         mask = alpha if masks is None else masks[number]
         _check(image, mask, number)
-        picture = _fit(image[..., :3].movedim(-1, 0).float().clamp(0, 1), mask.float().clamp(0, 1), size, fit)
-        if cells(picture.mask, cell).sum() < 1:
+        frames, areas = (part[None] if image.ndim == 3 else part for part in (image[..., :3], mask))
+        picture = _fit(frames.movedim(-1, 1).float().clamp(0, 1), areas.float().clamp(0, 1), size, fit)
+        if cells(picture.mask, cell).sum((1, 2)).max() < 1:
             raise ValueError(
                 f"The mask of picture {number} covers less than one latent cell ({cell}x{cell} pixels of the "
-                f"{picture.mask.shape[1]}x{picture.mask.shape[0]} training picture). Use a larger mask, "
+                f"{picture.mask.shape[2]}x{picture.mask.shape[1]} training picture). Use a larger mask, "
                 f"a larger size, or fit '{FITS[0]}'."
             )
         prepared.append(picture)
@@ -159,10 +161,10 @@ def prepare(
 def _check(image: torch.Tensor, mask: torch.Tensor, number: int) -> None:
     if not torch.isfinite(image).all():
         raise ValueError(f"Picture {number} holds NaN or infinite values.")
-    if mask.shape != image.shape[:2]:
+    if mask.shape != image.shape[:-1]:
         raise ValueError(
-            f"The mask of picture {number} is {mask.shape[1]}x{mask.shape[0]} and the picture "
-            f"{image.shape[1]}x{image.shape[0]}; expected the same size."
+            f"The mask of picture {number} is {mask.shape[-1]}x{mask.shape[-2]} and the picture "
+            f"{image.shape[-2]}x{image.shape[-3]}; expected the same size."
         )
     if not torch.isfinite(mask).all() or mask.max() < 0.5:
         raise ValueError(
@@ -172,8 +174,8 @@ def _check(image: torch.Tensor, mask: torch.Tensor, number: int) -> None:
 
 
 def _fit(image: torch.Tensor, mask: torch.Tensor, size: int, fit: str) -> Picture:
-    height, width = mask.shape
-    rows, columns = torch.nonzero(mask >= 0.5, as_tuple=True)
+    height, width = mask.shape[1:]
+    rows, columns = torch.nonzero(mask.amax(0) >= 0.5, as_tuple=True)
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1
     if fit == FITS[0]:
@@ -183,7 +185,7 @@ def _fit(image: torch.Tensor, mask: torch.Tensor, size: int, fit: str) -> Pictur
         if across or down:  # a tall subject in a narrow picture gets grey at its sides
             sides = (across // 2, across - across // 2, down // 2, down - down // 2)
             image, mask = F.pad(image, sides, value=0.5), F.pad(mask, sides)
-            (height, width), left, right = mask.shape, left + sides[0], right + sides[0]
+            (height, width), left, right = mask.shape[1:], left + sides[0], right + sides[0]
             top, bottom = top + sides[2], bottom + sides[2]
         wanted = (size, size)
     else:
@@ -192,8 +194,8 @@ def _fit(image: torch.Tensor, mask: torch.Tensor, size: int, fit: str) -> Pictur
         high, wide = min(height, round(wanted[0] * scale)), min(width, round(wanted[1] * scale))
     y = min(max(0, (top + bottom - high) // 2), height - high)
     x = min(max(0, (left + right - wide) // 2), width - wide)
-    part = torch.cat([image, mask[None]])[:, y : y + high, x : x + wide]
-    return Picture(_resize(part[:3], wanted), _resize(part[3:], wanted)[0])
+    part = torch.cat([image, mask[:, None]], 1)[..., y : y + high, x : x + wide]
+    return Picture(_resize(part[:, :3], wanted), _resize(part[:, 3:], wanted)[:, 0])
 
 
 def bucket(height: int, width: int, size: int) -> tuple[int, int]:
@@ -208,17 +210,19 @@ def bucket(height: int, width: int, size: int) -> tuple[int, int]:
     return tall, wide
 
 
-def _resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+def _resize(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(frames, size, mode="bilinear", antialias=True)
 
 
 def cells(mask: torch.Tensor, cell: int = CELL) -> torch.Tensor:
-    """How much of each latent cell a mask [H, W] covers, [H/cell, W/cell]."""
-    return F.avg_pool2d(mask[None], cell)[0]
+    """How much of each latent cell a mask [F, H, W] covers, [F, H/cell, W/cell]."""
+    return F.avg_pool2d(mask, cell)
 
 
 def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]:
     """A random variant of a picture, and what its caption begins with (PAPER: flip, small rotation, scale captions).
+
+    All frames of a clip are changed alike.
 
     Half of the variants are flipped, three of ten are turned by about 10 degrees. Two of three are shrunk, to no less
     than a third (small pictures: ``LEAST`` pixels), and placed anywhere; the others are enlarged 1.2 to 1.4 times. What
@@ -228,8 +232,8 @@ def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    layers = torch.cat([picture.image - 0.5, picture.mask[None]])
-    height, width = picture.mask.shape
+    layers = torch.cat([picture.image - 0.5, picture.mask[:, None]], 1)
+    height, width = picture.mask.shape[1:]
     if uniform(0, 1) < 0.5:
         layers = layers.flip(-1)
     if uniform(0, 1) < 0.3:
@@ -241,17 +245,17 @@ def augment(picture: Picture, generator: torch.Generator) -> tuple[Picture, str]
     down, across = (round(uniform(min(0, room), max(0, room))) for room in (height - size[0], width - size[1]))
     layers = F.pad(layers, (across, width - size[1] - across, down, height - size[0] - down))
     words = FAR if scale < 0.6 else NEAR if scale > 1 else ("",)
-    changed = Picture((layers[:3] + 0.5).clamp(0, 1), layers[3].clamp(0, 1))
-    if cells(changed.mask).sum() < 1:  # the subject was cut off or shrank away
+    changed = Picture((layers[:, :3] + 0.5).clamp(0, 1), layers[:, 3].clamp(0, 1))
+    if cells(changed.mask).sum((1, 2)).max() < 1:  # the subject was cut off or shrank away
         return picture, ""
     return changed, words[int(uniform(0, len(words) - 1e-6))]
 
 
 def _turn(layers: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Turned about the centre [C, H, W]; zeros come in at the corners."""
+    """Turned about the centre [F, C, H, W]; zeros come in at the corners."""
     height, width = layers.shape[-2:]
     angle = math.radians(degrees)
     c, s, aspect = math.cos(angle), math.sin(angle), height / width
     matrix = torch.tensor([[c, -s * aspect, 0.0], [s / aspect, c, 0.0]])
-    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
-    return F.grid_sample(layers[None], grid, align_corners=False)[0]
+    grid = F.affine_grid(matrix.expand(len(layers), 2, 3), [len(layers), 1, height, width], align_corners=False)
+    return F.grid_sample(layers, grid, align_corners=False)

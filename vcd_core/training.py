@@ -53,8 +53,15 @@ class Backend(Protocol):
     def text(self, captions: Sequence[str], vectors: torch.Tensor) -> Sequence[Any]:
         """What the model is told by each of the captions, whose ``V*`` is ``vectors`` [n, d]; differentiable."""
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures [N, 3, H, W] in 0..1 to the model's latents."""
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """A picture [1, 3, H, W] or a clip's frames [F, 3, H, W] in 0..1 to one latent of the model."""
+
+    def covered(self, frames: int) -> list[int]:
+        """How many frames of a clip each of its latent frames stands for; of a picture [1].
+
+        Raises:
+            ValueError: a number of frames that the model does not take.
+        """
 
     def denoise(self, noised: torch.Tensor, sigma: torch.Tensor, told: Sequence[Any]) -> torch.Tensor:
         """The model's estimate of the clean latents, given :func:`noised` ones, sigmas [N] and what it is told for
@@ -113,6 +120,7 @@ class Settings:
         variants: how many augmentations of each picture are drawn, encoded once and kept.
         clamp_norm: keep each token's norm at most at the vocabulary's mean.
         kind: what is learned, one of :data:`vcd_core.identity.KINDS`; the backend must be of that kind.
+        frames: how many frames of a clip a step sees together; what has fewer is a picture.
     """
 
     class_word: str = "man"
@@ -132,6 +140,7 @@ class Settings:
     clamp_norm: bool = False
     seed: int = 0
     kind: str = KINDS[0]
+    frames: int = 1
 
     def check(self) -> None:
         """Raise ``ValueError`` where a value cannot be trained with."""
@@ -149,7 +158,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: latents and noise [B, C, (T,) h, w], masks [B, h, w], captions and sigmas [B]."""
+    """What one step trains on: latents and noise [B, C, (T,) h, w], masks [B, T, h, w], captions and sigmas [B]."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -159,14 +168,28 @@ class Batch:
 
 
 class Album:
-    """Prepared pictures with their variants, each encoded once, the first time it is drawn."""
+    """Prepared pictures and clips with their variants, each encoded once, the first time it is drawn.
+
+    A variant of a clip is ``settings.frames`` of its frames in a row, in some of which the subject is seen.
+    """
 
     def __init__(self, pictures: Sequence[Picture], backend: Backend, settings: Settings) -> None:
         self.pictures, self.backend, self.settings = list(pictures), backend, settings
         self.kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, str]] = {}
         self.alike: dict[tuple[int, ...], list[int]] = {}
+        self.starts = [self._starts(picture) for picture in self.pictures]
         for number, picture in enumerate(self.pictures):
-            self.alike.setdefault(tuple(picture.mask.shape), []).append(number)
+            self.alike.setdefault((self._frames(picture), *picture.mask.shape[1:]), []).append(number)
+
+    def _frames(self, picture: Picture) -> int:
+        """How many frames of a picture or clip a step sees."""
+        return self.settings.frames if len(picture.mask) >= self.settings.frames else 1
+
+    def _starts(self, picture: Picture) -> list[int]:
+        """The frames that a variant may begin with."""
+        seen = (cells(picture.mask, self.backend.cell).sum((1, 2)) >= 1).tolist()
+        length = self._frames(picture)
+        return [first for first in range(len(seen) - length + 1) if any(seen[first : first + length])]
 
     def fingerprint(self) -> str:
         """Tells these pictures and masks from others."""
@@ -177,14 +200,23 @@ class Album:
         return digest.hexdigest()[:16]
 
     def variant(self, number: int, which: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """Latents [C, (T,) h, w], cells [h, w] and the caption's beginning of a picture's variant."""
+        """Latents [C, (T,) h, w], cells [T, h, w] and the caption's beginning of a picture's variant."""
         if (number, which) not in self.kept:
-            picture, words = self.pictures[number], ""
+            picture, words = self._shown(number, which), ""
             if self.settings.augment:
                 picture, words = augment(picture, generator(self.settings.seed, "variant", number, which))
-            latents = self.backend.encode(picture.image[None])[0]
-            self.kept[number, which] = latents, cells(picture.mask, self.backend.cell), words
+            each = cells(picture.mask, self.backend.cell).split(self.backend.covered(len(picture.mask)))
+            masks = torch.stack([frames.mean(0) for frames in each])
+            self.kept[number, which] = self.backend.encode(picture.image)[0], masks, words
         return self.kept[number, which]
+
+    def _shown(self, number: int, which: int) -> Picture:
+        """The frames of a clip that are in a variant; of a picture all."""
+        picture, starts = self.pictures[number], self.starts[number]
+        g = generator(self.settings.seed, "frames", number, which)
+        first = starts[int(torch.randint(len(starts), (), generator=g))]
+        at = slice(first, first + self._frames(picture))
+        return Picture(picture.image[at], picture.mask[at])
 
     def draw(self, step: int) -> Batch:
         """The batch of a step; it depends on the seed and the step alone."""
@@ -193,8 +225,10 @@ class Album:
         def below(count: int) -> int:
             return int(torch.randint(count, (), generator=g))
 
-        numbers = self.alike[tuple(self.pictures[below(len(self.pictures))].mask.shape)]
-        variants = settings.variants if settings.augment else 1
+        first = below(len(self.pictures))
+        numbers = next(numbers for numbers in self.alike.values() if first in numbers)
+        clips = any(len(starts) > 1 for starts in self.starts)
+        variants = settings.variants if settings.augment or clips else 1
         drawn = [self.variant(numbers[below(len(numbers))], below(variants)) for _ in range(settings.batch)]
         latents = torch.stack([latent for latent, *_ in drawn])
         masks = torch.stack([mask for _, mask, _ in drawn])
@@ -223,8 +257,7 @@ def masked_loss(backend: Backend, vectors: torch.Tensor, batch: Batch) -> torch.
     estimate = backend.denoise(shown, batch.sigmas, [told[caption] for caption in batch.captions]).float()
     weights = weighting(batch.sigmas, backend.prediction).to(estimate).view(-1, *[1] * (estimate.ndim - 1))
     error = (estimate - batch.latents.to(estimate)).pow(2) * weights
-    batch_size, height, width = batch.masks.shape
-    masks = batch.masks.to(error).view(batch_size, *[1] * (error.ndim - 3), height, width).expand_as(error)
+    masks = (batch.masks if error.ndim == 4 else batch.masks[:, None]).to(error).expand_as(error)
     return ((error * masks).flatten(1).sum(1) / masks.flatten(1).sum(1)).mean()
 
 
@@ -245,6 +278,7 @@ class Training:
                 f"{below} and {below + backend.sides}."
             )
         self.backend, self.settings = backend, settings
+        backend.covered(settings.frames)
         self.album = Album(pictures, backend, settings)
         self.vectors = torch.nn.Parameter(initial_vectors(backend, settings))
         # the tokens are the one parameter, so decay reaches nothing else of the vocabulary
@@ -330,7 +364,7 @@ class Training:
         if set(wanted) - set(found):
             raise ValueError(f"{name} is not the state of a training.")
         different = [key for key in ("model", "pictures") if found[key] != wanted[key]]
-        before, now = {"kind": KINDS[0], **json.loads(found["settings"])}, json.loads(wanted["settings"])
+        before, now = {"kind": KINDS[0], "frames": 1, **json.loads(found["settings"])}, json.loads(wanted["settings"])
         different += [f"{key} ({before.get(key)} there, {now[key]} here)" for key in now if before.get(key) != now[key]]
         if different:
             raise ValueError(
@@ -393,7 +427,8 @@ def train(
         ...     cell, sides, widths, rates, differentiating = 8, 8, [4], torch.ones(4), contextlib.nullcontext
         ...     words = staticmethod(lambda text: torch.zeros(1, 4))
         ...     text = staticmethod(lambda captions, vectors: vectors.mean(0).expand(len(captions), 1, 4))
-        ...     encode = staticmethod(lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8))
+        ...     encode = staticmethod(lambda frames: torch.nn.functional.avg_pool2d(frames, 8))
+        ...     covered = staticmethod(lambda frames: [1])
         ...     denoise = staticmethod(lambda x, _, told: torch.stack(list(told))[:, 0, :3, None, None].expand_as(x))
         >>> pictures = [torch.full((64, 64, 3), 0.5)]
         >>> report = train(Mean(), pictures, None, Settings(size=64, steps=150, learning_rate=0.02, augment=False))

@@ -12,6 +12,7 @@ import torch
 
 from .context import Entry
 from .gradients import attention
+from .latents import pictures_covered
 from .model import Model, draws_sound
 from .nested import empty_sound, with_clean_sound
 
@@ -49,7 +50,7 @@ def _with_silence(model: Model, video: torch.Tensor) -> tuple[torch.Tensor, list
     """The latent that the model takes, the shapes of its parts, and which of it is drawn where that is not all."""
     if not draws_sound(model):
         return video, [video.shape], None
-    silence = empty_sound(model, 1).to(video)
+    silence = empty_sound(model, sum(pictures_covered(model, video.shape[2]))).to(video)
     silence = silence.expand(len(video), *silence.shape[1:])
     latent, shapes = comfy.utils.pack_latents([video, silence])
     return latent, shapes, comfy.utils.pack_latents([torch.ones_like(video), torch.zeros_like(silence)])[0]

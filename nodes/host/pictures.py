@@ -48,6 +48,12 @@ def frames_taken(vae: Any, frames: int) -> int:
     raise ValueError(f"This VAE gives back another number of frames than it gets, for {frames} frames and for more.")
 
 
+def latents_of(vae: Any, frames: int) -> int:
+    """How many latent frames a VAE makes of a clip's frames; of a picture one."""
+    ratio = vae.downscale_ratio
+    return int(ratio[0](frames)) if of_video(vae) and isinstance(ratio, tuple) else 1
+
+
 @dataclass(frozen=True)
 class Codec:
     """Frames of one size into a VAE's latents, and back as many and as large as they were.

@@ -14,9 +14,10 @@ import torch
 from ...vcd_core import identity
 from . import gradients as grads
 from .estimate import Entry, estimate
+from .latents import pictures_covered
 from .model import Model, check_fits, draws_sound, kind_of, latent_cell, patch_of, predicts
 from .nested import empty_sound
-from .pictures import cell_of, check_vae, of_video
+from .pictures import cell_of, check_vae, frames_taken, latents_of, of_video
 from .sampling import Sampling
 from .text import text_widths
 
@@ -108,12 +109,24 @@ class TrainingModel:
         found = dict(self.clip.encode_from_tokens(tokens, return_dict=True))
         return found.pop("cond"), found
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+    def covered(self, frames: int) -> list[int]:
+        if frames > 1 and not of_video(self.vae):
+            raise ValueError(
+                f"clip_frames is {frames}, and this model ({kind_of(self.model)}) draws pictures. Set it to 1: every "
+                "frame of a clip is a picture then. Video models learn from clips."
+            )
+        if frames_taken(self.vae, frames) != frames:
+            below = next(n for n in range(frames - 1, 0, -1) if frames_taken(self.vae, n) == n)
+            raise ValueError(
+                f"clip_frames is {frames}; this model ({kind_of(self.model)}) takes clips of other lengths, the "
+                f"nearest are {below} and {frames_taken(self.vae, frames)}."
+            )
+        return pictures_covered(self.model, latents_of(self.vae, frames))
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            images = pictures.movedim(1, -1)
-            each = images.split(1) if of_video(self.vae) else [images]  # a video VAE takes a batch for a clip
-            latents = torch.cat([self.vae.encode(part) for part in each])
-            return self.model.model.process_latent_in(latents).float().cpu().clone()
+            latent = self.vae.encode(frames.movedim(1, -1))  # a video VAE takes a batch for a clip
+            return self.model.model.process_latent_in(latent).float().cpu().clone()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """A sampler's latents of one picture to IMAGE [1, H, W, 3]."""

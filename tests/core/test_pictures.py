@@ -20,7 +20,7 @@ DOT[40, 40] = 1
 
 def square(size):
     image, mask = two_colours(size)
-    return Picture(image.movedim(-1, 0), mask)
+    return Picture(image.movedim(-1, 0)[None], mask[None])
 
 
 def ready(images, masks, settings=QUICK):
@@ -44,7 +44,7 @@ def test_variants_are_those_of_the_paper():
         changed, word = augment(picture, generator(0, i))
         assert changed.image.shape == picture.image.shape
         inside = changed.mask > 0.99
-        assert (changed.image[0][inside] > 0.9).all()  # the mask goes with the picture
+        assert (changed.image[:, 0][inside] > 0.9).all()  # the mask goes with the picture
         areas.append(math.sqrt(float(changed.mask.sum() / picture.mask.sum())))
         words.append(word)
     assert 0.28 < min(areas) < 0.4
@@ -54,21 +54,45 @@ def test_variants_are_those_of_the_paper():
     assert min(near) > 1.1
 
 
+def moving_square():
+    """A clip in which a red square goes across, and is gone in the last frame."""
+    clip, masks = torch.zeros(6, 200, 200, 3), torch.zeros(6, 200, 200)
+    for i in range(5):
+        masks[i, 80:110, 20 + 24 * i : 50 + 24 * i] = 1
+    clip[..., 0] = masks
+    return clip, masks
+
+
+def test_all_frames_of_a_clip_are_cropped_and_changed_alike():
+    clip, masks = moving_square()
+    prepared = ready([clip], [masks])[0]
+    assert prepared.image.shape == (6, 3, 64, 64)
+    assert torch.allclose(prepared.image[:, 0], prepared.mask, atol=1e-5)
+    side = 30 * 64 / 189  # the crop's is 1.5 times what the square covers on its way
+    assert prepared.mask.sum((1, 2)).tolist() == pytest.approx([side**2] * 5 + [0], abs=3)
+    for i in range(20):
+        changed, _ = augment(prepared, generator(0, i))
+        assert (changed.image[:, 0] - changed.mask)[changed.mask > 0.99].abs().max() < 0.1
+        large = changed.mask.sum((1, 2))
+        uncut = large[[int(f) for f in large[:5].argsort()[2:]]]  # the middle ones, which enlarging does not cut
+        assert float(uncut.max() - uncut.min()) < 0.1 * float(uncut.max())
+
+
 def test_preparation_crops_around_the_mask_and_keeps_aspects():
     picture, mask = torch.zeros(100, 300, 3), torch.zeros(100, 300)
     picture[40:60, 250:270] = 1
     mask[40:60, 250:270] = 1
     around = ready([picture], [mask], QUICK)[0]
-    assert around.image.shape == (3, 64, 64)
+    assert around.image.shape == (1, 3, 64, 64)
     assert 0.35 < float(around.mask.mean()) < 0.55  # 20 of 30 pixels a side
-    assert torch.allclose(around.image[0], around.mask, atol=1e-5)
+    assert torch.allclose(around.image[:, 0], around.mask, atol=1e-5)
     tall = torch.zeros(120, 40)
     tall[5:115, 10:30] = 1  # a standing person, higher than the picture is wide
     standing = ready([tall[..., None].expand(-1, -1, 3)], [tall], QUICK)[0]
-    assert standing.image.shape == (3, 64, 64)
+    assert standing.image.shape == (1, 3, 64, 64)
     assert float(standing.mask.sum()) == pytest.approx(64 * 64 * 20 / 110, rel=0.05)  # all of it is there
     whole = ready([picture], [mask], replace(QUICK, size=256, fit="whole picture"))[0]
-    assert whole.image.shape[1:] == bucket(100, 300, 256) == (128, 448)
+    assert whole.image.shape[2:] == bucket(100, 300, 256) == (128, 448)
     assert float(whole.mask.sum()) == pytest.approx((20 * 448 / 300) ** 2, rel=0.05)
 
 
@@ -91,7 +115,7 @@ def test_alpha_is_the_mask_and_pictures_are_turned_upright(tmp_path):
     assert jpg[:18].min() > 0.9
     assert jpg[22:].max() < 0.1
     rgba = torch.cat([png, alpha[..., None]], -1)
-    assert float(ready([rgba], None, replace(QUICK, fit="whole picture"))[0].mask[:30].mean()) > 0.9
+    assert float(ready([rgba], None, replace(QUICK, fit="whole picture"))[0].mask[0, :30].mean()) > 0.9
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no picture in empty"):
         open_pictures(tmp_path / "empty")

@@ -32,6 +32,28 @@ from vcd_core.training import (
 QUICK = Settings(size=64, steps=6, batch=3, learning_rate=0.01)
 
 
+class Clips:
+    """A backend for clips of a frame and any number of threes more; the latent of three is their mean."""
+
+    def __init__(self, prediction="flow"):
+        self.mean = Mean(prediction)
+
+    def __getattr__(self, name):
+        return getattr(self.mean, name)
+
+    def covered(self, frames):
+        if frames % 3 != 1:
+            raise ValueError(f"{frames} frames")
+        return [1, *[3] * (frames // 3)]
+
+    def encode(self, frames):
+        small = self.mean.encode(frames).split(self.covered(len(frames)))
+        return torch.stack([part.mean(0) for part in small], 1)[None]
+
+    def denoise(self, noised, sigma, context):
+        return torch.stack(list(context))[:, 0, :3, None, None, None].expand_as(noised)
+
+
 class Mean:
     """Estimates every pixel as the mean of the tokens; latents are the pictures, 8 times smaller."""
 
@@ -51,9 +73,12 @@ class Mean:
     def text(self, captions, vectors):
         return vectors.mean(0).expand(len(captions), 1, 4)
 
-    def encode(self, pictures):
-        self.encoded += len(pictures)
-        return F.avg_pool2d(pictures, 8)
+    def encode(self, frames):
+        self.encoded += 1
+        return F.avg_pool2d(frames, 8)
+
+    def covered(self, frames):
+        return [1]
 
     def denoise(self, noised, sigma, context):
         self.denoised += 1
@@ -121,6 +146,52 @@ def test_frames_of_a_clip_count_alike_and_pictures_are_clips_of_one():
     torch.testing.assert_close(masked_loss(backend, vectors, one), flat)
     three = replace(one, latents=one.latents.expand(-1, -1, 3, -1, -1), noise=one.noise.expand(-1, -1, 3, -1, -1))
     torch.testing.assert_close(masked_loss(backend, vectors, three), flat)
+
+
+def clip_of_colours(count=9):
+    """A clip whose masked half is red in its first frame and one step bluer in each that follows."""
+    picture, mask = two_colours()
+    clip = picture.expand(count, -1, -1, -1).clone()
+    for i in range(count):
+        clip[i][mask > 0.5] = torch.tensor([1 - i / (count - 1), 0, i / (count - 1)])
+    return clip, mask.expand(count, -1, -1)
+
+
+def test_a_clip_is_seen_in_parts_that_begin_anywhere_with_masks_of_their_own_frames():
+    settings = replace(QUICK, frames=4, augment=False, variants=40, unmasked=0.0)
+    clip, masks = clip_of_colours()
+    masks = masks.clone()
+    masks[5:] = 0  # gone: no part begins there, and in what shows it yet the mask is of fewer frames
+    picture, mask = two_colours()
+    album = Album(ready([clip, picture], [masks, mask], settings), Clips(), settings)
+    assert album.starts[0] == [0, 1, 2, 3, 4]
+    begins, kinds = set(), set()
+    for step in range(100):
+        batch = album.draw(step)
+        assert batch.masks.shape[1] == batch.latents.shape[2]
+        kinds.add(batch.latents.shape[2])
+        if batch.latents.shape[2] == 1:
+            continue
+        for latents, cells in zip(batch.latents, batch.masks, strict=True):
+            covered = cells > 0.9 * cells[:1].max()
+            first = round(float(latents[2, 0][covered[0]].mean()) * 8)
+            begins.add(first)
+            left = max(0, min(3, 4 - first)) / 3  # of the three frames behind the first, those with the subject
+            assert float(cells[1].max() / cells[0].max()) == pytest.approx(left, abs=0.01)
+    assert begins == {0, 1, 2, 3, 4}
+    assert kinds == {1, 2}
+
+
+def test_the_subject_of_a_clip_is_learned_from_its_masked_frames():
+    clip, masks = clip_of_colours()
+    settings = replace(QUICK, steps=400, learning_rate=0.05, augment=False, noise_offset=0.0, frames=7, unmasked=0.0)
+    found = train(Clips("eps"), [clip], [masks], settings).vectors.mean(0)[:3]
+    assert (found - torch.tensor([0.5, 0.0, 0.5])).abs().max() < 0.2
+
+
+def test_a_number_of_frames_that_the_model_does_not_take_is_refused():
+    with pytest.raises(ValueError, match="5 frames"):
+        train(Clips(), *[[part] for part in clip_of_colours()], replace(QUICK, frames=5))
 
 
 def test_each_encoders_part_moves_at_its_own_rate():

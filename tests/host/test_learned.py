@@ -119,6 +119,31 @@ def test_layers_computed_again_give_the_same_gradient(pack, learner, model, kind
     assert pack("nodes.host.gradients").layers_of(backend.model.model.diffusion_model)
 
 
+CLIPS = {"ltxv": 9, "ltx2": 9, "h3": 5}  # of the others 5 frames are two latents
+
+
+def taken_up(count):
+    """A clip of the two halves, its picture brighter from frame to frame."""
+    pictures, masks = two_halves()
+    light = torch.linspace(0.5, 1, count).view(-1, 1, 1, 1)
+    return [pictures[0] * light, pictures[1]], [masks[0].expand(count, -1, -1), masks[1]]
+
+
+@pytest.mark.parametrize("model", [*video_models.KINDS, *video_models.WITH_SOUND])
+def test_clips_are_learned_beside_pictures(learner, model):
+    backend, frames = learner(model, CONTEXT), CLIPS.get(model, 5)
+    settings = replace(QUICK, kind=CONTEXT, learning_rate=0.2, frames=frames)
+    pictures = prepare(*taken_up(frames + 2), settings.size, settings.fit, backend.cell)
+    training = core.Training(backend, pictures, settings)
+    kinds = {training.album.draw(step).masks.shape[1] for step in range(20)}
+    assert kinds == {1, len(backend.covered(frames))}
+    assert len(backend.covered(frames)) > 1
+    first = loss_of(training, training.vectors.detach().clone())
+    while training.step < QUICK.steps:
+        training.advance()
+    assert loss_of(training, training.vectors.detach()) < first
+
+
 def test_of_weights_in_low_precision_no_copy_is_kept_for_the_backward_pass(pack, parts):
     """A model's float32 copy of its 8 or 16 bits would stand in memory whole."""
     with torch.inference_mode():
@@ -170,8 +195,11 @@ def trained(pack, parts, tmp_path):
     trainer, before = pack("nodes.training").IdTrainer, folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(tmp_path))
 
-    def train(model, **changes):
-        pictures, masks = ([part[None] for part in found] for found in two_halves())
+    def train(model, pictures=None, **changes):
+        pictures, masks = (
+            [part.reshape(-1, *part.shape[-n:]) for part in found]
+            for n, found in zip((3, 2), pictures or two_halves(), strict=True)
+        )
         inputs = {name: [value] for name, value in {**FAST, **changes}.items()}
         with torch.inference_mode():  # as the host runs a node
             one, clip, vae = parts(model)
@@ -210,6 +238,17 @@ def test_the_trainer_gives_an_identity_for_the_model_and_its_picture(pack, parts
         bare = identity.encode_prompt(clip, "photo of woman", {})
     length = min(found[0][0].shape[1], bare[0][0].shape[1])
     assert not torch.equal(found[0][0][:, -length:], bare[0][0][:, -length:])
+
+
+def test_the_trainer_tells_of_clips_and_refuses_lengths_that_the_model_does_not_take(trained):
+    learned = trained("wan21", taken_up(7), kind=CONTEXT, clip_frames=5).args[0]
+    assert learned.tokens.provenance["pictures"] == "1"
+    assert learned.tokens.provenance["clips"] == "1, of 7 frames, 5 together"
+    assert trained("sdxl", taken_up(3), kind=CONTEXT).args[0].tokens.provenance["pictures"] == "4"
+    with pytest.raises(ValueError, match=r"clip_frames is 6; .*WAN21.* other lengths, the nearest are 5 and 9"):
+        trained("wan21", taken_up(7), kind=CONTEXT, clip_frames=6)
+    with pytest.raises(ValueError, match=r"clip_frames is 5, and this model \(SDXL\) draws pictures. Set it to 1"):
+        trained("sdxl", taken_up(7), kind=CONTEXT, clip_frames=5)
 
 
 def test_what_cannot_be_trained_is_refused_by_name(pack, parts, trained):
