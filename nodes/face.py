@@ -141,6 +141,34 @@ def which_inputs(choices: tuple[Choice, ...] = core.people.CHOICES) -> list[io.I
     ]
 
 
+def pick_inputs() -> list[io.Input]:
+    """Whom the artist points at; without them everybody."""
+    return [
+        BoxesType.Input(
+            "pick",
+            optional=True,
+            extra_dict={"forceInput": True},
+            tooltip="Boxes around the faces you mean, drawn in one frame: Create Bounding Boxes. The people in them "
+            "are chosen, wherever they are in the other frames.",
+        ),
+        BoxesType.Input(
+            "exclude",
+            optional=True,
+            extra_dict={"forceInput": True},
+            tooltip="Boxes around faces to leave as they are, drawn in the same frame.",
+        ),
+        io.Int.Input(
+            "pick_frame",
+            default=0,
+            min=0,
+            max=99999,
+            optional=True,
+            advanced=True,
+            tooltip="The frame in which pick and exclude are drawn, counted from 0.",
+        ),
+    ]
+
+
 class FaceTrack(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -201,6 +229,7 @@ class FaceTrack(io.ComfyNode):
                     "clip_vision", optional=True, tooltip="For 'like the reference': compares faces with it."
                 ),
                 none_input(),
+                *pick_inputs(),
             ],
             outputs=[
                 FacesType.Output(display_name="faces"),
@@ -227,6 +256,9 @@ class FaceTrack(io.ComfyNode):
         reference: torch.Tensor | None = None,
         clip_vision: Any = None,
         if_none: str = PASS,
+        pick: Any = None,
+        exclude: Any = None,
+        pick_frame: int = 0,
     ) -> io.NodeOutput:
         progress = Progress(len(images))
         images = colours(images)
@@ -234,7 +266,8 @@ class FaceTrack(io.ComfyNode):
         masks = frame_masks(mask, images)
         faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
         text = "" if faces.tracks else no_faces(if_none)
-        faces.tracks = pick(images, faces, which, index, reference, clip_vision)
+        faces.tracks = core.pointing.chosen(faces, pick, exclude, pick_frame) if faces.tracks else []
+        faces.tracks = choose(images, faces, which, index, reference, clip_vision)
         boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes, stop_if_asked)
         mask = core.track.masks_of(faces)
@@ -256,7 +289,7 @@ def tracks_said(tracks: list[Track]) -> str:
     return f"{len(tracks)} {'face' if len(tracks) == 1 else 'faces'}: {', '.join(frames)}."
 
 
-def pick(
+def choose(
     images: torch.Tensor,
     faces: Faces,
     which: Choice,
@@ -605,6 +638,7 @@ class FaceRefine(io.ComfyNode):
                 denoise_by_input(),
                 *careful_paste_inputs(),
                 *strength_inputs(),
+                *pick_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -650,6 +684,9 @@ class FaceRefine(io.ComfyNode):
         large_face: int = 0,
         small_face: int = 32,
         denoise_large: float = 0.3,
+        pick: Any = None,
+        exclude: Any = None,
+        pick_frame: int = 0,
     ) -> io.NodeOutput:
         care = Care(paste_by, redraw, small_face, large_face, denoise_large)
         care.check()
@@ -668,9 +705,12 @@ class FaceRefine(io.ComfyNode):
         faces = faces or track_faces(images, progress=Progress(len(images)))
         faces.check(images)
         prompts = [positive, *more.values()]
-        turns = core.plan.plan(faces, which, index, crop_factor, size[1] / size[0], by_person=any(prompts[1:]))
+        among = core.pointing.chosen(faces, pick, exclude, pick_frame) if faces.tracks else []
+        aspect = size[1] / size[0]
+        turns = core.plan.plan(faces, which, index, crop_factor, aspect, by_person=any(prompts[1:]), among=among)
         if not turns:
-            return io.NodeOutput(given, given, len(images), ui=ui_text(no_faces(if_none)))
+            text = "Every face of the clip is excluded; it is passed through." if faces.tracks else no_faces(if_none)
+            return io.NodeOutput(given, given, len(images), ui=ui_text(text))
         if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
         out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste, care)

@@ -250,6 +250,42 @@ def test_a_chosen_face_keeps_its_prompt(bench, tiny):
     assert torch.equal(right[:, :, 64:], both[:, :, 64:])
 
 
+def pointer(graph, x, y, width, height, clip=256):
+    """A box as the artist's canvas gives it: its regions are shares of the picture."""
+    region = {"x": x, "y": y, "width": width, "height": height, "metadata": {"type": "obj"}}
+    return out(graph.CreateBoundingBoxes(width=clip, height=clip, editor_state={"__value__": [region]}), 1)
+
+
+def test_the_face_that_is_pointed_at_is_refined(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, people=2)
+    faces = track(graph, images)
+    boxes, before = bench.tensors(graph, out(faces, 2), images)
+    left, right = sorted(boxes[5], key=lambda b: b["x"])
+    found = {}
+    for way, more in {"pick": {"pick": right}, "exclude": {"exclude": left}}.items():
+        drawn = {
+            name: pointer(graph, *(round(b[k]) for k in ("x", "y", "width", "height"))) for name, b in more.items()
+        }
+        done = refine(graph, images, model, vae, positive, negative, faces=faces, pick_frame=5, **drawn)
+        found[way] = done
+    alone = track(
+        graph, images, pick_frame=5, pick=pointer(graph, *(round(right[k]) for k in ("x", "y", "width", "height")))
+    )
+    picked, excluded, others = bench.tensors(graph, found["pick"], found["exclude"], out(alone, 2))
+    assert torch.equal(picked, excluded)
+    changed = (picked - before).abs().amax(-1)
+    x, y = round(left["x"] + left["width"] / 2), round(left["y"] + left["height"] / 2)
+    assert changed[5, y, x] == 0
+    x, y = round(right["x"] + right["width"] / 2), round(right["y"] + right["height"] / 2)
+    assert changed[5, y - 8 : y + 8, x - 8 : x + 8].max() > 0.02
+    assert [len(frame) for frame in others] == [1] * 16
+    graph, model, vae, positive, negative = tiny()
+    nobody = refine(graph, world(graph, people=2), model, vae, positive, negative, pick=pointer(graph, 2, 2, 4, 4))
+    with pytest.raises(QueueError, match=r"pick: nobody is at 2, 2 \(4x4\) in frame 0. There are face 0 at"):
+        bench.tensors(graph, nobody)
+
+
 def test_a_prompt_for_an_area_holds_there_alone(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = world(graph, "medium", "standing", people=2, seed=5)

@@ -1,6 +1,7 @@
-"""Face VCD: find faces (``detect``) or take them (``given``), follow them (``track``), say who is who (``people``), cut
-them out and put them back (``crop``), draw some places less than others (``strength``), in turns (``plan``)."""
+"""Face VCD: find faces (``detect``) or take them (``given``), follow them (``track``), say who is who (``people``) and
+whom the artist points at (``pointing``), cut them out and put them back (``crop``), draw some places less than others
+(``strength``), in turns (``plan``)."""
 
-from . import crop, detect, given, people, plan, strength, track
+from . import crop, detect, given, people, plan, pointing, strength, track
 
-__all__ = ["crop", "detect", "given", "people", "plan", "strength", "track"]
+__all__ = ["crop", "detect", "given", "people", "plan", "pointing", "strength", "track"]

@@ -28,7 +28,13 @@ class Turn:
 
 
 def plan(
-    faces: Faces, which: Choice, index: int, crop_factor: float, aspect: float, by_person: bool = False
+    faces: Faces,
+    which: Choice,
+    index: int,
+    crop_factor: float,
+    aspect: float,
+    by_person: bool = False,
+    among: Sequence[Track] | None = None,
 ) -> list[Turn]:
     """The turns of the chosen faces, in the order in which they are refined.
 
@@ -36,12 +42,14 @@ def plan(
         which, index: see :func:`~vcd_core.face.people.choose`.
         crop_factor, aspect: see :func:`~vcd_core.face.crop.windows`.
         by_person: one person after the other, from left to right, instead of the order of the tracks.
+        among: the tracks to choose from; all without.
     """
     persons = people(faces.tracks)  # of all faces, so that a chosen one keeps its number
     follow = {id(track): windows(track, faces.height, faces.width, crop_factor, aspect) for track in faces.tracks}
     person_of = {id(track): person for track, person in zip(faces.tracks, persons, strict=True)}
     turns = []
-    for track in choose(faces.tracks, which, index) if faces.tracks else []:
+    tracks = faces.tracks if among is None else among
+    for track in choose(tracks, which, index) if tracks else []:
         others = [place for key, place in follow.items() if key != id(track)]
         turns.append(Turn(track, follow[id(track)], others, person_of[id(track)]))
     return sorted(turns, key=lambda turn: (turn.person, turn.track.start)) if by_person else turns
