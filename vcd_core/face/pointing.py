@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .given import from_boxes
@@ -62,7 +64,7 @@ def _of_frame(boxes: object, faces: Faces, frame: int, what: str) -> list[np.nda
     """The boxes [4] that were drawn in a frame."""
     if not isinstance(boxes, (dict, list, tuple)):
         raise ValueError(f"{what} holds no bounding boxes. Connect Create Bounding Boxes.")
-    listed = [boxes] if isinstance(boxes, dict) else list(boxes)
+    listed: Any = [boxes] if isinstance(boxes, dict) else list(boxes)
     if len(listed) == faces.frames > 1 and isinstance(listed[frame], list):
         listed = listed[frame]
     elif len(listed) > 1 and all(isinstance(entry, list) for entry in listed):
