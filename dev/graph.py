@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,25 @@ class Graph:
     _y: float = 0
     _width: float = 0
     _title: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
     GAP = 40
+
+    def first(self, kind: str) -> Out:
+        """The first output of the first node of a kind that was added."""
+        return next(Out(node["id"], 0) for node in self.nodes if node["type"] == kind)
+
+    def app(self, inputs: Sequence[tuple[Out, str]], *outputs: Out) -> None:
+        """Open the graph as an app: a form of these widgets (a node, the widget's name) and these nodes' results.
+
+        A widget whose name stands there more than once is labelled by its node's title.
+        """
+        shown = [[out.node, name] for out, name in inputs]
+        names = [name for _, name in shown]
+        for number, name in shown:
+            if names.count(name) > 1:
+                self._label(self.nodes[number - 1], name)
+        self.extra = {"linearMode": True, "linearData": {"inputs": shown, "outputs": [out.node for out in outputs]}}
 
     def column(self, title: str, width: float = 320) -> None:
         """Start the next group to the right; nodes added from now on stand in it from top to bottom."""
@@ -131,7 +149,7 @@ class Graph:
             value = values.get(name)
             linked = isinstance(value, Out)
             if is_widget(spec):
-                widgets.append(_default(spec) if linked or value is None else value)
+                widgets.append(_default(spec) if value is None else self._shown(value, spec))
                 rows += 4 if len(spec) > 1 and spec[1].get("multiline") else 1
                 if has_control(name, spec):
                     widgets.append("fixed")
@@ -184,13 +202,27 @@ class Graph:
 
     def save(self, path: Path) -> None:
         self._close()
-        for link_id, origin, slot, *_ in self.links:
-            self.nodes[origin - 1]["outputs"][slot]["links"].append(link_id)
+        self._tell_outputs()
         workflow = {
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-            "links": self.links, "groups": self.groups, "config": {}, "extra": {}, "version": 0.4,
+            "links": self.links, "groups": self.groups, "config": {}, "extra": self.extra, "version": 0.4,
         }  # fmt: skip
         path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _shown(self, value: Any, spec: list[Any]) -> Any:
+        """What a widget shows that has this value, or is linked."""
+        return _default(spec) if isinstance(value, Out) else value
+
+    def _label(self, node: dict[str, Any], widget: str) -> None:
+        kind = inputs_of(self.info[node["type"]])[widget][0]
+        label = node["title"].lower()
+        node["inputs"].append({"name": widget, "label": label, "type": kind, "widget": {"name": widget}, "link": None})
+
+    def _tell_outputs(self) -> None:
+        """Write into each node which links leave it."""
+        for link_id, origin, slot, *_ in self.links:
+            if origin > 0:
+                self.nodes[origin - 1]["outputs"][slot]["links"].append(link_id)
 
     def _link(self, value: Any, node_id: int, slot: int, kind: str) -> int | None:
         if not isinstance(value, Out):
@@ -209,3 +241,111 @@ class Graph:
             bounding = [self._x - 20, -80, self._width + 40, bottom + 130]
             self.groups.append({"title": self._title, "bounding": bounding, "color": "#3f789e", "font_size": 24})
         self._column = []
+
+
+INSIDE, OUTSIDE = -10, -20  # the page's numbers of a subgraph's own inputs and outputs
+
+
+class Blueprint(Graph):
+    """A graph that becomes one block of the page's node search, with the inputs and widgets that are named here.
+
+    Example:
+        block = Blueprint(object_info, name="Refine faces", description="...")
+        images = block.socket("images", "IMAGE")
+        refined = block.add("VCD_FaceRefine", images=images, denoise=block.widget("denoise", 0.6), ...)
+        block.gives("images", refined)
+        block.save(path)
+    """
+
+    def __init__(self, info: ObjectInfo, name: str, description: str) -> None:
+        super().__init__(info)
+        self.name, self.description = name, description
+        self.taken: list[dict[str, Any]] = []  # the block's sockets, and widgets with a "value"
+        self.given: list[tuple[str, Out]] = []
+        self.column("", 360)
+
+    def socket(self, name: str, kind: str, optional: bool = False) -> Out:
+        """An input of the block."""
+        self.taken.append({"name": name, "type": kind, "optional": optional})
+        return Out(INSIDE, len(self.taken) - 1)
+
+    def widget(self, name: str, value: Any) -> Out:
+        """A widget of the block; it is that of the nodes which it is given to."""
+        self.taken.append({"name": name, "value": value, "type": ""})
+        return Out(INSIDE, len(self.taken) - 1)
+
+    def gives(self, name: str, out: Out) -> None:
+        """An output of the block."""
+        self.given.append((name, out))
+
+    def _link(self, value: Any, node_id: int, slot: int, kind: str) -> int | None:
+        if isinstance(value, Out) and value.node == INSIDE and not self.taken[value.slot]["type"]:
+            self.taken[value.slot]["type"] = kind
+        return super()._link(value, node_id, slot, kind)
+
+    def _shown(self, value: Any, spec: list[Any]) -> Any:
+        if isinstance(value, Out) and value.node == INSIDE and "value" in self.taken[value.slot]:
+            return self.taken[value.slot]["value"]
+        return super()._shown(value, spec)
+
+    def save(self, path: Path) -> None:
+        """Write the block; its identifiers follow from its name, so that the same block is the same file."""
+        for slot, (_, out) in enumerate(self.given):
+            kind = self.nodes[out.node - 1]["outputs"][out.slot]["type"]
+            self.links.append([len(self.links) + 1, out.node, out.slot, OUTSIDE, slot, kind])
+        self._tell_outputs()
+        block = self._id("block")
+        workflow = {
+            "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [self._outer(block)], "links": [],
+            "version": 0.4, "definitions": {"subgraphs": [self._inner(block)]}, "extra": {},
+        }  # fmt: skip
+        path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _id(self, what: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"video custom diffusion/{self.name}/{what}"))
+
+    def _outer(self, block: str) -> dict[str, Any]:
+        sockets: list[dict[str, Any]] = []
+        for taken in self.taken:
+            socket: dict[str, Any] = {"name": taken["name"], "type": taken["type"], "link": None}
+            if "value" in taken:
+                socket["widget"] = {"name": taken["name"]}
+            elif taken["optional"]:
+                socket["shape"] = 7
+            sockets.append(socket)
+        widgets = [taken for taken in self.taken if "value" in taken]
+        kinds = [self.nodes[out.node - 1]["outputs"][out.slot]["type"] for _, out in self.given]
+        outputs = [{"name": n, "type": k, "links": None} for (n, _), k in zip(self.given, kinds, strict=True)]
+        return {
+            "id": 1, "type": block, "pos": [0, 0], "size": [self._width, 60 + 30 * (len(sockets) + len(outputs))],
+            "flags": {}, "order": 0, "mode": 0, "inputs": sockets, "outputs": outputs, "title": self.name,
+            "properties": {"proxyWidgets": [["-1", taken["name"]] for taken in widgets]},
+            "widgets_values": [taken["value"] for taken in widgets],
+        }  # fmt: skip
+
+    def _inner(self, block: str) -> dict[str, Any]:
+        right = max(node["pos"][0] + node["size"][0] for node in self.nodes)
+        inputs = [
+            {"id": self._id(f"input {taken['name']}"), "name": taken["name"], "type": taken["type"],
+             "linkIds": [link[0] for link in self.links if link[1:3] == [INSIDE, slot]],
+             "pos": [-180, 20 * slot + 20]}
+            for slot, taken in enumerate(self.taken)
+        ]  # fmt: skip
+        outputs = [
+            {"id": self._id(f"output {name}"), "name": name,
+             "type": self.nodes[out.node - 1]["outputs"][out.slot]["type"],
+             "linkIds": [link[0] for link in self.links if link[3:5] == [OUTSIDE, slot]],
+             "pos": [right + 120, 20 * slot + 20]}
+            for slot, (name, out) in enumerate(self.given)
+        ]  # fmt: skip
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        return {
+            "id": block, "version": 1, "revision": 0, "config": {}, "name": self.name,
+            "state": {"lastGroupId": 0, "lastNodeId": len(self.nodes), "lastLinkId": len(self.links),
+                      "lastRerouteId": 0},
+            "inputNode": {"id": INSIDE, "bounding": [-300, 0, 140, 20 * len(inputs) + 40]},
+            "outputNode": {"id": OUTSIDE, "bounding": [right + 100, 0, 140, 20 * len(outputs) + 40]},
+            "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": self.nodes, "groups": [],
+            "links": [dict(zip(names, link, strict=True)) for link in self.links],
+            "extra": {}, "category": "video custom diffusion", "description": self.description,
+        }  # fmt: skip

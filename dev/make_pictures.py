@@ -50,8 +50,10 @@ CARD, GAP, CAPTION = 384, 4, 44
 Cell = tuple[int, int]  # row and column of a grid
 CARDS: dict[str, tuple[str, str, int, tuple[Cell, ...]]] = {  # what is written, a picture of the help pages, its cells
     "01_quickstart": ("Quickstart: the three stages", "stages", 128, ((0, 0), (1, 0), (2, 0), (2, 3))),
+    "01_quickstart.app": ("App: the quickstart", "stages", 128, ((2, 1), (2, 4))),
     "02_t2v_builtin_motion": ("Text to video", "gamma", 128, ((1, 0), (1, 2), (1, 3), (1, 5))),
     "03_t2v_animatediff_evolved": ("With AnimateDiff-Evolved", "gamma", 128, ((2, 1), (2, 4))),
+    "04_person_to_video.app": ("App: your pictures to a video", "identity", 128, ((0, 0), (0, 3), (1, 1), (1, 2))),
     "04_prompt_to_segmentation": ("Masks from a prompt", "masks", 128, ((0, 0), (0, 1), (0, 3), (0, 4))),
     "04_train_identity": ("Learn a person", "identity", 128, ((0, 0), (0, 1), (1, 0), (1, 3))),
     "04_train_identity_sam3": ("Learn a person: SAM 3", "identity", 128, ((0, 2), (0, 3), (1, 2), (1, 4))),
@@ -59,6 +61,7 @@ CARDS: dict[str, tuple[str, str, int, tuple[Cell, ...]]] = {  # what is written,
     "04_train_identity_tiny": ("Learn a person: no download", "identity", 128, ((0, 4), (1, 1))),
     "04_train_identity_wan": ("Learn a person on Wan", "identity", 128, ((0, 1), (0, 4), (1, 0), (1, 1))),
     "05_face_refine": ("Refine faces", "face", 128, ((0, 0), (1, 0), (0, 2), (1, 2))),
+    "05_face_refine.app": ("App: the faces of your video", "face", 128, ((0, 4), (1, 4))),
     "05_face_refine_tiny": ("Refine faces: no download", "face", 128, ((0, 1), (1, 1))),
     "06_tiled_upscale": ("Enlarge in tiles", "tiled", 160, ((0, 0), (1, 0), (0, 3), (1, 3))),
     "06_tiled_upscale_tiny": ("Enlarge: no download", "tiled", 160, ((0, 1), (1, 1))),

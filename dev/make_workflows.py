@@ -70,7 +70,8 @@ def tiny_column(graph: Graph) -> tuple[Stage, Out]:
     return (model, vae, positive, negative), face
 
 
-def quickstart(graph: Graph) -> None:
+def quickstart(graph: Graph) -> tuple[Out, Out, Out, Out]:
+    """Returns the prompt, that of the face, the sampler, and the saved video."""
     (model, vae, positive, negative), face = tiny_column(graph)
     checkpoint = vae.node
     graph.column("2. T2V VCD", 340)
@@ -104,7 +105,12 @@ def quickstart(graph: Graph) -> None:
         "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=2,
         steps=20, cfg=1.0, denoise=0.1, tile_size=128, overlap=32,
     )  # fmt: skip
-    save_column(graph, tiled, "quickstart", before=frames)
+    return positive, face, sampled, save_column(graph, tiled, "quickstart", before=frames)
+
+
+def quickstart_app(graph: Graph) -> None:
+    prompt, face, sampled, saved = quickstart(graph)
+    graph.app([(prompt, "prompt"), (face, "prompt"), (sampled, "seed")], saved)
 
 
 SD15 = (
@@ -158,9 +164,9 @@ def model_column(
     return model, Out(checkpoint.node, 2), positive, negative
 
 
-def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None, before: Out | None = None) -> None:
+def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None, before: Out | None = None) -> Out:
     """A video of the frames: at 8 a second, or with the speed and the sound of the one that was loaded; beside what it
-    was ``before`` or the one that was loaded."""
+    was ``before`` or the one that was loaded.  Returns the node that saves it."""
     before = before or loaded
     if before is not None:
         graph.column("Compare", 420)
@@ -169,7 +175,7 @@ def save_column(graph: Graph, images: Out, name: str, loaded: Out | None = None,
     graph.column("Save", 380)
     like = {"fps": 8.0} if loaded is None else {"audio": Out(loaded.node, 1), "fps": Out(loaded.node, 2)}
     video = graph.add("CreateVideo", images=images, **like)
-    graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=TALL_VIDEO)
+    return graph.add("SaveVideo", video=video, filename_prefix=f"vcd/{name}", tall=TALL_VIDEO)
 
 
 def load_column(
@@ -310,6 +316,21 @@ def train_identity(graph: Graph) -> None:
     learned(graph, grounded, sd15_teacher)
 
 
+def person_to_video_app(graph: Graph) -> None:
+    trained, checkpoint, clip, vae = learned(graph, grounded, sd15_teacher)
+    graph.column("4. A video of it", 360)
+    graph.note("The person of the pictures in a clip of sixteen frames, from correlated noise.")
+    model = graph.add("VCD_MotionModule", model=checkpoint, motion_module=MOTION[0], tall=250)
+    graph.models(model, MOTION)
+    model = graph.add("VCD_ApplyNoisePrior", model=model, gamma=0.1)
+    prompt = "photo of V*, walking on the beach, smiling"
+    positive = graph.add("VCD_IdTextEncode", clip=clip, prompt=prompt, title="Prompt", tall=220, **ids(trained))
+    negative = graph.add("CLIPTextEncode", clip=clip, text=NEGATIVE, title="Negative prompt", tall=140)
+    frames = sample_column(graph, (model, vae, positive, negative))
+    saved = save_column(graph, frames, "person")
+    graph.app([(graph.first("VCD_Pictures"), "folder"), (trained, "class_word"), (positive, "prompt")], saved)
+
+
 def train_identity_sam3(graph: Graph) -> None:
     learned(graph, sam3, sd15_teacher)
 
@@ -361,7 +382,8 @@ def train_identity_wan(graph: Graph) -> None:
     graph.add("SaveVideo", video=video, filename_prefix="vcd/wan_id", tall=TALL_VIDEO)
 
 
-def face_refine(graph: Graph) -> None:
+def face_refine(graph: Graph) -> tuple[Out, Out, Out]:
+    """Returns the prompt, the refinement, and the saved video."""
     images = load_column(graph)
     model, vae, positive, negative = model_column(graph, "photo of V*, face, detailed", gamma=False)
     graph.column("2. Faces", 360)
@@ -375,7 +397,19 @@ def face_refine(graph: Graph) -> None:
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
     graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
-    save_column(graph, refined, "face", images)
+    return positive, refined, save_column(graph, refined, "face", images)
+
+
+def face_refine_app(graph: Graph) -> None:
+    prompt, refined, saved = face_refine(graph)
+    shown = [
+        (graph.first("LoadVideo"), "file"),
+        (prompt, "prompt"),
+        (refined, "denoise"),
+        (refined, "which"),
+        (refined, "seed"),
+    ]
+    graph.app(shown, saved)
 
 
 def tiled_upscale(graph: Graph) -> None:
@@ -709,11 +743,13 @@ def wan_vace(graph: Graph) -> None:
     refine_and_enlarge(graph, images, stage, "wan_vace", 512)
 
 
-GRAPHS: dict[str, Callable[[Graph], None]] = {
+GRAPHS: dict[str, Callable[[Graph], object]] = {
     "00_noise_prior": noise_prior,
     "01_quickstart": quickstart,
+    "01_quickstart.app": quickstart_app,
     "02_t2v_builtin_motion": t2v_builtin_motion,
     "03_t2v_animatediff_evolved": t2v_animatediff_evolved,
+    "04_person_to_video.app": person_to_video_app,
     "04_prompt_to_segmentation": prompt_to_segmentation,
     "04_train_identity": train_identity,
     "04_train_identity_sam3": train_identity_sam3,
@@ -721,6 +757,7 @@ GRAPHS: dict[str, Callable[[Graph], None]] = {
     "04_train_identity_tiny": train_identity_tiny,
     "04_train_identity_wan": train_identity_wan,
     "05_face_refine": face_refine,
+    "05_face_refine.app": face_refine_app,
     "05_face_refine_tiny": face_refine_tiny,
     "06_tiled_upscale": tiled_upscale,
     "06_tiled_upscale_tiny": tiled_upscale_tiny,

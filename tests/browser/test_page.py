@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from kinds import both_kinds_of_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
 NEEDS_PACK = {"03_t2v_animatediff_evolved": "ADE_AnimateDiffLoaderGen1"}
-
-
-both_kinds_of_nodes = pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
 
 
 @both_kinds_of_nodes
