@@ -120,10 +120,10 @@ class Graph:
         A widget whose name stands there more than once is labelled by its node's title.
         """
         shown = [[out.node, name] for out, name in inputs]
-        names = [name for _, name in shown]
-        for number, name in shown:
+        names = [name for _, name in inputs]
+        for out, name in inputs:
             if names.count(name) > 1:
-                self._label(self.nodes[number - 1], name)
+                self._label(self.nodes[out.node - 1], name)
         self.extra = {"linearMode": True, "linearData": {"inputs": shown, "outputs": [out.node for out in outputs]}}
 
     def column(self, title: str, width: float = 320) -> None:

@@ -17,7 +17,7 @@ CAREFUL = {"redraw": "head", "paste_by": "change", "feather_share": 0.15}
 FLOW = {"cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise_by": "noise"}
 
 
-def _clip_and_model(block: Blueprint) -> dict[str, Out]:
+def _clip_and_model(block: Blueprint) -> dict[str, Any]:
     """The sockets of a stage that draws a clip anew."""
     kinds = {
         "images": "IMAGE",
@@ -33,7 +33,7 @@ def _faces(block: Blueprint, denoise: float, size: int, **settings: Any) -> None
     given = _clip_and_model(block)
     pick = block.socket("pick", "BOUNDING_BOX", optional=True)
     small = block.widget("small_faces", False)
-    widgets = {
+    widgets: dict[str, Any] = {
         "denoise": block.widget("denoise", denoise),
         "refine_size": block.widget("refine_size", size),
         "seed": block.widget("seed", 1),
@@ -55,16 +55,18 @@ def refine_faces_of_video_models(block: Blueprint) -> None:
 def enlarge_in_tiles(block: Blueprint) -> None:
     given = _clip_and_model(block)
     better = block.socket("upscale_model", "UPSCALE_MODEL", optional=True)
-    widgets = {name: block.widget(name, value) for name, value in (("scale", 2.0), ("denoise", 0.2), ("seed", 1))}
+    widgets: dict[str, Any] = {
+        name: block.widget(name, value) for name, value in (("scale", 2.0), ("denoise", 0.2), ("seed", 1))
+    }
     block.gives("images", block.add("VCD_TiledDenoise", upscale_model=better, **given, **widgets))
 
 
 def learn_an_identity(block: Blueprint) -> None:
     kinds = {"model": "MODEL", "clip": "CLIP", "vae": "VAE", "images": "IMAGE"}
-    given = {name: block.socket(name, kind) for name, kind in kinds.items()}
+    given: dict[str, Any] = {name: block.socket(name, kind) for name, kind in kinds.items()}
     masks = block.socket("masks", "MASK", optional=True)
     name = block.widget("name", "my_id")
-    widgets = {
+    widgets: dict[str, Any] = {
         key: block.widget(key, value)
         for key, value in {"class_word": "man", "steps": 200, "size": 512, "kind": "tokens"}.items()
     }
@@ -83,7 +85,9 @@ def video_of_a_person(block: Blueprint) -> None:
     module, gamma, seed = (
         block.widget(name, value) for name, value in (("motion_module", MOTION[0]), ("gamma", 0.1), ("seed", 1))
     )
-    size = {name: block.widget(name, value) for name, value in (("width", 512), ("height", 512), ("batch_size", 16))}
+    size: dict[str, Any] = {
+        name: block.widget(name, value) for name, value in (("width", 512), ("height", 512), ("batch_size", 16))
+    }
     moving = block.add("VCD_MotionModule", model=model, motion_module=module)
     moving = block.add("VCD_ApplyNoisePrior", model=moving, gamma=gamma)
     positive = block.add("VCD_IdTextEncode", clip=clip, prompt=prompt, **ids(identity))
