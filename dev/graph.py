@@ -13,6 +13,7 @@ from typing import Any
 AUTOGROW = "COMFY_AUTOGROW_V3"  # any number of sockets, named "input.element0", "input.element1" ...
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings further inputs, named "choice.input"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE", DYNAMIC}
+ROOM = {"VCD_FaceRefine": 280, "VCD_TiledDenoise": 280}  # for the pictures that a node shows below its widgets
 SEEDS = {"seed", "noise_seed"}
 ObjectInfo = dict[str, Any]
 
@@ -132,9 +133,11 @@ class Graph:
         self._x += (self._width + 2 * self.GAP) if self._width else 0
         self._y, self._width, self._title = 0, width, title
 
-    def add(self, kind: str, /, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
+    def add(
+        self, kind: str, /, *, title: str | None = None, tall: float | None = None, room: float = 0, **values: Any
+    ) -> Out:
         """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is
-        the height of its box."""
+        the height of its box, ``room`` what it has below its widgets."""
         info = self.info[kind]
         node_id = len(self.nodes) + 1
         sockets: list[dict[str, Any]] = []
@@ -168,7 +171,8 @@ class Graph:
                 elif name in info["input"].get("optional", {}):
                     socket["shape"] = 7
                 sockets.append(socket)
-        size = [self._width, tall or 46 + 27 * rows + 22 * max(len(sockets), len(info["output"]))]
+        needed = 46 + 27 * rows + 22 * max(len(sockets), len(info["output"])) + ROOM.get(kind, 0)
+        size = [self._width, tall or needed]
         outputs = [
             {"name": name, "type": kind_, "links": [], "slot_index": i}
             for i, (name, kind_) in enumerate(zip(info["output_name"], info["output"], strict=True))

@@ -394,9 +394,15 @@ def face_refine(graph: Graph) -> tuple[Out, Out, Out]:
     faces = graph.add("VCD_FaceTrack", images=images, tall=TALL_TRACK)
     graph.column("3. Refine", 360)
     refined = graph.add(
-        "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
+        "VCD_FaceRefine",
+        images=images,
+        model=model,
+        vae=vae,
+        positive=positive,
+        negative=negative,
+        faces=faces,
+        seed=1,
     )
-    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
     return positive, refined, save_column(graph, refined, "face", images)
 
 
@@ -486,7 +492,6 @@ def face_refine_tiny(graph: Graph) -> None:
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces,
         seed=2, cfg=2.5, denoise=0.6, refine_size=128,
     )  # fmt: skip
-    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
     save_column(graph, refined, "face_tiny", before=images)
 
 
@@ -516,12 +521,25 @@ def full_pipeline(graph: Graph) -> None:
     graph.column("3. Face VCD", 360)
     faces = graph.add("VCD_FaceTrack", images=frames, tall=TALL_TRACK)
     refined = graph.add(
-        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
+        "VCD_FaceRefine",
+        images=frames,
+        model=model,
+        vae=vae,
+        positive=positive,
+        negative=negative,
+        faces=faces,
+        seed=1,
     )
     graph.column("4. Tiled VCD", 360)
     graph.note("Connect an ESRGAN model (Load Upscale Model) to `upscale_model`; without one Lanczos enlarges.")
     tiled = graph.add(
-        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=1
+        "VCD_TiledDenoise",
+        images=refined,
+        model=model,
+        vae=vae,
+        positive=positive,
+        negative=negative,
+        seed=1,
     )
     save_column(graph, tiled, "full")
 
@@ -683,7 +701,6 @@ def refine_and_enlarge(graph: Graph, images: Out, stage: Stage, name: str, tile:
         "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces,
         steps=20, denoise=0.5, **settings,
     )  # fmt: skip
-    graph.add("PreviewImage", images=Out(refined.node, 1), title="Before and after", tall=300)
     graph.column("3. Tiles", 380)
     graph.note("Twice the size. Each tile sees all frames, and all tiles one noise.")
     large = graph.add(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,15 +13,14 @@ from comfy_api.latest import io, ui
 from ..vcd_core import face as core
 from ..vcd_core import plots
 from ..vcd_core.face.people import Choice
-from ..vcd_core.face.plan import Turn
 from ..vcd_core.face.track import Faces, Track
 from ..vcd_core.frames import check_finite, colours, held, with_alpha
-from .host.cut import Cut
+from .face_pass import CHANGE, PICTURE, SHOW, WINDOW, Care, FacePass, Jury, judge_inputs, strength_inputs
 from .host.memory import handed_on, torch_device
-from .host.model import Model, patch_of
+from .host.model import Model
 from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
-from .host.ui import Progress, stop_if_asked, ui_text, unless_asked
+from .host.ui import Progress, stop_if_asked, ui_text
 from .host.vision import likeness_to
 from .inputs import (
     CATEGORY,
@@ -37,7 +35,7 @@ from .inputs import (
     seed_input,
     sound_input,
 )  # fmt: skip
-from .stage import NotFinite, Stage
+from .stage import Stage
 
 FACE_CATEGORY = f"{CATEGORY}/face"
 ALIASES = ["magic me", "vcd", "segs"]
@@ -47,8 +45,6 @@ REFINE_ALIASES = [
 ]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
 MORE_IDENTITIES = 4
-PICTURE, CHANGE = "picture", "change"
-WINDOW, HEAD = "window", "head"
 
 
 @dataclass
@@ -396,84 +392,6 @@ def careful_paste_inputs() -> list[io.Input]:
     ]
 
 
-def strength_inputs() -> list[io.Input]:
-    """What is drawn anew, and how much of it; the defaults draw the whole window with denoise."""
-    return [
-        io.Combo.Input(
-            "redraw",
-            options=[WINDOW, HEAD],
-            default=WINDOW,
-            optional=True,
-            advanced=True,
-            tooltip="What is drawn anew. window: all of it, and the pasted region brings a piece of its background. "
-            "head: the head alone, softly, and an ellipse around it is pasted; what is beside it stays.",
-        ),
-        io.Int.Input(
-            "large_face",
-            default=0,
-            min=0,
-            max=4096,
-            optional=True,
-            advanced=True,
-            tooltip="Side in pixels of faces that denoise_large is for. 0: denoise for faces of every size.",
-        ),
-        io.Int.Input(
-            "small_face",
-            default=32,
-            min=0,
-            max=4096,
-            optional=True,
-            advanced=True,
-            tooltip="Up to this side in pixels faces get denoise; between small_face and large_face a straight line.",
-        ),
-        io.Float.Input(
-            "denoise_large",
-            default=0.3,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip="How much of a large face is drawn anew; it follows the face as it comes nearer. Used where "
-            "large_face is above 0.",
-        ),
-    ]
-
-
-@dataclass(frozen=True)
-class Care:
-    """What a refinement leaves alone: the optional widgets of Face VCD Crop-Refine-Paste."""
-
-    paste_by: str
-    redraw: str
-    small_face: int
-    large_face: int
-    denoise_large: float
-
-    @property
-    def passes(self) -> int:
-        """How often a frame goes through the VAE."""
-        return 2 + (self.paste_by == CHANGE)
-
-    def check(self) -> None:
-        """Raise ``ValueError`` for sizes in the wrong order."""
-        if self.large_face:
-            core.strength.check_sizes(self.small_face, self.large_face)
-
-    def of_turn(self, turn: Turn, stage: Stage, size: tuple[int, int]) -> tuple[Stage, torch.Tensor | None]:
-        """The stage with a face's largest denoise, and each place's share of it; None: all of it everywhere."""
-        place, denoise = turn.own_windows, stage.settings.denoise
-        shares = torch.ones(len(place.centres))
-        if self.large_face:
-            values = core.strength.by_size(place, denoise, self.denoise_large, self.small_face, self.large_face)
-            denoise = float(values.max())
-            shares = torch.from_numpy(values / max(denoise, 1e-9)).float()
-        stage = replace(stage, settings=replace(stage.settings, denoise=denoise))
-        if self.redraw == HEAD:
-            return stage, core.strength.head(place, size) * shares[:, None, None]
-        return stage, shares[:, None, None].expand(-1, *size) if self.large_face else None
-
-
 class FaceCrop(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -639,6 +557,7 @@ class FaceRefine(io.ComfyNode):
                 *careful_paste_inputs(),
                 *strength_inputs(),
                 *pick_inputs(),
+                *judge_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -687,8 +606,13 @@ class FaceRefine(io.ComfyNode):
         pick: Any = None,
         exclude: Any = None,
         pick_frame: int = 0,
+        judge: str = SHOW,
+        margin: float = 0.1,
+        reference: torch.Tensor | None = None,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
-        care = Care(paste_by, redraw, small_face, large_face, denoise_large)
+        jury = Jury(judge, margin, reference, clip_vision)
+        care = Care(paste_by, redraw, small_face, large_face, denoise_large, jury)
         care.check()
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)
@@ -713,80 +637,12 @@ class FaceRefine(io.ComfyNode):
             return io.NodeOutput(given, given, len(images), ui=ui_text(text))
         if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)
-        out, pairs, done = refined_faces(images, turns, stage, size, prompts, negative, paste, care)
+        done = FacePass(images, stage, size, care, paste)
+        done.run(turns, prompts, negative)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
-        hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
-        text = said(done, len(turns), missed, len(images), denoise, hidden)
-        out, text = with_alpha(out, given), " ".join(filter(None, (text, doubt, stage.begin())))
-        return io.NodeOutput(handed_on(out), handed_on(pairs), missed, ui=ui_text(text))
-
-
-def refined_faces(
-    images: torch.Tensor,
-    turns: list[Turn],
-    stage: Stage,
-    size: tuple[int, int],
-    prompts: list[Any],
-    negative: Any,
-    paste: Callable[..., torch.Tensor],
-    care: Care,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The clip with each face of ``turns`` refined; their frames before and after; how many were refined.
-
-    An error after the first face leaves its face as it was and is told in the log; one before it is raised.
-    """
-    progress = Progress(sum(len(turn.track.boxes) for turn in turns) * (care.passes + stage.settings.steps))
-    picture, patch = (images.shape[1], images.shape[2]), patch_of(stage.model)
-    cuts = [
-        Cut(
-            frames=turn.track.frames, region=turn.own_windows, length=len(images), picture=picture, size=size,
-            vae=stage.vae, patch=patch,
-        )
-        for turn in turns
-    ]  # fmt: skip
-    positives = [core.plan.prompt_of(turn.person, prompts) for turn in turns]
-    for cut, positive in zip(cuts, positives, strict=True):
-        cut.check([*positive, *negative])
-    out, pairs, done = images.clone(), [], 0
-    for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
-        crops = core.crop.crop(images, turn.windows, size, on_frame=stop_if_asked)
-        progress.part = f"face {number + 1} of {len(turns)}" if len(turns) > 1 else ""
-        own, strength = care.of_turn(turn, stage, size)
-        before: list[torch.Tensor] = []
-        try:
-            refined = own.refine(
-                crops, cut.conditioning(positive), cut.conditioning(negative), progress,
-                of=(turn.track.start, len(images)), strength=strength,
-                unsampled=before.append if care.paste_by == CHANGE else None,
-            )  # fmt: skip
-        except NotFinite as error:
-            what = "" if error.drawn is None else "a part of "
-            logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
-            refined = crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
-        except Exception as error:
-            if not done:
-                raise
-            reason = unless_asked(error)
-            logging.warning("Face VCD: face %d was left as it is. %s: %s", number, type(reason).__name__, reason)
-            refined = crops
-        hidden = torch.from_numpy(turn.track.hidden)[:, None, None, None]
-        pairs.append(torch.cat([crops, torch.where(hidden, crops, refined.nan_to_num())], 2))
-        if refined is not crops:
-            unsampled = before[0] if before else None
-            paste(
-                refined, turn.windows, out=out, neighbours=turn.neighbours, unsampled=unsampled,
-                head=care.redraw == HEAD,
-            )  # fmt: skip
-            done += 1
-    return out, torch.cat(pairs), done
-
-
-def said(done: int, faces: int, missed: int, frames: int, denoise: float, hidden: int) -> str:
-    """What the node says after it has run; ``hidden``: in how many frames a face is behind another one."""
-    left = "denoise is 0" if denoise == 0 else "see the log"
-    text = f"{done} of {faces} faces refined" + (f" ({left})" if done < faces else "")
-    behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
-    return f"{text}; {missed} of {frames} frames have none and passed through.{behind}"
+        text = " ".join(filter(None, (done.said(turns, missed), doubt, stage.begin())))
+        shown = {**ui.PreviewImage(done.most_changed(), cls=cls).as_dict(), **ui_text(text)}
+        return io.NodeOutput(handed_on(with_alpha(done.out, given)), handed_on(done.pairs), missed, ui=shown)
 
 
 NODES: list[type[io.ComfyNode]] = [FaceTrack, FaceCrop, FacePaste, FaceRefine]

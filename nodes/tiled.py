@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..vcd_core import tiled as core
-from ..vcd_core.frames import colours
+from ..vcd_core.frames import colours, side_by_side
 from .host.areas import enlarged_areas
 from .host.memory import handed_on
 from .host.model import Model, latent_cell, patch_of
@@ -280,11 +280,12 @@ class TiledDenoise(io.ComfyNode):
                 raise
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
-        text = " ".join(filter(None, (repeats, tiles, text)))
+        shown = ui.PreviewImage(side_by_side(large, drawn), cls=cls).as_dict()
+        shown |= ui_text(" ".join(filter(None, (repeats, tiles, text))))
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
-        return io.NodeOutput(handed_on(drawn), ui=ui_text(text) if text else None)
+        return io.NodeOutput(handed_on(drawn), ui=shown)
 
 
 def prompt_for(large: torch.Tensor, conditioning: Any, scale: float, stage: Stage, own_references: bool) -> Any:

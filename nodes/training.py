@@ -15,6 +15,7 @@ from ..vcd_core import __version__, files
 from ..vcd_core import training as core
 from ..vcd_core.identity import KINDS, TOKENS, IdTokens
 from ..vcd_core.pictures import FITS, prepare
+from ..vcd_core.plots import loss_curve
 from .host.files import output_folder
 from .host.gradients import gradients, recomputed
 from .host.learned import ContextModel, TokenModel, backend_of
@@ -334,6 +335,10 @@ class _Show:
     def __call__(self, training: core.Training) -> None:
         if self.every and training.step % self.every == 0:
             self.sample(training.vectors.detach(), training.step)
+        if self.progress.due:
+            sample = self.samples[-1] if self.samples else None
+            curve = loss_curve(training.losses, self.settings.steps, sample=sample)
+            self.progress.preview = preview_picture(curve)
         self.progress.move_to(training.step)
         self.progress.tell(f"step {training.step} of {self.settings.steps}")
 
@@ -353,7 +358,6 @@ class _Show:
             self.samples.append(backend.decode(latent))
         backend.load()
         self.sampled = step
-        self.progress.preview = preview_picture(self.samples[-1])
 
 
 def _provenance(

@@ -65,3 +65,31 @@ def held(images: torch.Tensor, frames: int) -> torch.Tensor:
     """
     more = frames - len(images)
     return images if more <= 0 else torch.cat([images, images[-1:].expand(more, *images.shape[1:])])
+
+
+def most_changed(before: torch.Tensor, after: torch.Tensor) -> int:
+    """Which frame of [F, H, W, C] changed most: the largest mean difference.
+
+    Example:
+        >>> most_changed(torch.zeros(3, 2, 2, 1), torch.tensor([0.1, 0.9, 0.2]).view(3, 1, 1, 1).expand(3, 2, 2, 1))
+        1
+    """
+    changes = [float((a - b).abs().mean()) for a, b in zip(after, before, strict=True)]
+    return changes.index(max(changes))
+
+
+def side_by_side(before: torch.Tensor, after: torch.Tensor, longest: int = 1024) -> torch.Tensor:
+    """The frame that changed most, before and after: IMAGE [1, h, w, 3], its sides at most ``longest`` pixels.
+
+    Example:
+        >>> side_by_side(torch.zeros(2, 8, 6, 3), torch.ones(2, 8, 6, 3)).shape
+        torch.Size([1, 8, 12, 3])
+    """
+    at = most_changed(before, after)
+    pair = torch.cat([before[at], after[at]], 1)[None, ..., :3].float().clamp(0, 1)
+    scale = longest / max(pair.shape[1:3])
+    if scale >= 1:
+        return pair
+    size = (round(pair.shape[1] * scale), round(pair.shape[2] * scale))
+    small = torch.nn.functional.interpolate(pair.movedim(-1, 1), size, mode="bilinear", antialias=True)
+    return small.movedim(1, -1)

@@ -217,6 +217,41 @@ def figures_chart(
     return to_tensor(page)
 
 
+TREND = 20  # steps whose mean the trend is
+
+
+def loss_curve(
+    losses: Sequence[float], steps: int, width: int = 512, sample: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The losses of a training so far and their trend, over all of its steps, below its last ``sample``.
+
+    Args:
+        losses: of each step that was done.
+        steps: how many there will be.
+        sample: IMAGE [1, h, w, 3]; None for the curve alone.
+
+    Returns:
+        IMAGE [1, H, width, 3].
+
+    Example:
+        >>> loss_curve([0.2, 0.1], 200, width=256, sample=torch.zeros(1, 64, 64, 3)).shape
+        torch.Size([1, 352, 256, 3])
+    """
+    tall = 0 if sample is None else round(width * sample.shape[1] / sample.shape[2])
+    page = Image.new("RGB", (width, tall + 96), PAPER)
+    if sample is not None:
+        page.paste(to_pil(sample[0]).resize((width, tall), Image.Resampling.LANCZOS), (0, 0))
+    draw = ImageDraw.Draw(page)
+    box = (48, tall + 24, width - 10, tall + 88)
+    trend = [sum(losses[max(0, i + 1 - TREND) : i + 1]) / min(i + 1, TREND) for i in range(len(losses))]
+    now = f", {as_number(trend[-1], '.4f')} now" if trend else ""
+    draw.text((10, tall + 5), f"loss, step {len(losses)} of {steps}{now}", INK, font(13))
+    missing = [math.nan] * max(0, steps - len(losses))
+    curves = (Figure(name, torch.tensor([*values, *missing])) for name, values in (("", losses), ("", trend)))
+    _curves(draw, dict(zip(LOSS_COLOURS, curves, strict=True)), box)
+    return to_tensor(page)
+
+
 def chart_stand_ins(videos: Iterable[str]) -> dict[str, str]:
     """The clips' names that :func:`figures_chart` draws as another text, and which."""
     return stand_ins(videos, "clip")
@@ -290,3 +325,4 @@ SERIES = (
     (38, 90, 160), (220, 110, 50), (60, 150, 90), (150, 90, 180), (200, 170, 40), (90, 90, 96),
     (210, 70, 100), (70, 180, 190), (130, 90, 50), (120, 160, 230), (140, 190, 80), (240, 160, 180),
 )  # fmt: skip
+LOSS_COLOURS = (9, 0)  # of the series: single values pale, their trend dark

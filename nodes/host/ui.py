@@ -92,12 +92,16 @@ class Progress:
         self.begun = self.told = time.monotonic()
         self.bar = comfy.utils.ProgressBar(self.total)
 
+    @property
+    def due(self) -> bool:
+        """Whether the next text is due: what is costly to draw is drawn as often."""
+        return time.monotonic() - self.told >= self.EVERY
+
     def tell(self, what: str) -> None:
         """Draw in the node what is being done and how long it will take, once a second at most."""
-        now = time.monotonic()
-        if now - self.told < self.EVERY:
+        if not self.due:
             return
-        self.told = now
+        self.told = now = time.monotonic()
         taken = now - self.begun
         since = self.done - (self.first or 0.0)  # a training may go on in its middle
         left = taken * (self.total - self.done) / since if taken > self.FIRST and since else 0.0

@@ -16,6 +16,7 @@ import vcd_core
 from vcd_core import files
 from vcd_core.identity import CONTEXT
 from vcd_core.pictures import prepare
+from vcd_core.plots import LOSS_COLOURS, SERIES, loss_curve
 from vcd_core.training import (
     GRADIENT_SCALE,
     PREDICTIONS,
@@ -376,6 +377,19 @@ def test_captions_say_how_large_the_subject_is():
     captions = [caption for step in range(200) for caption in album.draw(step).captions]
     beginnings = {caption.removesuffix("photo of a V*") for caption in captions}
     assert beginnings == {"", "a far away ", "very small ", "zoomed in ", "close up "}
+
+
+def test_the_curve_shows_the_trend_of_what_was_done_and_room_for_the_rest():
+    """Dark pixels fall from left to right over the first half, and there are none in the second."""
+    losses = [0.3 - 0.002 * i + 0.02 * (-1) ** i for i in range(100)]
+    page = loss_curve(losses, 200, width=512)[0]
+    dark = (page - torch.tensor(SERIES[LOSS_COLOURS[1]]) / 255).abs().amax(-1) < 0.02
+    columns = [dark[30:84, x].nonzero().float().mean() for x in (80, 130, 200, 250)]
+    assert sorted(columns) == columns
+    assert not dark[30:84, 300:500].any()
+    with_sample = loss_curve(losses, 200, width=512, sample=torch.zeros(1, 64, 128, 3))[0]
+    assert with_sample.shape[0] == page.shape[0] + 256
+    assert with_sample[:256].max() == 0
 
 
 def test_a_caption_that_is_too_long_is_refused_before_the_first_step():

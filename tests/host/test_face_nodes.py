@@ -144,6 +144,38 @@ def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
         assert far[changed].max() < 1.1  # the pasted box is 1.6 faces wide, and its edge is soft
 
 
+def test_what_got_worse_is_put_back_and_said(bench, tiny):
+    """A model of random weights draws no face: what it drew is not kept, where it is asked about."""
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "close-up", "standing")
+    faces = track(graph, images)
+    inputs = {"faces": faces, "refine_size": 128, "crop_factor": 1.5}
+    kept, shown, off = (
+        refine(graph, images, model, vae, positive, negative, judge=judge, **inputs)
+        for judge in ("put back what got worse", "show", "off")
+    )
+    entry = bench.server.run(graph.prompt)
+    text = {node[0]: entry["outputs"][node[0]]["text"][0] for node in (kept, shown, off)}
+    assert "face 0: face found 100% to 0%" in text[shown[0]]
+    assert "sharpness" in text[shown[0]]
+    assert "put back" not in text[shown[0]]
+    assert "0 of 1 faces refined (see below)" in text[kept[0]]
+    assert text[kept[0]].endswith("; put back. " + text[off[0]].split(". ")[-1])
+    assert "face 0" not in text[off[0]]
+    assert [len(entry["outputs"][node[0]]["images"]) for node in (kept, shown, off)] == [1, 1, 1]
+    before, kept, shown, off = bench.tensors(graph, images, kept, shown, off)
+    assert torch.equal(kept, before)
+    assert not torch.equal(shown, before)
+    assert torch.equal(shown, off)
+
+
+def test_the_pictures_to_compare_with_need_a_model(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph)
+    with pytest.raises(QueueError, match="connect clip_vision too"):
+        bench.tensors(graph, refine(graph, images, model, vae, positive, negative, reference=images))
+
+
 def test_the_head_alone_is_drawn_anew(bench, tiny):
     graph, model, vae, positive, negative = tiny()
     images = world(graph, "medium", "standing")

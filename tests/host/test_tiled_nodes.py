@@ -1,5 +1,6 @@
 """Tiled VCD in graphs queued on the real server."""
 
+import numpy as np
 import pytest
 import torch
 from graphs import FRAMES, SAMPLER, STEPS, ksampler, motion, same, windows
@@ -192,6 +193,21 @@ def test_denoise_enlarges_and_draws_anew(bench, tiny):
     assert torch.equal(kept, enlarged)
     assert torch.equal(drawn, again)
     assert not same(drawn, kept, 0.1)
+
+
+def test_the_frame_that_changed_most_is_shown_before_and_after(bench, tiny):
+    from PIL import Image
+
+    graph, model, vae, positive, negative = tiny()
+    images = pictures(graph, vae)
+    node = denoise(graph, images, model, vae, positive, negative)
+    large = graph.ImageScale(image=images, upscale_method="lanczos", width=128, height=128, crop="disabled")
+    drawn, before = bench.tensors(graph, node, large)
+    (shown,) = bench.server.run(graph.prompt)["outputs"][node[0]]["images"]
+    with Image.open(bench.server.host.base / "temp" / shown["subfolder"] / shown["filename"]) as file:
+        picture = torch.from_numpy(np.asarray(file.convert("RGB")).copy()) / 255
+    at = int((drawn - before).abs().flatten(1).mean(1).argmax())
+    assert (picture - torch.cat([before[at], drawn[at]], 1)).abs().max() < 0.01
 
 
 def test_denoise_uses_the_noise_prior(bench, tiny):

@@ -1,0 +1,307 @@
+"""How Face VCD Crop-Refine-Paste goes about its faces: one after the other, how much of each is drawn anew, and whether
+it got better."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..vcd_core import face as core
+from ..vcd_core.face.judge import FOUND, Verdict, judge, measure
+from ..vcd_core.face.plan import Turn
+from ..vcd_core.frames import side_by_side
+from .host.cut import Cut
+from .host.memory import torch_device
+from .host.model import patch_of
+from .host.ui import Progress, stop_if_asked, unless_asked
+from .host.vision import likeness_to
+from .stage import NotFinite, Stage
+
+PICTURE, CHANGE = "picture", "change"
+WINDOW, HEAD = "window", "head"
+SHOW, PUT_BACK, NO_FIGURES = "show", "put back what got worse", "off"
+SHOWN = 4  # faces whose most changed frame is shown
+
+
+def strength_inputs() -> list[io.Input]:
+    """What is drawn anew, and how much of it; the defaults draw the whole window with denoise."""
+    return [
+        io.Combo.Input(
+            "redraw",
+            options=[WINDOW, HEAD],
+            default=WINDOW,
+            optional=True,
+            advanced=True,
+            tooltip="What is drawn anew. window: all of it, and the pasted region brings a piece of its background. "
+            "head: the head alone, softly, and an ellipse around it is pasted; what is beside it stays.",
+        ),
+        io.Int.Input(
+            "large_face",
+            default=0,
+            min=0,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="Side in pixels of faces that denoise_large is for. 0: denoise for faces of every size.",
+        ),
+        io.Int.Input(
+            "small_face",
+            default=32,
+            min=0,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="Up to this side in pixels faces get denoise; between small_face and large_face a straight line.",
+        ),
+        io.Float.Input(
+            "denoise_large",
+            default=0.3,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="How much of a large face is drawn anew; it follows the face as it comes nearer. Used where "
+            "large_face is above 0.",
+        ),
+    ]
+
+
+def judge_inputs() -> list[io.Input]:
+    """Whether the new faces are better, and what becomes of those that are not."""
+    return [
+        io.Combo.Input(
+            "judge",
+            options=[SHOW, PUT_BACK, NO_FIGURES],
+            default=SHOW,
+            optional=True,
+            advanced=True,
+            tooltip="Compares each face with what it was: face found, sharpness, flicker, mouth, likeness. show: says "
+            "so in the node. put back: a face that got worse by more than margin stays as it was, and so do single "
+            "frames that lost their face.",
+        ),
+        io.Float.Input(
+            "margin",
+            default=0.1,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="For judge: which share of a figure may be lost.",
+        ),
+        io.Image.Input(
+            "reference", optional=True, tooltip="For judge: pictures of the person, to tell how alike the faces are."
+        ),
+        io.ClipVision.Input("clip_vision", optional=True, tooltip="For judge: compares faces with the reference."),
+    ]
+
+
+@dataclass(frozen=True)
+class Jury:
+    """How refined faces are compared with what they were: the widgets ``judge`` and ``margin``, and the pictures of the
+    person with the model that compares with them."""
+
+    judge: str
+    margin: float
+    reference: torch.Tensor | None = None
+    clip_vision: Any = None
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for pictures without a model to compare with."""
+        if (self.reference is None) != (self.clip_vision is None):
+            missing = "reference" if self.reference is None else "clip_vision"
+            raise ValueError(f"To tell how alike the faces are, connect {missing} too, or neither of both.")
+
+    def __call__(self, crops: torch.Tensor, refined: torch.Tensor, place: core.crop.Windows) -> Verdict | None:
+        """What became of a face; None where nobody asks."""
+        if self.judge == NO_FIGURES:
+            return None
+        alike = [math.nan, math.nan]
+        if self.reference is not None:
+            some = slice(None, None, max(1, len(crops) // 8))
+            alike = likeness_to(self.clip_vision, self.reference, [crops[some], refined[some]])
+        was, now = (
+            measure(images, place, likeness, torch_device(), stop_if_asked)
+            for images, likeness in zip((crops, refined), alike, strict=True)
+        )
+        return judge(was, now, self.margin)
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a refinement leaves alone: the optional widgets of Face VCD Crop-Refine-Paste."""
+
+    paste_by: str
+    redraw: str
+    small_face: int
+    large_face: int
+    denoise_large: float
+    jury: Jury
+
+    @property
+    def passes(self) -> int:
+        """How often a frame goes through the VAE."""
+        return 2 + (self.paste_by == CHANGE)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for sizes in the wrong order."""
+        self.jury.check()
+        if self.large_face:
+            core.strength.check_sizes(self.small_face, self.large_face)
+
+    def of_turn(self, turn: Turn, stage: Stage, size: tuple[int, int]) -> tuple[Stage, torch.Tensor | None]:
+        """The stage with a face's largest denoise, and each place's share of it; None: all of it everywhere."""
+        place, denoise = turn.own_windows, stage.settings.denoise
+        shares = torch.ones(len(place.centres))
+        if self.large_face:
+            values = core.strength.by_size(place, denoise, self.denoise_large, self.small_face, self.large_face)
+            denoise = float(values.max())
+            shares = torch.from_numpy(values / max(denoise, 1e-9)).float()
+        stage = replace(stage, settings=replace(stage.settings, denoise=denoise))
+        if self.redraw == HEAD:
+            return stage, core.strength.head(place, size) * shares[:, None, None]
+        return stage, shares[:, None, None].expand(-1, *size) if self.large_face else None
+
+
+@dataclass
+class FacePass:
+    """The faces of a clip, refined one after the other.
+
+    Attributes:
+        images: the clip, IMAGE [F, H, W, 3].
+        size: height and width of the crops.
+        paste: puts a refined face back, see :func:`~vcd_core.face.crop.paste`.
+        out: the clip with the faces that were refined.
+        before, after: each face's crops before and after, also of those that were left.
+        refined: how many faces were refined; what is told of each stands in ``told``.
+    """
+
+    images: torch.Tensor
+    stage: Stage
+    size: tuple[int, int]
+    care: Care
+    paste: Callable[..., torch.Tensor]
+    out: torch.Tensor = field(init=False)
+    before: list[torch.Tensor] = field(default_factory=list)
+    after: list[torch.Tensor] = field(default_factory=list)
+    refined: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.out = self.images.clone()
+
+    @property
+    def pairs(self) -> torch.Tensor:
+        """Each face's frames before and after, side by side."""
+        return torch.cat([torch.cat(both, 2) for both in zip(self.before, self.after, strict=True)])
+
+    def most_changed(self) -> torch.Tensor:
+        """Of the first faces the frame that changed most, before and after side by side."""
+        pairs = zip(self.before[:SHOWN], self.after[:SHOWN], strict=True)
+        return torch.cat([side_by_side(before, after) for before, after in pairs])
+
+    def run(self, turns: list[Turn], prompts: list[Any], negative: Any) -> None:
+        """Refine the faces of ``turns``.
+
+        An error after the first face leaves its face as it was and is told in the log; one before it is raised.
+        """
+        progress = Progress(
+            sum(len(turn.track.boxes) for turn in turns) * (self.care.passes + self.stage.settings.steps)
+        )
+        cuts = [self._cut(turn) for turn in turns]
+        positives = [core.plan.prompt_of(turn.person, prompts) for turn in turns]
+        for cut, positive in zip(cuts, positives, strict=True):
+            cut.check([*positive, *negative])
+        for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
+            progress.part = f"face {number + 1} of {len(turns)}" if len(turns) > 1 else ""
+            crops = core.crop.crop(self.images, turn.windows, self.size, on_frame=stop_if_asked)
+            unsampled: list[torch.Tensor] = []
+            refined = self._refined(number, turn, crops, (cut, positive, negative), progress, unsampled)
+            self._put_back(number, turn, crops, refined, unsampled)
+
+    def _cut(self, turn: Turn) -> Cut:
+        return Cut(
+            frames=turn.track.frames, region=turn.own_windows, length=len(self.images),
+            picture=(self.images.shape[1], self.images.shape[2]), size=self.size, vae=self.stage.vae,
+            patch=patch_of(self.stage.model),
+        )  # fmt: skip
+
+    def _refined(
+        self,
+        number: int,
+        turn: Turn,
+        crops: torch.Tensor,
+        told: tuple[Cut, Any, Any],
+        progress: Progress,
+        unsampled: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """The crops drawn anew, or themselves where that failed."""
+        cut, positive, negative = told
+        own, strength = self.care.of_turn(turn, self.stage, self.size)
+        try:
+            return own.refine(
+                crops, cut.conditioning(positive), cut.conditioning(negative), progress,
+                of=(turn.track.start, len(self.images)), strength=strength,
+                unsampled=unsampled.append if self.care.paste_by == CHANGE else None,
+            )  # fmt: skip
+        except NotFinite as error:
+            what = "" if error.drawn is None else "a part of "
+            logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
+            return crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
+        except Exception as error:
+            if not self.refined:
+                raise
+            reason = unless_asked(error)
+            logging.warning("Face VCD: face %d was left as it is. %s: %s", number, type(reason).__name__, reason)
+            return crops
+
+    def _put_back(
+        self, number: int, turn: Turn, crops: torch.Tensor, refined: torch.Tensor, unsampled: list[torch.Tensor]
+    ) -> None:
+        """Paste a face where it is seen, and where it did not get worse."""
+        stays = torch.from_numpy(turn.track.hidden.copy())
+        drawn = refined is not crops
+        if drawn:
+            stays |= self._worse(number, turn, crops, refined.nan_to_num())
+            drawn = not bool(stays[~torch.from_numpy(turn.track.hidden)].all()) or bool(turn.track.hidden.all())
+        self.before.append(crops)
+        self.after.append(torch.where(stays[:, None, None, None], crops, refined.nan_to_num()))
+        if drawn:
+            place = replace(turn.windows, visible=(~stays).numpy()) if stays.any() else turn.windows
+            self.paste(
+                refined, place, out=self.out, neighbours=turn.neighbours,
+                unsampled=unsampled[0] if unsampled else None, head=self.care.redraw == HEAD,
+            )  # fmt: skip
+            self.refined += 1
+
+    def _worse(self, number: int, turn: Turn, crops: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        """In which frames [n] bool a face got worse and is put back; what became of it is told."""
+        worse = torch.zeros(len(crops), dtype=torch.bool)
+        verdict = self.care.jury(crops, refined, turn.own_windows)
+        if verdict is None:
+            return worse
+        text = f"face {number}: {verdict}"
+        if self.care.jury.judge == PUT_BACK:
+            worse[verdict.lost] = True
+            if set(verdict.worse) - {FOUND}:
+                worse[:] = True
+            if worse.any():
+                text += f"; {'put back' if worse.all() else f'put back in {int(worse.sum())} frames'}"
+        self.told.append(text + ".")
+        return worse
+
+    def said(self, turns: list[Turn], missed: int) -> str:
+        """What the node says after it has run; ``missed``: frames without a face."""
+        hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
+        left = "denoise is 0" if self.stage.settings.denoise == 0 else "see below" if self.told else "see the log"
+        text = f"{self.refined} of {len(turns)} faces refined" + (f" ({left})" if self.refined < len(turns) else "")
+        behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
+        lines = [f"{text}; {missed} of {len(self.images)} frames have none and passed through.{behind}", *self.told]
+        return "\n".join(lines)
