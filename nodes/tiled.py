@@ -186,6 +186,7 @@ class TiledDenoise(io.ComfyNode):
             description="Makes a clip larger and sharper: enlarges it (with an upscale model, or Lanczos), then draws "
             "its details tile by tile with the same model, motion and identity, from correlated noise.",
             search_aliases=DENOISE_ALIASES,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip."),
                 io.Model.Input("model", tooltip="The model with its motion module; longer clips with context windows."),
