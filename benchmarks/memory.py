@@ -20,7 +20,7 @@ from dev.host import PACK, ROOT
 from dev.random_models import enter_host
 from dev.server import host_from_environment
 
-SIZES = ((48, 1080, 1920), (96, 540, 960))  # frames, height, width
+SIZES = ((48, 1080, 1920), (96, 540, 960), (2000, 144, 256))  # frames, height, width
 STAGES = ("track", "track, detecting", "crop", "paste", "refine, crop and paste alone", "tiled, enlarging alone")
 TARGET = 1.3
 
@@ -59,7 +59,7 @@ def prepared(stage: str, face: Any, tiled: Any, size: tuple[int, int, int]) -> A
     frames, height, width = size
     images = torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(0))
     side = height // 4
-    boxes = [[{"x": 8 + i, "y": 8, "width": side, "height": side}] for i in range(frames)]
+    boxes = [[{"x": 8 + i % (width - side - 8), "y": 8, "width": side, "height": side}] for i in range(frames)]
     if stage.startswith("track"):
         given = None if "detecting" in stage else boxes
         return lambda: face.FaceTrack.execute(images, "all", 0, 0.6, 8, 1, False, bboxes=given).args

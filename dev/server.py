@@ -159,6 +159,10 @@ class Server:
             time.sleep(0.1)
         raise TimeoutError(f"The graph was not done within {timeout:.0f} s.\n{self.log_tail()}")
 
+    def free(self) -> None:
+        """Let go of models and of kept results, as the page's own button does; the server does so when it is idle."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+
     def wait_for_all(self, timeout: float = 600) -> dict[str, Any]:
         """The history entry of the last graph, once nothing is queued: the page shows outputs before a graph is
         finished."""

@@ -179,7 +179,7 @@ class FacePass:
         size: height and width of the crops.
         paste: puts a refined face back, see :func:`~vcd_core.face.crop.paste`.
         out: the clip with the faces that were refined.
-        before, after: each face's crops before and after, also of those that were left.
+        videos: each face's frames before and after, side by side, also of those that were left.
         refined: how many faces were refined; what is told of each stands in ``told``.
     """
 
@@ -189,8 +189,7 @@ class FacePass:
     care: Care
     paste: Callable[..., torch.Tensor]
     out: torch.Tensor = field(init=False)
-    before: list[torch.Tensor] = field(default_factory=list)
-    after: list[torch.Tensor] = field(default_factory=list)
+    videos: list[torch.Tensor] = field(default_factory=list)
     refined: int = 0
     told: list[str] = field(default_factory=list)
 
@@ -199,13 +198,13 @@ class FacePass:
 
     @property
     def pairs(self) -> torch.Tensor:
-        """Each face's frames before and after, side by side."""
-        return torch.cat([torch.cat(both, 2) for both in zip(self.before, self.after, strict=True)])
+        """All of ``videos``, one after the other."""
+        return self.videos[0] if len(self.videos) == 1 else torch.cat(self.videos)
 
     def most_changed(self) -> torch.Tensor:
         """Of the first faces the frame that changed most, before and after side by side."""
-        pairs = zip(self.before[:SHOWN], self.after[:SHOWN], strict=True)
-        return torch.cat([side_by_side(before, after) for before, after in pairs])
+        halves = (video.chunk(2, 2) for video in self.videos[:SHOWN])
+        return torch.cat([side_by_side(before, after) for before, after in halves])
 
     def run(self, turns: list[Turn], prompts: list[Any], negative: Any) -> None:
         """Refine the faces of ``turns``.
@@ -271,8 +270,8 @@ class FacePass:
         if drawn:
             stays |= self._worse(number, turn, crops, refined.nan_to_num())
             drawn = not bool(stays[~torch.from_numpy(turn.track.hidden)].all()) or bool(turn.track.hidden.all())
-        self.before.append(crops)
-        self.after.append(torch.where(stays[:, None, None, None], crops, refined.nan_to_num()))
+        shown = torch.where(stays[:, None, None, None], crops, refined.nan_to_num())
+        self.videos.append(torch.cat([crops, shown], 2))
         if drawn:
             place = replace(turn.windows, visible=(~stays).numpy()) if stays.any() else turn.windows
             self.paste(

@@ -221,6 +221,7 @@ def test_every_graph_runs(request, exported, files, page_server, name, host):
         taught = with_tiny_checkpoint(exported[name], TAUGHT[name]) if name in TAUGHT else exported[name]
         prompt = fitted(taught, files)
     entry = server.run(prompt, 600)
+    server.free()  # other workers' servers need the memory too
     ends = {key for key, node in prompt.items() if info[node["class_type"]]["output_node"]}
     assert ends
     assert ends <= set(entry["outputs"])

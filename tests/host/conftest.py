@@ -119,10 +119,11 @@ def ade(bench):
         pytest.skip("AnimateDiff-Evolved is not there: give its folder with --ade DIR")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def full_size(bench):
     """A random SD 1.5 checkpoint and motion module of full size, made once by a process that has the host's classes."""
-    return random_models.full_size(bench.server.host.base / "models")
+    yield random_models.full_size(bench.server.host.base / "models")
+    bench.server.free()  # other workers' servers need the memory too
 
 
 @pytest.fixture(scope="session")

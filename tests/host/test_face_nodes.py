@@ -144,6 +144,25 @@ def test_refine_draws_the_face_anew_and_nothing_else(bench, tiny):
         assert far[changed].max() < 1.1  # the pasted box is 1.6 faces wide, and its edge is soft
 
 
+def test_a_mask_of_the_face_leaves_the_hand_before_it(bench, tiny):
+    """The mask as a face mesh or SAM 3 gives it, of each frame's face and without what is before it."""
+    graph, model, vae, positive, negative = tiny()
+    images = world(graph, "close-up", "standing")
+    left, top, w, h = (round(float(v)) for v in faces_of("close-up", "standing")[8])
+    hand = left + w // 2
+    outline = graph.SolidMask(value=0.0, width=128, height=128)
+    for width, height, x, y, operation in ((w, h, left, top, "add"), (4, 128, hand, 0, "subtract")):
+        shape = graph.SolidMask(value=1.0, width=width, height=height)
+        outline = graph.MaskComposite(destination=outline, source=shape, x=x, y=y, operation=operation)
+    drawn = refine(graph, images, model, vae, positive, negative, mask=outline, feather=1.0)
+    before, after, given = bench.tensors(graph, images, drawn, outline)
+    changed = (before != after).any(-1)
+    assert changed[:, given[0] > 0].float().mean() > 0.8  # the soft edge reaches into it
+    beside = torch.nn.functional.max_pool2d(given[:1], 3, 1, 1)[0] == 0
+    assert beside[:, hand + 1 : hand + 3].all()
+    assert not changed[:, beside].any()
+
+
 def test_what_got_worse_is_put_back_and_said(bench, tiny):
     """A model of random weights draws no face: what it drew is not kept, where it is asked about."""
     graph, model, vae, positive, negative = tiny()
