@@ -25,7 +25,8 @@ def load_tiny() -> tuple[Model, object, object]:
     weights = tiny.load_weights()
     autoencoder = tiny.PictureAutoencoder()
     autoencoder.load_state_dict(tiny.weights_of(weights, "vae"))
-    model, clip, vae = small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, embedding_folders())
+    colours = (tiny.COLOURS, tiny.NO_COLOUR)
+    model, clip, vae = small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, embedding_folders(), colours)
     model.model.diffusion_model.load_state_dict(tiny.weights_of(weights, "unet"))
     encoder = clip.cond_stage_model.clip_l.transformer
     table = torch.zeros(encoder.get_input_embeddings().weight.shape)  # words it does not know count as nothing

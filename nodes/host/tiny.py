@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.ldm.models.autoencoder
@@ -16,7 +17,12 @@ from .model import Model
 
 
 def small_sd15(
-    unet: dict[str, Any], heads: int, text: dict[str, Any], autoencoder: torch.nn.Module, embeddings: list[str]
+    unet: dict[str, Any],
+    heads: int,
+    text: dict[str, Any],
+    autoencoder: torch.nn.Module,
+    embeddings: list[str],
+    colours: tuple[Sequence[Sequence[float]], Sequence[float]] | None = None,
 ) -> tuple[Model, Any, Any]:
     """An SD 1.5 of other sizes in the host's own classes: MODEL, CLIP and VAE, their weights still to be filled in.
 
@@ -26,6 +32,7 @@ def small_sd15(
         text: CLIP-L's configuration.
         autoencoder: a module with ``encode`` and ``decode`` over pictures in -1..1, 8 times smaller, 4 channels.
         embeddings: folders in which prompts look for ``embedding:name``.
+        colours: red, green and blue of each latent channel, and of none, for live previews; SD 1.5's without.
 
     The model predicts v and has AnimateDiff's noise schedule (linear betas 0.00085-0.012).
     """
@@ -33,6 +40,8 @@ def small_sd15(
     config.unet_config["num_heads"] = heads
     config.sampling_settings = {"beta_schedule": "sqrt_linear", "linear_start": 0.00085, "linear_end": 0.012}
     config.set_inference_dtype(torch.float32, None)
+    if colours is not None:
+        config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = colours
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     # of exactly this class: AnimateDiff-Evolved asks for it
     base = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.V_PREDICTION, device="cpu")

@@ -1,5 +1,8 @@
 """The embedded model on the real server: it draws what the prompt says, moves, and carries its identity."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,6 +38,23 @@ def test_weights_fit_into_git():
     files = [path for path in tiny.WEIGHTS.rglob("*") if path.is_file()]
     assert {tiny.MODEL_FILE, tiny.MOTION_FILE, tiny.IDENTITY_FILE} <= set(files)
     assert sum(path.stat().st_size for path in files) < 20e6
+
+
+def test_live_previews_show_its_colours(pack):
+    """As near to a frame, made eight times smaller, as one linear map for all latents comes."""
+    model, _, vae = pack("nodes.tiny").load_tiny()
+    shown, seen = model.model.latent_format, []
+    from latent_preview import Latent2RGBPreviewer
+
+    previewer = Latent2RGBPreviewer(shown.latent_rgb_factors, shown.latent_rgb_factors_bias)
+    for seed in range(6):
+        frame = torch.from_numpy(world.render_take(world.random_take(random.Random(seed)))[4].image.copy()) / 255
+        with torch.inference_mode():
+            latent = model.model.process_latent_in(vae.encode(frame[None]))
+        preview = torch.from_numpy(np.asarray(previewer.decode_latent_to_preview(latent)).copy()) / 255
+        small = torch.nn.functional.avg_pool2d(frame.movedim(-1, 0), SIZE // 16).movedim(0, -1)
+        seen.append((preview - small).abs().mean())
+    assert torch.stack(seen).mean() < 0.1
 
 
 def test_scenes_follow_the_prompt(bench):
