@@ -40,7 +40,7 @@ def main() -> int:
     tests = [] if any(a.startswith("tests") for a in only) else FIRST if quick else ["tests"]
     # with a thread for each core, whatever runs beside makes tiny models five times slower: threads wait for each other
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    workers = [] if only else ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    workers = [] if only else ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadscope", "--no-loadscope-reorder"]
     command = [sys.executable, "-m", "pytest", "--durations=25", *workers, *tests, *only]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 

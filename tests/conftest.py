@@ -2,12 +2,17 @@
 
 import pytest
 
-FULL_SIZE = "full size"
+LARGE = {"test_graphs_run.py", "test_motion_nodes.py"}  # these load a model of full size: not both at once
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file's tests stay together; those that load a model of full size run one after the other, for its memory."""
-    for item in items:
-        large = "full_size" in getattr(item, "fixturenames", ()) or item.path.name == "test_graphs_run.py"
-        item.add_marker(pytest.mark.xdist_group(FULL_SIZE if large else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay together, and those of the files that need much memory."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0].split("/")[-1]
+            return "large" if file in LARGE else file
+
+    return ByFile(config, log)
