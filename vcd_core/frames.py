@@ -74,19 +74,20 @@ def most_changed(before: torch.Tensor, after: torch.Tensor) -> int:
         >>> most_changed(torch.zeros(3, 2, 2, 1), torch.tensor([0.1, 0.9, 0.2]).view(3, 1, 1, 1).expand(3, 2, 2, 1))
         1
     """
-    changes = [float((a - b).abs().mean()) for a, b in zip(after, before, strict=True)]
+    changes = [float((a.to(b) - b).abs().mean()) for a, b in zip(after, before, strict=True)]
     return changes.index(max(changes))
 
 
 def side_by_side(before: torch.Tensor, after: torch.Tensor, longest: int = 1024) -> torch.Tensor:
-    """The frame that changed most, before and after: IMAGE [1, h, w, 3], its sides at most ``longest`` pixels.
+    """The frame that changed most, before and after: IMAGE [1, h, w, 3] where ``before`` lies, its sides at most
+    ``longest`` pixels.
 
     Example:
         >>> side_by_side(torch.zeros(2, 8, 6, 3), torch.ones(2, 8, 6, 3)).shape
         torch.Size([1, 8, 12, 3])
     """
     at = most_changed(before, after)
-    pair = torch.cat([before[at], after[at]], 1)[None, ..., :3].float().clamp(0, 1)
+    pair = torch.cat([before[at, ..., :3], after[at, ..., :3].to(before)], 1)[None].float().clamp(0, 1)
     scale = longest / max(pair.shape[1:3])
     if scale >= 1:
         return pair
