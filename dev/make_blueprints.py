@@ -101,7 +101,7 @@ def video_of_a_person(block: Blueprint) -> None:
 
 
 BLUEPRINTS: dict[str, tuple[str, Callable[[Blueprint], None]]] = {
-    "Refine faces (face detailer)": (
+    "Refine faces": (
         "Face VCD in one block: finds the faces of a clip and draws each anew, like the person of the prompt.",
         refine_faces,
     ),

@@ -11,7 +11,7 @@ BLOCKS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "subgraphs").glob("*.json"))
 }
 INSIDE = {  # what a block holds, and values of it that a newcomer would have to know
-    "Refine faces (face detailer)": {"VCD_FaceTrack": {}, "VCD_FaceRefine": {"redraw": "head", "paste_by": "change"}},
+    "Refine faces": {"VCD_FaceTrack": {}, "VCD_FaceRefine": {"redraw": "head", "paste_by": "change"}},
     "Refine faces (video model)": {"VCD_FaceTrack": {}, "VCD_FaceRefine": {"denoise_by": "noise", "cfg": 5.0}},
     "Enlarge a clip in tiles (upscale)": {"VCD_TiledDenoise": {"scale": 2.0, "denoise": 0.2, "grid": "moving"}},
     "Learn an identity (train)": {"VCD_IdTrainer": {"name": "my_id", "steps": 200}, "VCD_IdSave": {"name": "my_id"}},
@@ -77,7 +77,7 @@ BESIDE = """() => {
 def test_a_block_runs_in_ones_own_graph(tab, nodes_2):
     tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("00_noise_prior")
-    tab.evaluate("graph => window.app.loadGraphData(graph)", BLOCKS["Refine faces (face detailer)"])
+    tab.evaluate("graph => window.app.loadGraphData(graph)", BLOCKS["Refine faces"])
     tab.evaluate(BESIDE)
     tab.page.keyboard.press("Escape")
     tab.page.get_by_test_id("queue-button").first.click()

@@ -45,6 +45,7 @@ FOUND = {  # what artists type, and the node that stands first
     "ultimate sd upscale": "Tiled VCD Denoise",
     "hires fix": "Tiled VCD Denoise",
     "textual inversion": "VCD ID Trainer",
+    "refine faces": "Refine faces",
 }
 
 
