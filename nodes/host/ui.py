@@ -99,9 +99,10 @@ class Progress:
 
     def tell(self, what: str) -> None:
         """Draw in the node what is being done and how long it will take, once a second at most."""
-        if not self.due:
+        now = time.monotonic()
+        if now - self.told < self.EVERY:
             return
-        self.told = now = time.monotonic()
+        self.told = now
         taken = now - self.begun
         since = self.done - (self.first or 0.0)  # a training may go on in its middle
         left = taken * (self.total - self.done) / since if taken > self.FIRST and since else 0.0
