@@ -133,11 +133,9 @@ class Graph:
         self._x += (self._width + 2 * self.GAP) if self._width else 0
         self._y, self._width, self._title = 0, width, title
 
-    def add(
-        self, kind: str, /, *, title: str | None = None, tall: float | None = None, room: float = 0, **values: Any
-    ) -> Out:
+    def add(self, kind: str, /, *, title: str | None = None, tall: float | None = None, **values: Any) -> Out:
         """Add a node; keyword values are widget values, or ``Out`` for links.  Returns its first output; ``tall`` is
-        the height of its box, ``room`` what it has below its widgets."""
+        the height of its box."""
         info = self.info[kind]
         node_id = len(self.nodes) + 1
         sockets: list[dict[str, Any]] = []
@@ -265,7 +263,7 @@ class Blueprint(Graph):
         super().__init__(info)
         self.name, self.description = name, description
         self.taken: list[dict[str, Any]] = []  # the block's sockets, and widgets with a "value"
-        self.given: list[tuple[str, Out]] = []
+        self.given: list[tuple[str, str, Out]] = []  # name, type
         self.column("", 360)
 
     def socket(self, name: str, kind: str, optional: bool = False) -> Out:
@@ -280,7 +278,7 @@ class Blueprint(Graph):
 
     def gives(self, name: str, out: Out) -> None:
         """An output of the block."""
-        self.given.append((name, out))
+        self.given.append((name, self.nodes[out.node - 1]["outputs"][out.slot]["type"], out))
 
     def _link(self, value: Any, node_id: int, slot: int, kind: str) -> int | None:
         if isinstance(value, Out) and value.node == INSIDE and not self.taken[value.slot]["type"]:
@@ -294,8 +292,7 @@ class Blueprint(Graph):
 
     def save(self, path: Path) -> None:
         """Write the block; its identifiers follow from its name, so that the same block is the same file."""
-        for slot, (_, out) in enumerate(self.given):
-            kind = self.nodes[out.node - 1]["outputs"][out.slot]["type"]
+        for slot, (_, kind, out) in enumerate(self.given):
             self.links.append([len(self.links) + 1, out.node, out.slot, OUTSIDE, slot, kind])
         self._tell_outputs()
         block = self._id("block")
@@ -318,8 +315,7 @@ class Blueprint(Graph):
                 socket["shape"] = 7
             sockets.append(socket)
         widgets = [taken for taken in self.taken if "value" in taken]
-        kinds = [self.nodes[out.node - 1]["outputs"][out.slot]["type"] for _, out in self.given]
-        outputs = [{"name": n, "type": k, "links": None} for (n, _), k in zip(self.given, kinds, strict=True)]
+        outputs = [{"name": name, "type": kind, "links": None} for name, kind, _ in self.given]
         return {
             "id": 1, "type": block, "pos": [0, 0], "size": [self._width, 60 + 30 * (len(sockets) + len(outputs))],
             "flags": {}, "order": 0, "mode": 0, "inputs": sockets, "outputs": outputs, "title": self.name,
@@ -336,11 +332,10 @@ class Blueprint(Graph):
             for slot, taken in enumerate(self.taken)
         ]  # fmt: skip
         outputs = [
-            {"id": self._id(f"output {name}"), "name": name,
-             "type": self.nodes[out.node - 1]["outputs"][out.slot]["type"],
+            {"id": self._id(f"output {name}"), "name": name, "type": kind,
              "linkIds": [link[0] for link in self.links if link[3:5] == [OUTSIDE, slot]],
              "pos": [right + 120, 20 * slot + 20]}
-            for slot, (name, out) in enumerate(self.given)
+            for slot, (name, kind, _) in enumerate(self.given)
         ]  # fmt: skip
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         return {

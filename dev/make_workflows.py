@@ -394,14 +394,7 @@ def face_refine(graph: Graph) -> tuple[Out, Out, Out]:
     faces = graph.add("VCD_FaceTrack", images=images, tall=TALL_TRACK)
     graph.column("3. Refine", 360)
     refined = graph.add(
-        "VCD_FaceRefine",
-        images=images,
-        model=model,
-        vae=vae,
-        positive=positive,
-        negative=negative,
-        faces=faces,
-        seed=1,
+        "VCD_FaceRefine", images=images, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
     return positive, refined, save_column(graph, refined, "face", images)
 
@@ -521,25 +514,12 @@ def full_pipeline(graph: Graph) -> None:
     graph.column("3. Face VCD", 360)
     faces = graph.add("VCD_FaceTrack", images=frames, tall=TALL_TRACK)
     refined = graph.add(
-        "VCD_FaceRefine",
-        images=frames,
-        model=model,
-        vae=vae,
-        positive=positive,
-        negative=negative,
-        faces=faces,
-        seed=1,
+        "VCD_FaceRefine", images=frames, model=model, vae=vae, positive=positive, negative=negative, faces=faces, seed=1
     )
     graph.column("4. Tiled VCD", 360)
     graph.note("Connect an ESRGAN model (Load Upscale Model) to `upscale_model`; without one Lanczos enlarges.")
     tiled = graph.add(
-        "VCD_TiledDenoise",
-        images=refined,
-        model=model,
-        vae=vae,
-        positive=positive,
-        negative=negative,
-        seed=1,
+        "VCD_TiledDenoise", images=refined, model=model, vae=vae, positive=positive, negative=negative, seed=1
     )
     save_column(graph, tiled, "full")
 

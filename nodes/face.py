@@ -44,6 +44,7 @@ REFINE_ALIASES = [
     "fix face", "face", *ALIASES,
 ]  # fmt: skip
 PASS, STOP = "pass the clip through", "stop with an error"
+ALL_EXCLUDED = "Every face of the clip is excluded."
 MORE_IDENTITIES = 4
 
 
@@ -281,6 +282,8 @@ class FaceTrack(io.ComfyNode):
 
 def tracks_said(tracks: list[Track]) -> str:
     """Which tracks there are, as the numbers on the preview."""
+    if not tracks:
+        return ALL_EXCLUDED
     frames = [f"{i} in frames {track.start} to {track.start + len(track.boxes) - 1}" for i, track in enumerate(tracks)]
     return f"{len(tracks)} {'face' if len(tracks) == 1 else 'faces'}: {', '.join(frames)}."
 
@@ -633,7 +636,7 @@ class FaceRefine(io.ComfyNode):
         aspect = size[1] / size[0]
         turns = core.plan.plan(faces, which, index, crop_factor, aspect, by_person=any(prompts[1:]), among=among)
         if not turns:
-            text = "Every face of the clip is excluded; it is passed through." if faces.tracks else no_faces(if_none)
+            text = f"{ALL_EXCLUDED} It is passed through." if faces.tracks else no_faces(if_none)
             return io.NodeOutput(given, given, len(images), ui=ui_text(text))
         if doubt := core.plan.doubtful(faces) if any(prompts[1:]) else None:
             logging.warning("Face VCD: %s", doubt)

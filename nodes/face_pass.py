@@ -180,7 +180,8 @@ class FacePass:
         paste: puts a refined face back, see :func:`~vcd_core.face.crop.paste`.
         out: the clip with the faces that were refined.
         videos: each face's frames before and after, side by side, also of those that were left.
-        refined: how many faces were refined; what is told of each stands in ``told``.
+        refined, put_back: how many faces were refined, and how many were put back whole.
+        told: what became of each.
     """
 
     images: torch.Tensor
@@ -191,6 +192,7 @@ class FacePass:
     out: torch.Tensor = field(init=False)
     videos: list[torch.Tensor] = field(default_factory=list)
     refined: int = 0
+    put_back: int = 0
     told: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -265,25 +267,25 @@ class FacePass:
         self, number: int, turn: Turn, crops: torch.Tensor, refined: torch.Tensor, unsampled: list[torch.Tensor]
     ) -> None:
         """Paste a face where it is seen, and where it did not get worse."""
-        stays = torch.from_numpy(turn.track.hidden.copy())
-        drawn = refined is not crops
-        if drawn:
-            stays |= self._worse(number, turn, crops, refined.nan_to_num())
-            drawn = not bool(stays[~torch.from_numpy(turn.track.hidden)].all()) or bool(turn.track.hidden.all())
-        shown = torch.where(stays[:, None, None, None], crops, refined.nan_to_num())
-        self.videos.append(torch.cat([crops, shown], 2))
-        if drawn:
-            place = replace(turn.windows, visible=(~stays).numpy()) if stays.any() else turn.windows
+        hidden, failed = torch.from_numpy(turn.track.hidden), refined is crops
+        worse = torch.zeros_like(hidden)
+        if not failed:
+            pasted = refined if not unsampled else crops + refined - unsampled[0]
+            worse = self._worse(number, turn, crops, torch.where(_frames(hidden), crops, pasted.nan_to_num()))
+        stays, back = hidden | worse, bool(worse.any() and (hidden | worse).all())
+        self.videos.append(torch.cat([crops, torch.where(_frames(stays), crops, refined.nan_to_num())], 2))
+        self.put_back += back
+        if not failed and not back:
             self.paste(
-                refined, place, out=self.out, neighbours=turn.neighbours,
+                refined, replace(turn.windows, visible=(~stays).numpy()), out=self.out, neighbours=turn.neighbours,
                 unsampled=unsampled[0] if unsampled else None, head=self.care.redraw == HEAD,
             )  # fmt: skip
             self.refined += 1
 
-    def _worse(self, number: int, turn: Turn, crops: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+    def _worse(self, number: int, turn: Turn, crops: torch.Tensor, pasted: torch.Tensor) -> torch.Tensor:
         """In which frames [n] bool a face got worse and is put back; what became of it is told."""
         worse = torch.zeros(len(crops), dtype=torch.bool)
-        verdict = self.care.jury(crops, refined, turn.own_windows)
+        verdict = self.care.jury(crops, pasted, turn.own_windows)
         if verdict is None:
             return worse
         text = f"face {number}: {verdict}"
@@ -299,8 +301,15 @@ class FacePass:
     def said(self, turns: list[Turn], missed: int) -> str:
         """What the node says after it has run; ``missed``: frames without a face."""
         hidden = sum(int(turn.track.hidden.sum()) for turn in turns)
-        left = "denoise is 0" if self.stage.settings.denoise == 0 else "see below" if self.told else "see the log"
-        text = f"{self.refined} of {len(turns)} faces refined" + (f" ({left})" if self.refined < len(turns) else "")
+        missing = len(turns) - self.refined
+        left = "see below" if self.put_back == missing else "see the log"
+        left = "denoise is 0" if self.stage.settings.denoise == 0 else left
+        text = f"{self.refined} of {len(turns)} faces refined" + (f" ({left})" if missing else "")
         behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
         lines = [f"{text}; {missed} of {len(self.images)} frames have none and passed through.{behind}", *self.told]
         return "\n".join(lines)
+
+
+def _frames(which: torch.Tensor) -> torch.Tensor:
+    """Frames [n] as a mask for IMAGE [n, H, W, 3]."""
+    return which[:, None, None, None]

@@ -176,10 +176,8 @@ class Album:
     def __init__(self, pictures: Sequence[Picture], backend: Backend, settings: Settings) -> None:
         self.pictures, self.backend, self.settings = list(pictures), backend, settings
         self.kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, str]] = {}
-        self.alike: dict[tuple[int, ...], list[int]] = {}
         self.starts = [self._starts(picture) for picture in self.pictures]
-        for number, picture in enumerate(self.pictures):
-            self.alike.setdefault((self._frames(picture), *picture.mask.shape[1:]), []).append(number)
+        self.shapes = [(self._frames(picture), *picture.mask.shape[1:]) for picture in self.pictures]
 
     def _frames(self, picture: Picture) -> int:
         """How many frames of a picture or clip a step sees."""
@@ -190,6 +188,10 @@ class Album:
         seen = (cells(picture.mask, self.backend.cell).sum((1, 2)) >= 1).tolist()
         length = self._frames(picture)
         return [first for first in range(len(seen) - length + 1) if any(seen[first : first + length])]
+
+    def _variants(self, number: int) -> int:
+        """How many different variants a picture has."""
+        return self.settings.variants if self.settings.augment or len(self.starts[number]) > 1 else 1
 
     def fingerprint(self) -> str:
         """Tells these pictures and masks from others."""
@@ -225,11 +227,10 @@ class Album:
         def below(count: int) -> int:
             return int(torch.randint(count, (), generator=g))
 
-        first = below(len(self.pictures))
-        numbers = next(numbers for numbers in self.alike.values() if first in numbers)
-        clips = any(len(starts) > 1 for starts in self.starts)
-        variants = settings.variants if settings.augment or clips else 1
-        drawn = [self.variant(numbers[below(len(numbers))], below(variants)) for _ in range(settings.batch)]
+        shape = self.shapes[below(len(self.pictures))]
+        alike = [number for number, other in enumerate(self.shapes) if other == shape]
+        chosen = (alike[below(len(alike))] for _ in range(settings.batch))
+        drawn = [self.variant(number, below(self._variants(number))) for number in chosen]
         latents = torch.stack([latent for latent, *_ in drawn])
         masks = torch.stack([mask for _, mask, _ in drawn])
         masks[torch.rand(settings.batch, generator=g) < settings.unmasked] = 1

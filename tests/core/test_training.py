@@ -183,6 +183,20 @@ def test_a_clip_is_seen_in_parts_that_begin_anywhere_with_masks_of_their_own_fra
     assert kinds == {1, 2}
 
 
+def test_where_a_clip_ends_tells_trainings_apart_and_a_picture_beside_it_is_encoded_once():
+    clip, masks = clip_of_colours()
+    settings = replace(QUICK, frames=4, augment=False)
+    whole, cut = ([clip], [masks]), ([clip[:5], clip[5:]], [masks[:5], masks[5:]])
+    one, two = (Album(ready(*parts, settings), Clips(), settings) for parts in (whole, cut))
+    assert one.fingerprint() != two.fingerprint()
+    picture, mask = two_colours()
+    album = Album(ready([clip, picture], [masks, mask], settings), Clips(), settings)
+    for step in range(60):
+        album.draw(step)
+    assert [which for number, which in album.kept if number == 1] == [0]
+    assert len([which for number, which in album.kept if number == 0]) > 8
+
+
 def test_the_subject_of_a_clip_is_learned_from_its_masked_frames():
     clip, masks = clip_of_colours()
     settings = replace(QUICK, steps=400, learning_rate=0.05, augment=False, noise_offset=0.0, frames=7, unmasked=0.0)

@@ -144,6 +144,15 @@ def test_clips_are_learned_beside_pictures(learner, model):
     assert loss_of(training, training.vectors.detach()) < first
 
 
+@pytest.mark.parametrize(("model", "frames"), [("ltx2", 9), ("h3", 22)])
+def test_the_silence_beside_a_clip_is_as_long_as_the_clip(pack, learner, model, frames):
+    backend = learner(model, CONTEXT)
+    latent = backend.encode(torch.zeros(frames, 3, 64, 64))
+    heard = pack("nodes.host.estimate")._with_silence(backend.model, latent)[1][1]
+    silence = pack("nodes.host.nested").empty_sound
+    assert heard == silence(backend.model, frames).shape != silence(backend.model, 1).shape
+
+
 def test_of_weights_in_low_precision_no_copy_is_kept_for_the_backward_pass(pack, parts):
     """A model's float32 copy of its 8 or 16 bits would stand in memory whole."""
     with torch.inference_mode():

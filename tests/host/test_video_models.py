@@ -288,7 +288,7 @@ def test_faces_refined_before_a_failure_are_kept(pack, made, monkeypatch, caplog
     assert changed[:64, :64].any()
     assert not changed[64:].any()
     assert "face 1 was left as it is. RuntimeError: no more memory" in caplog.text
-    assert "1 of 2 faces refined" in out.ui["text"][0]
+    assert "1 of 2 faces refined (see the log)" in out.ui["text"][0]
 
 
 def test_the_node_says_which_face_and_step_it_is_at_and_how_long_it_will_take(pack, made, monkeypatch):
