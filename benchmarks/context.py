@@ -47,7 +47,13 @@ CASES = {
     "1 context vector": Case(number=1),
     "2 context vectors": Case(number=2),
 }
-PAIRS = ((CONTEXT, TOKENS), (CONTEXT, "4 context vectors, appended"), ("8 context vectors", CONTEXT))
+PAIRS = (
+    (CONTEXT, TOKENS),
+    (CONTEXT, "4 context vectors, appended"),
+    ("8 context vectors", CONTEXT),
+    (CONTEXT, "2 context vectors"),
+    ("2 context vectors", "1 context vector"),
+)
 
 
 class ContextBench(Bench):

@@ -96,16 +96,30 @@ def weighting(sigma: torch.Tensor, prediction: str) -> torch.Tensor:
     return (1 + sigma**2 if prediction == "v" else torch.ones_like(sigma)) / sigma**2
 
 
-def drawn_levels(sigmas: torch.Tensor, count: int, prediction: str, g: torch.Generator) -> torch.Tensor:
+def drawn_levels(
+    sigmas: torch.Tensor, count: int, prediction: str, g: torch.Generator, part: tuple[float, float] = (0.0, 1.0)
+) -> torch.Tensor:
     """Noise levels [count] as models of this kind are trained at: steps alike, of a flow logit-normal (Esser 2024).
 
     Args:
-        sigmas: those of the model's steps, in their order.
+        sigmas: those of the model's steps, rising.
+        part: the levels that a model knows which was trained at some of them alone, of 0 (clean) to 1 (noise): of a
+            flow its sigmas, otherwise its steps.
+
+    Example:
+        >>> sigmas = torch.linspace(0.001, 1, 1000)
+        >>> high = drawn_levels(sigmas, 1000, "flow", torch.Generator().manual_seed(0), (0.875, 1.0))
+        >>> round(float(high.min()), 2), round(float(high.mean()), 2)
+        (0.88, 0.94)
     """
-    if prediction == "flow":
-        at = (torch.randn(count, generator=g).sigmoid() * len(sigmas)).long()
-        return sigmas[at.clamp(max=len(sigmas) - 1)]
-    return sigmas[torch.randint(len(sigmas), (count,), generator=g)]
+    flow = prediction == "flow"
+    levels = sigmas / sigmas[-1] if flow else torch.arange(1, len(sigmas) + 1, device=sigmas.device) / len(sigmas)
+    first = min(int((levels < part[0]).sum()), len(sigmas) - 1)
+    known = sigmas[first : max(int((levels <= part[1]).sum()), first + 1)]
+    if flow:
+        at = (torch.randn(count, generator=g).sigmoid() * len(known)).long()
+        return known[at.clamp(max=len(known) - 1)]
+    return known[torch.randint(len(known), (count,), generator=g)]
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,7 @@ class Settings:
         clamp_norm: keep each token's norm at most at the vocabulary's mean.
         kind: what is learned, one of :data:`vcd_core.identity.KINDS`; the backend must be of that kind.
         frames: how many frames of a clip a step sees together; what has fewer is a picture.
+        noise_from, noise_to: the noise levels to learn at, see :func:`drawn_levels`.
     """
 
     class_word: str = "man"
@@ -141,6 +156,8 @@ class Settings:
     seed: int = 0
     kind: str = KINDS[0]
     frames: int = 1
+    noise_from: float = 0.0
+    noise_to: float = 1.0
 
     def check(self) -> None:
         """Raise ``ValueError`` where a value cannot be trained with."""
@@ -154,6 +171,11 @@ class Settings:
             raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}.")
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}; expected one of {', '.join(FITS)}.")
+        if not 0 <= self.noise_from < self.noise_to <= 1:
+            raise ValueError(
+                f"noise_from is {self.noise_from:g} and noise_to {self.noise_to:g}; expected 0 (clean) to 1 (noise), "
+                "the first below the second."
+            )
 
 
 @dataclass(frozen=True)
@@ -234,7 +256,8 @@ class Album:
         latents = torch.stack([latent for latent, *_ in drawn])
         masks = torch.stack([mask for _, mask, _ in drawn])
         masks[torch.rand(settings.batch, generator=g) < settings.unmasked] = 1
-        sigmas = drawn_levels(self.backend.sigmas, settings.batch, self.backend.prediction, g)
+        part = settings.noise_from, settings.noise_to
+        sigmas = drawn_levels(self.backend.sigmas, settings.batch, self.backend.prediction, g, part)
         noise = torch.randn(latents.shape, generator=g)
         whole = torch.randn(*latents.shape[:2], *[1] * (latents.ndim - 2), generator=g)
         noise = noise + settings.noise_offset * whole
@@ -365,7 +388,8 @@ class Training:
         if set(wanted) - set(found):
             raise ValueError(f"{name} is not the state of a training.")
         different = [key for key in ("model", "pictures") if found[key] != wanted[key]]
-        before, now = {"kind": KINDS[0], "frames": 1, **json.loads(found["settings"])}, json.loads(wanted["settings"])
+        # what older states do not have stands as it was then
+        before, now = asdict(Settings()) | json.loads(found["settings"]), json.loads(wanted["settings"])
         different += [f"{key} ({before.get(key)} there, {now[key]} here)" for key in now if before.get(key) != now[key]]
         if different:
             raise ValueError(

@@ -134,6 +134,43 @@ def test_levels_are_drawn_as_that_kind_of_model_is_trained():
     assert float(normal.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_a_model_that_knows_some_noise_levels_learns_at_those_alone():
+    even = torch.linspace(0.001, 1, 1000)
+
+    def drawn(kind, *part, table=even):
+        return drawn_levels(table, 5000, kind, torch.Generator().manual_seed(0), *part)
+
+    for kind in ("eps", "flow"):
+        torch.testing.assert_close(drawn(kind, (0.0, 1.0)), drawn(kind), rtol=0, atol=0)
+        for low, high in ((0.875, 1.0), (0.0, 0.875), (0.4, 0.6)):
+            levels = drawn(kind, (low, high))
+            assert low <= levels.min() < low + 0.05
+            assert high - 0.05 < levels.max() <= high
+        assert len(drawn(kind, (0.5, 0.50001)).unique()) == 1
+    steps = torch.linspace(0.03, 14.6, 1000)  # what has no level of 1 counts its steps
+    assert drawn("eps", (0.5, 1.0), table=steps).min() == steps[499]
+    shifted = 8 * steps / (steps[-1] + 7 * steps)  # as the host shifts a flow: its levels are meant, not its steps
+    assert drawn("flow", (0.0, 0.875), table=shifted).max() == pytest.approx(0.875, abs=0.01)
+    batch = Album(ready(*([x] for x in two_colours()), QUICK), Mean("flow"), replace(QUICK, noise_from=0.9)).draw(0)
+    assert batch.sigmas.min() >= 0.9
+    with pytest.raises(ValueError, match=r"noise_from is 0.9 and noise_to 0.5; expected 0 \(clean\) to 1 \(noise\)"):
+        replace(QUICK, noise_from=0.9, noise_to=0.5).check()
+
+
+def test_a_state_of_before_there_were_such_settings_goes_on(tmp_path):
+    path = tmp_path / "old.safetensors"
+    training = Training(Mean(), ready(*([x] for x in two_colours()), QUICK), QUICK)
+    training.advance()
+    training.save(path)
+    tensors, about = files.read_state(path)
+    new = ("frames", "kind", "noise_from", "noise_to")
+    old = {name: value for name, value in json.loads(about["settings"]).items() if name not in new}
+    files.write_whole(path, tensors, about | {"settings": json.dumps(old)})
+    training.resume(path)
+    with pytest.raises(ValueError, match=r"noise_from \(0.0 there, 0.5 here\)"):
+        Training(Mean(), training.album.pictures, replace(QUICK, noise_from=0.5)).resume(path)
+
+
 def test_frames_of_a_clip_count_alike_and_pictures_are_clips_of_one():
     """A latent with an axis of time has the loss of its frames' mean, under one mask."""
     vectors = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))

@@ -174,6 +174,7 @@ def test_context_vectors_are_learned_resumed_saved_and_used(bench, tiny, picture
         ({"template": "photo of a man"}, "no V\\*"),
         ({"name": "../outside"}, "not a file name inside"),
         ({"class_word": ""}, "no initial words"),
+        ({"noise_from": 0.9, "noise_to": 0.5}, "noise_from is 0.9 and noise_to 0.5"),
         ({"template": "V* " * 20}, "too long"),
     ],
 )
