@@ -268,13 +268,14 @@ class FaceTrack(io.ComfyNode):
         boxes = core.track.boxes_of(faces)
         preview = plots.numbered_boxes(images, boxes, stop_if_asked)
         mask = core.track.masks_of(faces)
+        stills = dict.fromkeys([min(pick_frame, len(preview) - 1), *range(0, len(preview), max(1, len(preview) // 8))])
         return io.NodeOutput(
             faces,
             handed_on(preview),
             boxes,
             handed_on(mask),
             ui={
-                **ui.PreviewImage(preview[:: max(1, len(preview) // 8)], cls=cls).as_dict(),
+                **ui.PreviewImage(preview[list(stills)], cls=cls).as_dict(),
                 **ui_text(text or tracks_said(faces.tracks)),
             },
         )
