@@ -239,8 +239,11 @@ def test_the_quickstart_runs_with_the_run_button(tab, nodes_2):
         " return n.length && n.every(n => window.app.nodeOutputs?.[n.id]); }",
         timeout=400_000,
     )
-    files = tab.server.outputs(tab.server.wait_for_all())
+    entry = tab.server.wait_for_all()
+    files = tab.server.outputs(entry)
+    assert all(path.stat().st_size for path in files)
     assert sum(f.suffix == ".mp4" and f.stat().st_size > 1000 for f in files) == 1
+    assert "No face was found" not in json.dumps(entry["outputs"])  # its second stage would show nothing
     tab.page.wait_for_timeout(2500)
     tab.shot(f"run_01_quickstart{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []

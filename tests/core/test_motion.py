@@ -68,6 +68,28 @@ def test_module_is_the_written_out_maths(clips, frames):
     assert torch.equal(module(x, frames, strength=0.0), x)
 
 
+def test_positions_are_computed_part_by_part_and_in_whatever_parts_the_same(monkeypatch):
+    module = build(small_file()).down_blocks[0].motion_modules[0]
+    x = torch.randn(32, 32, 5, 4, generator=torch.Generator().manual_seed(0))
+    seen = []
+    monkeypatch.setattr(module.temporal_transformer, "_along_time", lambda part: (seen.append(len(part)), part)[1])
+    monkeypatch.setattr(core, "_positions_at_once", lambda _: 16)
+    module(x, 16)
+    assert seen == [16, 16, 8]
+    monkeypatch.undo()
+    whole = module(x, 16)
+    monkeypatch.setattr(core, "_positions_at_once", lambda _: 3)
+    torch.testing.assert_close(module(x, 16), whole)
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 1 << 20), ("meta", 1 << 25)])
+def test_the_parts_are_as_large_as_the_device_likes_and_never_nothing(device, most):
+    for frames, width in ((16, 320), (24, 1280), (1, 32)):
+        parts = core._positions_at_once(torch.empty(1, frames, width, device=device))
+        assert parts * frames * width <= most < (parts + 1) * frames * width
+    assert core._positions_at_once(torch.empty(1, 5000, 1280, device="cpu")) == 1
+
+
 def test_attention_is_the_fused_kernels():
     q, k, v = torch.randn(3, 37, 16, 64, generator=torch.Generator().manual_seed(0)).unbind()
     split = [rearrange(t, "s f (n d) -> s n f d", n=8) for t in (q, k, v)]
