@@ -36,7 +36,7 @@ def main() -> int:
     if quick:
         step("Tests: the maths", "2 minutes")
     else:
-        step("Tests: the maths, the real server, the real page", "40 minutes")
+        step("Tests: the maths, the real server, the real page", "30 minutes")
     tests = [] if any(a.startswith("tests") for a in only) else FIRST if quick else ["tests"]
     # with a thread for each core, whatever runs beside makes tiny models five times slower: threads wait for each other
     environment = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -115,10 +115,11 @@ class _TemporalTransformer(nn.Module):
 def _positions_at_once(x: torch.Tensor) -> int:
     """How many positions of [positions, frames, width] are computed together.
 
-    Inside, each is eight times as large. On a CPU that stays in its cache; elsewhere less memory is taken at once.
+    Inside, each is eight times as large. On a CPU that stays in its cache; elsewhere less memory is taken at once, and
+    fused attention takes the sequences of all heads.
     """
     values = 1 << (20 if x.device.type == "cpu" else 25)
-    return max(1, values // (x.shape[1] * x.shape[2]))
+    return min(max(1, values // (x.shape[1] * x.shape[2])), _ATTENTION_BATCH // HEADS)
 
 
 class MotionModule(nn.Module):
@@ -334,14 +335,14 @@ def check_frames(batch: int, frames: int, longest: int) -> None:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int = HEADS) -> torch.Tensor:
-    """Multi-head attention over [sequences, frames, width], scaled by 1/sqrt(width / heads)."""
-    split = [rearrange(t, "s f (n d) -> s n f d", n=heads) for t in (q, k, v)]
-    if q.device.type == "cpu":  # plain products are faster than fused kernels on 16 frames
-        parts = [_plain_attention(*split)]
-    else:
-        chunks = zip(*(t.split(_ATTENTION_BATCH // heads) for t in split), strict=True)
-        parts = [F.scaled_dot_product_attention(*chunk) for chunk in chunks]
-    return rearrange(parts[0] if len(parts) == 1 else torch.cat(parts), "s n f d -> s f (n d)")
+    """Multi-head attention over [sequences, frames, width], scaled by 1/sqrt(width / heads).
+
+    On a GPU at most 65535 sequences of all heads, which is what fused kernels take.
+    """
+    q, k, v = (rearrange(t, "s f (n d) -> s n f d", n=heads) for t in (q, k, v))
+    # plain products are faster than fused kernels on 16 frames
+    product = _plain_attention if q.device.type == "cpu" else F.scaled_dot_product_attention
+    return rearrange(product(q, k, v), "s n f d -> s f (n d)")
 
 
 def _plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

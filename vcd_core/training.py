@@ -114,7 +114,7 @@ def drawn_levels(
     """
     flow = prediction == "flow"
     levels = sigmas / sigmas[-1] if flow else torch.arange(1, len(sigmas) + 1, device=sigmas.device) / len(sigmas)
-    first = min(int((levels < part[0]).sum()), len(sigmas) - 1)
+    first = int((levels < part[0]).sum())
     known = sigmas[first : max(int((levels <= part[1]).sum()), first + 1)]
     if flow:
         at = (torch.randn(count, generator=g).sigmoid() * len(known)).long()

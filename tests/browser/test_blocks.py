@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from kinds import both_kinds_of_nodes
+from kinds import ADD, both_kinds_of_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = {
@@ -48,14 +48,8 @@ def test_a_block_holds_its_stage_and_its_widgets_reach_it(tab):
 
 
 BESIDE = """() => {
-  const graph = window.app.graph, block = graph._nodes[0];
-  const add = (type, at, values = {}) => {
-    const node = window.LiteGraph.createNode(type);
-    node.pos = at;
-    graph.add(node);
-    for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
-    return node;
-  };
+  const block = window.app.graph._nodes[0];
+  ADD
   const to = name => block.inputs.findIndex(i => i.name === name);
   const model = add('VCD_TinyModel', [-800, 0]), clip = add('VCD_TinyClip', [-800, 200], {frames: 8});
   const text = add('CLIPTextEncode', [-400, 0], {text: 'a photo of a man'});
@@ -70,7 +64,7 @@ BESIDE = """() => {
   const set = (name, value) => { block.widgets.find(w => w.name === name).value = value; };
   set('refine_size', 64);
   set('denoise', 0.1);
-}"""
+}""".replace("ADD", ADD)
 
 
 @both_kinds_of_nodes

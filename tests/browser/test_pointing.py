@@ -1,16 +1,11 @@
 """Point at a face: a box drawn by the mouse in ComfyUI's canvas, which is of Nodes 2.0, reaches Face VCD."""
 
+from kinds import ADD
+
 FRAME, SIDE = 5, 128
 GRAPH = """frame => {
-  const graph = window.app.graph;
-  graph.clear();
-  const add = (type, at, values = {}) => {
-    const node = window.LiteGraph.createNode(type);
-    node.pos = at;
-    graph.add(node);
-    for (const widget of node.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
-    return node;
-  };
+  window.app.graph.clear();
+  ADD
   const join = (from, slot, node, name) => from.connect(slot, node, node.inputs.findIndex(i => i.name === name));
   const clip = add('VCDTest_World', [0, 0], {
     framing: 'medium', action: 'walking', people: 2, seed: 2, control_after_generate: 'fixed', frames: 16,
@@ -22,7 +17,7 @@ GRAPH = """frame => {
   join(seen, 1, boxes, 'background');
   join(clip, 0, meant, 'images');
   window.pickByBox = () => join(boxes, 1, meant, 'pick');
-}"""
+}""".replace("ADD", ADD)
 SAYS = """() => window.app.graph._nodes.findLast(n => n.type === 'VCD_FaceTrack').widgets.map(w => String(w.value))
   .find(text => text.includes('in frames'))"""
 

@@ -147,6 +147,7 @@ def test_a_model_that_knows_some_noise_levels_learns_at_those_alone():
             assert low <= levels.min() < low + 0.05
             assert high - 0.05 < levels.max() <= high
         assert len(drawn(kind, (0.5, 0.50001)).unique()) == 1
+        assert drawn(kind, (0.50001, 0.50002)).unique().tolist() == pytest.approx([0.501])  # none is so; the next one
     steps = torch.linspace(0.03, 14.6, 1000)  # what has no level of 1 counts its steps
     assert drawn("eps", (0.5, 1.0), table=steps).min() == steps[499]
     shifted = 8 * steps / (steps[-1] + 7 * steps)  # as the host shifts a flow: its levels are meant, not its steps

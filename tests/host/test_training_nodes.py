@@ -94,6 +94,15 @@ def test_what_does_not_touch_the_training_gives_the_same_bits(bench, tiny, pictu
     assert torch.equal(plain, changed)
 
 
+@pytest.mark.parametrize("changes", [{"noise_from": 0.7}, {"noise_to": 0.3}])
+def test_at_other_noise_levels_it_is_another_training(bench, tiny, pictures, changes):
+    whole, losses, _ = trained(bench, tiny, pictures, name="whole", noise_from=0.0, noise_to=1.0)
+    part, others, _ = trained(bench, tiny, pictures, name="part", **changes)
+    assert whole.shape == part.shape
+    assert not torch.equal(whole, part)
+    assert losses != others
+
+
 def test_more_steps_resume_to_the_same_bits(bench, tiny, pictures):
     whole = trained(bench, tiny, pictures, steps=6)[0]
     first = trained(bench, tiny, pictures, steps=2)[0]
