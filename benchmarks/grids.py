@@ -10,6 +10,7 @@ distance over the median one. ``.host/bench/grids`` gets a frame of each way: un
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -52,7 +53,8 @@ class Stage:
         if grid is not None:
             kind, overlap = grid
 
-            def at(height: int, width: int, step: int) -> core.Grid:
+            def at(shape: Sequence[int], step: int) -> core.Grid:
+                height, width = shape[-2:]
                 made = (
                     core.moving_grid(height, width, TILE, overlap, step)
                     if kind == "moving"

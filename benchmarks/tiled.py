@@ -1,28 +1,25 @@
-"""Tiled VCD on the tiny random model: cost, seams, flicker, memory, and a widely used tiled upscaler beside it.
+"""Tiled VCD on the tiny random model: cost, seams, flicker and memory (beside another tiled upscaler: bench upscalers).
 
 Targets: model evaluations in pixels equal the grid's overlap factor; under 5 % of the time outside the model; gradients
 across tile borders and temporal differences in overlaps within 5 % of those elsewhere; memory that does not grow with
-the picture but for the frames themselves; faster than ComfyUI_UltimateSDUpscale at the same tiles, when its folder is
-given in VCD_USDU.
+the picture but for the frames themselves.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from dev import random_models
-from dev.host import PACK, ROOT, link
-from dev.server import Server, host_from_environment
+from dev.host import PACK, ROOT
+from dev.server import host_from_environment
 from vcd_core import tiled as core
 from vcd_core.tiny import model as tiny
 
@@ -201,61 +198,6 @@ def long_clip() -> bool:
     return copies <= 6
 
 
-def beside(ultimate: str) -> bool:
-    """The same tiles of 144 pixels, overlapping by 32: there a tile of 128 with 16 pixels of padding, which the two
-    tiles of a 256 pixel side have on their inner side alone."""
-    host = host_from_environment()
-    link(Path(ultimate).resolve(), host.base / "custom_nodes" / "ComfyUI_UltimateSDUpscale")
-    link(ROOT / "tests" / "host" / "vcd_test_nodes", host.base / "custom_nodes" / "vcd_test_nodes")
-    shared = {k: v for k, v in SETTINGS.items() if k != "gamma"} | {"steps": 4}
-    theirs = {
-        "mode_type": "Linear", "tile_width": 128, "tile_height": 128, "mask_blur": 8, "tile_padding": 16,
-        "seam_fix_mode": "None", "seam_fix_denoise": 1.0, "seam_fix_width": 64, "seam_fix_mask_blur": 8,
-        "seam_fix_padding": 16, "force_uniform_tiles": True, "tiled_decode": False, "batch_size": 1,
-    }  # fmt: skip
-    ours = {"scale": 1.0, "overlap": 32, "gamma": 0.1}
-    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "untiled": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 4096}),
-        "ours": ("VCD_TiledDenoise", "images", {**ours, "tile_size": 144}),
-        "ultimate": ("UltimateSDUpscaleNoUpscale", "upscaled_image", theirs),
-    }
-
-    def seconds(server: Server, kind: str, seed: int) -> float:
-        name, images, inputs = kinds[kind]
-        prompt: dict[str, Any] = {
-            "1": ("VCDTest_TinySD", {"weights": 0}),
-            "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a man"}),
-            "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
-            "4": ("VCDTest_World", {"framing": "medium", "action": "walking", "people": 1, "seed": 1, "frames": 16}),
-            "5": (
-                "ImageScale",
-                {"image": ["4", 0], "upscale_method": "bilinear", "width": 256, "height": 256, "crop": "disabled"},
-            ),
-            "6": (
-                name,
-                {images: ["5", 0], "model": ["1", 0], "vae": ["1", 2], "positive": ["2", 0], "negative": ["3", 0],
-                 **inputs, **shared, "seed": seed},
-            ),
-            "7": ("PreviewImage", {"images": ["6", 0]}),
-        }  # fmt: skip
-        server.run({k: {"class_type": c, "inputs": i} for k, (c, i) in prompt.items()}, timeout=1800)
-        lines = [line for line in server.log.read_text(errors="replace").splitlines() if "Prompt executed in" in line]
-        return float(lines[-1].split("executed in")[1].split()[0])
-
-    with Server(host, arguments=("--disable-api-nodes",)) as server:
-        if "UltimateSDUpscaleNoUpscale" not in server.get("/object_info"):
-            print("\nComfyUI_UltimateSDUpscale did not load; it is not compared.")
-            return True
-        seconds(server, "ours", 0)
-        times = {kind: min(seconds(server, kind, turn) for turn in (1, 2)) for kind in kinds}
-    print(
-        f"\n16 frames of 256x256, 4 steps: untiled {times['untiled']:.1f} s, ours {times['ours']:.1f} s, "
-        f"ComfyUI_UltimateSDUpscale {times['ultimate']:.1f} s: {times['ours'] / times['ultimate']:.2f} of its time; "
-        "target: below 1"
-    )
-    return times["ours"] < times["ultimate"]
-
-
 def main() -> int:
     for flag, measure in (("--peak", measure_peak), ("--long", measure_long)):
         if flag in sys.argv:
@@ -263,11 +205,6 @@ def main() -> int:
             return 0
     in_process = subprocess.run([sys.executable, "-m", "benchmarks.tiled", "--in-process"], cwd=ROOT).returncode == 0
     passed = in_process & memory() & long_clip()
-    ultimate = os.environ.get("VCD_USDU")
-    if ultimate:
-        passed &= beside(ultimate)
-    else:
-        print("\nComfyUI_UltimateSDUpscale was not given (VCD_USDU=folder), so there is nothing to compare with.")
     print("\nall targets met" if passed else "\na target was missed")
     return 0 if passed else 1
 

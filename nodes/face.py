@@ -15,7 +15,19 @@ from ..vcd_core import plots
 from ..vcd_core.face.people import Choice
 from ..vcd_core.face.track import Faces, Track
 from ..vcd_core.frames import check_finite, colours, held, with_alpha
-from .face_pass import CHANGE, PICTURE, SHOW, WINDOW, Care, FacePass, Jury, judge_inputs, strength_inputs
+from .face_pass import (
+    CHANGE,
+    EACH,
+    PICTURE,
+    SHOW,
+    WINDOW,
+    Care,
+    FacePass,
+    Jury,
+    judge_inputs,
+    repeats_input,
+    strength_inputs,
+)  # fmt: skip
 from .host.memory import handed_on, torch_device
 from .host.model import Model
 from .host.pictures import cell_of, frames_taken
@@ -87,6 +99,7 @@ def track_faces(
     bboxes: Any = None,
     masks: torch.Tensor | None = None,
     progress: Progress | None = None,
+    search_every: int = 1,
 ) -> Faces:
     """The faces of a clip, detected here or given as boxes or masks, as tracks."""
     frames, height, width = images.shape[:3]
@@ -97,7 +110,9 @@ def track_faces(
         detections = core.given.from_masks(masks)
     else:
         on_frame = progress.advance if progress else stop_if_asked
-        detections = core.detect.detect(images, weak, small_faces, device=device, on_frame=on_frame)
+        detections = core.detect.detect(
+            images, weak, small_faces, device=device, on_frame=on_frame, search_every=search_every
+        )
     given = bboxes is not None or masks is not None
     counts = {"sure": 0.0} if given else {"threshold": threshold}
     tracks = core.track.follow(images, detections, max_gap, min_length, device=device, on_frame=stop_if_asked, **counts)
@@ -227,6 +242,16 @@ class FaceTrack(io.ComfyNode):
                 ),
                 none_input(),
                 *pick_inputs(),
+                io.Int.Input(
+                    "search_every",
+                    default=1,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Search every so many frames whole, and those between at half the size where all faces "
+                    "around them are large: 4 takes about half the time.",
+                ),
             ],
             outputs=[
                 FacesType.Output(display_name="faces"),
@@ -256,12 +281,13 @@ class FaceTrack(io.ComfyNode):
         pick: Any = None,
         exclude: Any = None,
         pick_frame: int = 0,
+        search_every: int = 1,
     ) -> io.NodeOutput:
         progress = Progress(len(images))
         images = colours(images)
         check_finite(images)
         masks = frame_masks(mask, images)
-        faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress)
+        faces = track_faces(images, threshold, max_gap, min_length, small_faces, bboxes, masks, progress, search_every)
         text = "" if faces.tracks else no_faces(if_none)
         faces.tracks = core.pointing.chosen(faces, pick, exclude, pick_frame) if faces.tracks else []
         faces.tracks = choose(images, faces, which, index, reference, clip_vision)
@@ -562,6 +588,7 @@ class FaceRefine(io.ComfyNode):
                 *strength_inputs(),
                 *pick_inputs(),
                 *judge_inputs(),
+                repeats_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -614,9 +641,10 @@ class FaceRefine(io.ComfyNode):
         margin: float = 0.1,
         reference: torch.Tensor | None = None,
         clip_vision: Any = None,
+        repeats: str = EACH,
     ) -> io.NodeOutput:
         jury = Jury(judge, margin, reference, clip_vision)
-        care = Care(paste_by, redraw, small_face, large_face, denoise_large, jury)
+        care = Care(paste_by, redraw, small_face, large_face, denoise_large, jury, repeats)
         care.check()
         settings = Sampling(steps, cfg, sampler_name, scheduler, denoise, seed, denoise_by == NOISE)
         stage = Stage(model, vae, settings, gamma, sound)

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io
 
 from ..vcd_core import face as core
 from ..vcd_core.face.judge import FOUND, Verdict, judge, measure
 from ..vcd_core.face.plan import Turn
+from ..vcd_core.face.repeats import without_repeats
 from ..vcd_core.frames import side_by_side
 from .host.cut import Cut
 from .host.memory import torch_device
-from .host.model import patch_of
+from .host.model import draws_sound, patch_of
 from .host.ui import Progress, stop_if_asked, unless_asked
 from .host.vision import likeness_to
 from .stage import NotFinite, Stage
@@ -26,6 +28,7 @@ from .stage import NotFinite, Stage
 PICTURE, CHANGE = "picture", "change"
 WINDOW, HEAD = "window", "head"
 SHOW, PUT_BACK, NO_FIGURES = "show", "put back what got worse", "off"
+EACH, ONCE = "drawn each", "drawn once"
 SHOWN = 4  # faces whose most changed frame is shown
 
 
@@ -103,6 +106,20 @@ def judge_inputs() -> list[io.Input]:
     ]
 
 
+def repeats_input() -> io.Combo.Input:
+    """What is done with frames in which a face is the same as in the one before."""
+    return io.Combo.Input(
+        "repeats",
+        options=[EACH, ONCE],
+        default=EACH,
+        optional=True,
+        advanced=True,
+        tooltip="Frames in which the face and what is around it stand still to the pixel (animation on twos, held "
+        "poses). drawn once: the first of them is drawn and the others show it, which saves their time and keeps "
+        "them still. Models that draw sound draw each.",
+    )
+
+
 @dataclass(frozen=True)
 class Jury:
     """How refined faces are compared with what they were: the widgets ``judge`` and ``margin``, and the pictures of the
@@ -144,6 +161,7 @@ class Care:
     large_face: int
     denoise_large: float
     jury: Jury
+    repeats: str = EACH
 
     @property
     def passes(self) -> int:
@@ -156,9 +174,11 @@ class Care:
         if self.large_face:
             core.strength.check_sizes(self.small_face, self.large_face)
 
-    def of_turn(self, turn: Turn, stage: Stage, size: tuple[int, int]) -> tuple[Stage, torch.Tensor | None]:
+    def of_windows(
+        self, place: core.crop.Windows, stage: Stage, size: tuple[int, int]
+    ) -> tuple[Stage, torch.Tensor | None]:
         """The stage with a face's largest denoise, and each place's share of it; None: all of it everywhere."""
-        place, denoise = turn.own_windows, stage.settings.denoise
+        denoise = stage.settings.denoise
         shares = torch.ones(len(place.centres))
         if self.large_face:
             values = core.strength.by_size(place, denoise, self.denoise_large, self.small_face, self.large_face)
@@ -168,6 +188,44 @@ class Care:
         if self.redraw == HEAD:
             return stage, core.strength.head(place, size) * shares[:, None, None]
         return stage, shares[:, None, None].expand(-1, *size) if self.large_face else None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What of a face is drawn: the frames that are no repeats.
+
+    Attributes:
+        turn: the face's turn, its windows standing still where the picture does.
+        place: the windows that are drawn.
+        cut: cuts conditionings to them.
+        drawn: which of the turn's frames they are, [m].
+        shown: which of them each of the turn's frames shows, [n].
+    """
+
+    turn: Turn
+    place: core.crop.Windows
+    cut: Cut
+    drawn: torch.Tensor
+    shown: torch.Tensor
+
+    @property
+    def repeats(self) -> int:
+        """How many frames are not drawn, since they repeat others."""
+        return len(self.shown) - len(self.drawn)
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """Which of the drawn frames are pasted somewhere, [m] bool."""
+        seen = ~torch.from_numpy(self.turn.track.hidden)
+        return torch.zeros(len(self.drawn)).index_add_(0, self.shown, seen.float()) > 0
+
+    def of(self, frames: torch.Tensor) -> torch.Tensor:
+        """The drawn ones of the turn's frames."""
+        return frames[self.drawn] if self.repeats else frames
+
+    def all_of(self, drawn: torch.Tensor) -> torch.Tensor:
+        """The turn's frames, of the drawn ones."""
+        return drawn[self.shown.to(drawn.device)] if self.repeats else drawn
 
 
 @dataclass
@@ -182,6 +240,7 @@ class FacePass:
         videos: each face's frames before and after, side by side, also of those that were left.
         refined, put_back: how many faces were refined, and how many were put back whole.
         told: what became of each.
+        repeats: how many frames of faces show another, since they repeat it.
     """
 
     images: torch.Tensor
@@ -194,6 +253,7 @@ class FacePass:
     refined: int = 0
     put_back: int = 0
     told: list[str] = field(default_factory=list)
+    repeats: int = 0
 
     def __post_init__(self) -> None:
         self.out = self.images.clone()
@@ -213,49 +273,62 @@ class FacePass:
 
         An error after the first face leaves its face as it was and is told in the log; one before it is raised.
         """
-        progress = Progress(
-            sum(len(turn.track.boxes) for turn in turns) * (self.care.passes + self.stage.settings.steps)
-        )
-        cuts = [self._cut(turn) for turn in turns]
+        drafts = [self._draft(turn) for turn in turns]
+        self.repeats = sum(draft.repeats for draft in drafts)
+        frames = sum(len(draft.drawn) for draft in drafts)
+        progress = Progress(frames * (self.care.passes + self.stage.settings.steps))
         positives = [core.plan.prompt_of(turn.person, prompts) for turn in turns]
-        for cut, positive in zip(cuts, positives, strict=True):
-            cut.check([*positive, *negative])
-        for number, (turn, cut, positive) in enumerate(zip(turns, cuts, positives, strict=True)):
+        for draft, positive in zip(drafts, positives, strict=True):
+            draft.cut.check([*positive, *negative])
+        for number, (draft, positive) in enumerate(zip(drafts, positives, strict=True)):
             progress.part = f"face {number + 1} of {len(turns)}" if len(turns) > 1 else ""
-            crops = core.crop.crop(self.images, turn.windows, self.size, on_frame=stop_if_asked)
+            crops = core.crop.crop(self.images, draft.turn.windows, self.size, on_frame=stop_if_asked)
             unsampled: list[torch.Tensor] = []
-            refined = self._refined(number, turn, crops, (cut, positive, negative), progress, unsampled)
-            self._put_back(number, turn, crops, refined, unsampled)
+            refined = self._refined(number, draft, crops, (positive, negative), progress, unsampled)
+            self._put_back(number, draft.turn, crops, refined, unsampled)
 
-    def _cut(self, turn: Turn) -> Cut:
-        return Cut(
-            frames=turn.track.frames, region=turn.own_windows, length=len(self.images),
+    def _draft(self, turn: Turn) -> Draft:
+        first = np.arange(len(turn.track.boxes))
+        if self.care.repeats == ONCE and not draws_sound(self.stage.model):
+            held, first = without_repeats(self.images, turn.windows)
+            turn = replace(turn, windows=held)
+        drawn, shown = np.unique(first, return_inverse=True)
+        place = turn.own_windows
+        place = replace(
+            place, centres=place.centres[drawn], face=place.face[drawn],
+            visible=None if place.visible is None else place.visible[drawn],
+        )  # fmt: skip
+        cut = Cut(
+            frames=[turn.track.frames[i] for i in drawn], region=place, length=len(self.images),
             picture=(self.images.shape[1], self.images.shape[2]), size=self.size, vae=self.stage.vae,
             patch=patch_of(self.stage.model),
         )  # fmt: skip
+        return Draft(turn, place, cut, torch.from_numpy(drawn), torch.from_numpy(shown))
 
     def _refined(
         self,
         number: int,
-        turn: Turn,
+        draft: Draft,
         crops: torch.Tensor,
-        told: tuple[Cut, Any, Any],
+        told: tuple[Any, Any],
         progress: Progress,
         unsampled: list[torch.Tensor],
     ) -> torch.Tensor:
         """The crops drawn anew, or themselves where that failed."""
-        cut, positive, negative = told
-        own, strength = self.care.of_turn(turn, self.stage, self.size)
+        positive, negative = map(draft.cut.conditioning, told)
+        own, strength = self.care.of_windows(draft.place, self.stage, self.size)
+        given = draft.of(crops)
         try:
-            return own.refine(
-                crops, cut.conditioning(positive), cut.conditioning(negative), progress,
-                of=(turn.track.start, len(self.images)), strength=strength,
-                unsampled=unsampled.append if self.care.paste_by == CHANGE else None,
+            drawn = own.refine(
+                given, positive, negative, progress, of=(draft.turn.track.start, len(self.images)), strength=strength,
+                unsampled=(lambda back: unsampled.append(draft.all_of(back))) if self.care.paste_by == CHANGE else None,
+                wanted=draft.wanted,
             )  # fmt: skip
+            return crops if drawn is given else draft.all_of(drawn)
         except NotFinite as error:
             what = "" if error.drawn is None else "a part of "
             logging.warning("Face VCD: %sface %d was left as it is. %s", what, number, error)
-            return crops if error.drawn is None else error.drawn  # a frame that is NaN is not pasted
+            return crops if error.drawn is None else draft.all_of(error.drawn)  # a frame that is NaN is not pasted
         except Exception as error:
             if not self.refined:
                 raise
@@ -306,7 +379,11 @@ class FacePass:
         left = "denoise is 0" if self.stage.settings.denoise == 0 else left
         text = f"{self.refined} of {len(turns)} faces refined" + (f" ({left})" if missing else "")
         behind = f" {hidden} times a face is behind another one and was left as it is." if hidden else ""
-        lines = [f"{text}; {missed} of {len(self.images)} frames have none and passed through.{behind}", *self.told]
+        repeats = (
+            f" {self.repeats} times a face repeats the frame before and shows its drawing." if self.repeats else ""
+        )
+        first = f"{text}; {missed} of {len(self.images)} frames have none and passed through.{behind}{repeats}"
+        lines = [first, *self.told]
         return "\n".join(lines)
 
 

@@ -73,6 +73,7 @@ class Stage:
         of: tuple[int, int] | None = None,
         strength: torch.Tensor | None = None,
         unsampled: Callable[[torch.Tensor], object] | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draw the last part of ``images`` [F, H, W, 3] anew; their sides need not be multiples of the VAE's cell.
 
@@ -85,6 +86,8 @@ class Stage:
                 clip.
             strength: [F, H, W] how much of the denoise each place gets, 0 to 1; None: all of it everywhere.
             unsampled: is called with ``images`` through the VAE and back, before anything is drawn.
+            wanted: [F] bool, the frames that are decoded, where a VAE decodes each by itself; the others come back as
+                they were. None: all.
         """
         if self.settings.denoise == 0:
             return images
@@ -92,7 +95,7 @@ class Stage:
         codec = Codec(self.vae, frames, height, width, patch_of(self.model))
         latent = codec.encode(images, progress)
         if unsampled is not None:
-            unsampled(codec.decode(latent, progress))
+            unsampled(_decoded(codec, latent, images, wanted, progress))
         before = before_clip(self.vae, [*positive, *negative], frames)
         if before is not None:
             latent = torch.cat([before.to(latent), latent], 2)
@@ -123,7 +126,7 @@ class Stage:
             raise NotFinite("The sampler returned NaN. Try another sampler, a lower cfg, or --force-fp32.")
         if cells is not None:
             latent = torch.where(cells.to(latent) > 0, latent, source.to(latent))  # to the bit
-        drawn = codec.decode(latent[:, :, beside:] if beside else latent, progress)
+        drawn = _decoded(codec, latent[:, :, beside:] if beside else latent, images, wanted, progress)
         if broken := broken_frames(drawn):
             raise NotFinite(f"The VAE decoded {named(broken)} to NaN. Start ComfyUI with --fp32-vae.", drawn, broken)
         return drawn
@@ -148,3 +151,16 @@ class Stage:
             return None
         first, clip = of or (0, frames)
         return sound_of(self.model, self.sound, first, first + frames, clip, frame_rate_of(positive))
+
+
+def _decoded(
+    codec: Codec, latent: torch.Tensor, images: torch.Tensor, wanted: torch.Tensor | None, progress: Progress
+) -> torch.Tensor:
+    """The frames of a latent; where pictures are decoded one by one, of those that nobody wants ``images``."""
+    if wanted is None or wanted.all() or latent.ndim == 5:
+        return codec.decode(latent, progress)
+    out = images.clone()
+    if wanted.any():
+        out[wanted] = codec.decode(latent[wanted.to(latent.device)], progress)
+    progress.advance(int((~wanted).sum()))
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours, side_by_side
 from .host.areas import enlarged_areas
-from .host.memory import handed_on
+from .host.memory import affordable_side, handed_on
 from .host.model import Model, latent_cell, patch_of
 from .host.pictures import resize, upscale
 from .host.references import fitted, has_references, of_the_clip
@@ -31,9 +31,16 @@ DENOISE_ALIASES = [
     "tiled upscale", "enlarge", *ALIASES,
 ]  # fmt: skip
 REPEATS_ABOVE = 0.4
+SMALLEST = 64  # pixels a side that make a tile
+AUTO = 0  # a tile_size: the largest that memory allows
 MOVING, FIXED = "moving", "fixed"
 GridAt = Callable[[int, int, int, int, int, int], core.Grid]  # height, width, tile, overlap, step, unit
 AS_CONNECTED, OWN_TILE = "as connected", "the clip's own tile"
+
+
+def step_of(model: Model) -> int:
+    """The pixels of the cells that a model takes together, along a side."""
+    return latent_cell(model) * patch_of(model)
 
 
 def fitting(model: Model, tile_size: int, overlap: int) -> tuple[int, int]:
@@ -44,7 +51,7 @@ def fitting(model: Model, tile_size: int, overlap: int) -> tuple[int, int]:
         ValueError: an overlap that is then not smaller than the tile.
     """
     core.check(tile_size, overlap)
-    step = latent_cell(model) * patch_of(model)
+    step = step_of(model)
     tile, least = max(step, tile_size // step * step), -(-overlap // step) * step
     if least >= tile:
         raise ValueError(
@@ -55,11 +62,27 @@ def fitting(model: Model, tile_size: int, overlap: int) -> tuple[int, int]:
 
 
 def rounded(model: Model, tile_size: int, overlap: int) -> str:
-    """What to say where the model takes other tiles than these; empty where it takes them."""
+    """What to say where the model takes other tiles than these; empty where it takes them, or chooses its own."""
+    if tile_size == AUTO:
+        core.check(overlap + 1, overlap)
+        return ""
+    if tile_size < SMALLEST:
+        raise ValueError(
+            f"tile_size is {tile_size}; expected {SMALLEST} or more, or 0 for the largest that memory allows."
+        )
     tile, least = fitting(model, tile_size, overlap)
     if (tile, least) == (tile_size, overlap):
         return ""
     return f"Tiles of {tile} pixels with an overlap of {least}: what this model takes."
+
+
+def affordable(model: Model, overlap: int, shape: Sequence[int]) -> tuple[int, int]:
+    """The largest tile that memory allows for a latent of this shape, at most what covers it, and an overlap of at
+    least ``overlap`` pixels, but at most half the tile: multiples of the cells that the model takes together."""
+    cell, step = latent_cell(model), step_of(model)
+    largest = -(-max(shape[-2:]) * cell // step) * step
+    tile = min(largest, max(step, affordable_side(model, shape) * cell // step * step))
+    return tile, min(-(-overlap // step) * step, tile // 2 // step * step)
 
 
 def fixed(height: int, width: int, tile: int, overlap: int, step: int, unit: int) -> core.Grid:
@@ -82,24 +105,37 @@ def with_tile_grid(
     grid: GridAt = fixed,
     on_tiles: Callable[[float], None] | None = None,
     own_references: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Model:
     """``model`` predicting in tiles of ``tile_size`` pixels with ``overlap`` pixels between neighbours, as
-    :func:`fitting` rounds them; ``grid`` is ``fixed``, ``shifted`` or ``moving``."""
-    cell, patch, (tile_size, overlap) = latent_cell(model), patch_of(model), fitting(model, tile_size, overlap)
-    said: set[tuple[int, int]] = set()
+    :func:`fitting` rounds them; ``grid`` is ``fixed``, ``shifted`` or ``moving``.
 
-    def grid_of(height: int, width: int, step: int) -> core.Grid:
-        made = grid(height, width, tile_size // cell, overlap // cell, step, patch)
+    ``tell`` is told once, as is the log, how many tiles there are.
+    """
+    cell, patch = latent_cell(model), patch_of(model)
+    given = None if tile_size == AUTO else fitting(model, tile_size, overlap)
+    said: set[tuple[int, ...]] = set()
+
+    def grid_of(shape: Sequence[int], step: int) -> core.Grid:
+        side, shared = given or affordable(model, overlap, shape)
+        height, width = shape[-2:]
+        made = grid(height, width, side // cell, shared // cell, step, patch)
         if (height, width) not in said:
             said.add((height, width))
-            size = f"{width * cell}x{height * cell}"
-            if len(made.tiles) == 1:
-                logging.info("Tiled VCD: one tile of %d pixels covers the whole %s.", tile_size, size)
-            else:
-                logging.info("Tiled VCD: %d tiles over %s, %.2f times its pixels.", len(made.tiles), size, made.cost)
+            text = tiles_said(made, side, (width * cell, height * cell))
+            logging.info("Tiled VCD: %s", text)
+            tell(text)
         return made
 
     return with_tiles(model, KEY, grid_of, on_tiles, own_references)
+
+
+def tiles_said(grid: core.Grid, side: int, size: tuple[int, int]) -> str:
+    """How many tiles of this many pixels a side a picture of this width and height has, and what they cost."""
+    picture = f"{size[0]}x{size[1]}"
+    if len(grid.tiles) == 1:
+        return f"One tile of {side} pixels covers the whole {picture}."
+    return f"{len(grid.tiles)} tiles of {side} pixels over {picture}, {grid.cost:.2f} times its pixels."
 
 
 def tile_inputs() -> list[io.Input]:
@@ -107,10 +143,11 @@ def tile_inputs() -> list[io.Input]:
         io.Int.Input(
             "tile_size",
             default=512,
-            min=64,
+            min=AUTO,
             max=4096,
             step=8,
-            tooltip="Side of a tile in pixels: the size that the model draws best, 512 for SD 1.5.",
+            tooltip="Side of a tile in pixels: the size that the model draws best, 512 for SD 1.5. 0: as large as the "
+            "device's memory allows.",
         ),
         io.Int.Input(
             "overlap",
@@ -263,6 +300,7 @@ class TiledDenoise(io.ComfyNode):
         if denoise > REPEATS_ABOVE:
             repeats = f"At denoise {denoise:.2f} tiles begin to repeat content; the paper uses 0.2."
             logging.warning("Tiled VCD: %s", repeats)
+        told: list[str] = []
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
         prompts = [
@@ -272,7 +310,7 @@ class TiledDenoise(io.ComfyNode):
 
         def patch(model: Model, on_tiles: Callable[[float], None]) -> Model:
             at_step = grid_called(grid, shift_grid)
-            return with_tile_grid(model, tile_size, overlap, at_step, on_tiles, references == OWN_TILE)
+            return with_tile_grid(model, tile_size, overlap, at_step, on_tiles, references == OWN_TILE, told.append)
 
         try:
             drawn, text = stage.refine(large, prompts[0], prompts[1], progress, patch), stage.begin()
@@ -282,7 +320,7 @@ class TiledDenoise(io.ComfyNode):
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
         shown = ui.PreviewImage(side_by_side(large, drawn), cls=cls).as_dict()
-        shown |= ui_text(" ".join(filter(None, (repeats, tiles, text))))
+        shown |= ui_text(" ".join(filter(None, (repeats, tiles, *told, text))))
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import comfy.model_management
 import torch
+
+from .model import Model
+
+ROOM = 1.5  # what a model call may need over the host's estimate of it
 
 
 def intermediate_device() -> torch.device:
@@ -33,3 +40,16 @@ def raise_unless_memory(error: Exception) -> None:
         comfy.model_management.raise_non_oom(error)
     elif not isinstance(error, comfy.model_management.OOM_EXCEPTION):
         raise error
+
+
+def affordable_side(model: Model, shape: Sequence[int]) -> int:
+    """How many cells a side a square part of a latent of this shape may have, so that a call with cfg fits into the
+    device's memory beside the model; at least 1.
+
+    It follows from the device's whole memory and not from what is free, so that a seed gives the same tiles again.  A
+    model that nearly fills the device is kept in part elsewhere by the host: a quarter of the memory counts as free.
+    """
+    total = comfy.model_management.get_total_memory(model.load_device)
+    room = total - comfy.model_management.minimum_inference_memory() - model.model_size()
+    cell = model.model.memory_required([2 * shape[0], *shape[1:-2], 1, 1])
+    return max(1, int(math.sqrt(max(room, total / 4) / (ROOM * cell))))

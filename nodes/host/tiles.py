@@ -14,13 +14,13 @@ import torch
 from ...vcd_core.tiled import Grid
 from .controls import Hints
 from .cut import Cut
-from .memory import raise_unless_memory
+from .memory import ROOM, raise_unless_memory
 from .model import Model
 from .nested import Parts
 from .rules import OF_ALL_FRAMES, ROWS, WHOLE, rule_of
 from .wrappers import VIDEOS_IN_BATCH, with_wrapper
 
-GridOf = Callable[[int, int, int], Grid]
+GridOf = Callable[[Sequence[int], int], Grid]
 
 
 def with_tiles(
@@ -39,7 +39,7 @@ def with_tiles(
     Of a latent of video and sound the video is cut and every tile has the whole sound.
 
     Args:
-        grid_of: ``grid_of(height, width, step)`` gives the tiles for a latent of this size at this step.
+        grid_of: ``grid_of(shape, step)`` gives the tiles for a latent of this shape at this step.
         on_tiles: called after each model call with the share of this step's tiles that is done, 0..1.
         own_references: reference pictures are the clip's own (:func:`.references.of_the_clip`), and cut to the tile.
     """
@@ -52,7 +52,7 @@ def with_tiles(
             raise ValueError(
                 f"This model samples latents of {len(picture)} axes, which have no tiles; expected 4, or 5 (video)."
             )
-        grid = grid_of(picture[-2], picture[-1], _step(timestep, model_options))
+        grid = grid_of(picture, _step(timestep, model_options))
         if len(grid.tiles) == 1:
             results = executor(base, conds, x, timestep, model_options)
             if on_tiles:
@@ -63,8 +63,7 @@ def with_tiles(
 
     def prepare(executor, patcher, noise_shape, *args, **kwargs):  # type: ignore[no-untyped-def]
         parts = Parts(sampled if len(sampled) > 1 else [noise_shape])
-        height, width = parts.shapes[0][-2:]
-        tile = grid_of(height, width, 0).largest
+        tile = grid_of(parts.shapes[0], 0).largest
         return executor(patcher, parts.with_sides(tile.height, tile.width).packed, *args, **kwargs)
 
     def sample(executor, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -246,7 +245,7 @@ def _tiles_at_once(base: Any, x: torch.Tensor, grid: Grid, conds: list[Any], mod
     tile = grid.largest
     shape = [2 * x.shape[0], *x.shape[1:-2], tile.height, tile.width]
     free = comfy.model_management.get_free_memory(x.device)
-    return int(max(1, min(len(grid.tiles), free // (1.5 * base.memory_required(shape)))))
+    return int(max(1, min(len(grid.tiles), free // (ROOM * base.memory_required(shape)))))
 
 
 def _by_place(entry: dict[str, Any], frames: int) -> bool:

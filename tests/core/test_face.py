@@ -87,6 +87,35 @@ def test_large_pictures_are_scaled_down_and_small_faces_searched_larger():
     assert iou((300 + x, 300 + y, w, h), tiny.box) > 0.6
 
 
+def test_between_whole_searches_large_faces_are_searched_at_half_the_size(monkeypatch):
+    from vcd_core.face import detect as module
+
+    images, _ = clip_of()
+    images = images[:1].movedim(-1, 1)
+    large = torch.nn.functional.interpolate(images, size=(640, 640), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    empty = torch.full((1, 640, 640, 3), 0.6)
+    ((whole,),) = detect(large)
+    assert max(whole.box[2:]) > module.LARGE
+    sides, search = [], module._rows_of
+
+    def spy(frames, *args):
+        sides.extend([frames.shape[-1]] * len(frames))
+        return search(frames, *args)
+
+    monkeypatch.setattr(module, "_rows_of", spy)
+    found = detect(torch.cat([large] * 6), search_every=4)
+    assert sorted(sides) == [160] * 3 + [320] * 3 + [640] * 3  # whole: frames 0, 4 and the last
+    assert [found[i] for i in (0, 4, 5)] == [[whole]] * 3
+    assert all(iou(whole.box, face.box) > 0.85 for (face,) in found)
+    for others in ([large, empty, empty, large, empty], [empty] * 3 + [large] * 2, [empty] * 5):
+        sides.clear()
+        clip = torch.cat(others)
+        found = detect(clip, search_every=4)
+        assert [len(faces) for faces in found] == [int(other is large) for other in others]
+        assert found == detect(clip)
+        assert 320 not in sides
+
+
 def test_rgba_and_odd_sizes_are_taken():
     images, _ = clip_of()
     rgba = torch.cat([images[:1, :101, :97], torch.ones(1, 101, 97, 1)], -1)

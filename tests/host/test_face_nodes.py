@@ -560,6 +560,69 @@ def test_the_stage_says_how_often_a_face_is_hidden(bench, tiny):
     assert "4 times a face is behind another one" in shown[node[0]]["text"][0]
 
 
+def test_frames_that_nobody_sees_are_not_decoded(pack):
+    module = pack("nodes.stage")
+    given, decoded = torch.zeros(5, 8, 8, 3), []
+    wanted = torch.tensor([True, False, True, False, False])
+
+    class Codec:
+        def decode(self, latent, progress):
+            decoded.append(len(latent))
+            return latent.movedim(1, -1).repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+    progress = pack("nodes.host.ui").Unseen()
+    latent = torch.arange(5.0)[:, None, None, None].expand(5, 3, 1, 1) + 1
+    seen = module._decoded(Codec(), latent, given, wanted, progress)
+    nobody = module._decoded(Codec(), latent, given, ~torch.ones(5, dtype=torch.bool), progress)
+    everybody = module._decoded(Codec(), latent, given, None, progress)
+    assert decoded == [2, 5]
+    assert seen[:, 0, 0, 0].tolist() == [1, 0, 3, 0, 0]
+    assert torch.equal(nobody, given)
+    assert everybody[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_frames_that_repeat_are_drawn_once(bench, tiny):
+    """A clip on twos: the model sees each drawing once, with the part of the prompt that holds in its frame."""
+    graph, model, vae, positive, negative = tiny()
+    moving = world(graph, frames=4)
+    each = [graph.ImageFromBatch(image=moving, batch_index=i, length=1) for i in range(4)]
+    twos = functools.reduce(
+        lambda a, b: graph.ImageBatch(image1=a, image2=b),
+        [graph.RepeatImageBatch(image=image, amount=2) for image in each],
+    )
+    faces = track(graph, twos, min_length=1)
+    told, before = graph.VCDTest_Told(model=model), len(bench.server.log.read_text())
+    once, drawn_each, by_change = (
+        refine(graph, twos, told, vae, positive, negative, faces=faces, **more)
+        for more in (
+            {"repeats": "drawn once"},
+            {"repeats": "drawn each"},
+            {"repeats": "drawn once", "paste_by": "change"},
+        )
+    )
+    twos, once, pairs, drawn_each, by_change = bench.tensors(graph, twos, once, out(once, 1), drawn_each, by_change)
+    prepared = re.findall(r"prepares \[(\d+)", bench.server.log.read_text()[before:])
+    assert sorted(prepared) == ["4", "4", "8"]
+    assert (once != twos).flatten(1).any(1).all()
+    for result in (once, by_change, pairs):
+        assert torch.equal(result[::2], result[1::2])
+    assert not torch.equal(drawn_each[::2], drawn_each[1::2])
+    assert (by_change != twos).flatten(1).any(1).all()
+
+
+def test_it_is_told_how_many_frames_repeat(bench, tiny):
+    graph, model, vae, positive, negative = tiny()
+    still = graph.RepeatImageBatch(image=graph.ImageFromBatch(image=world(graph), batch_index=0, length=1), amount=5)
+    nodes = [
+        refine(graph, still, model, vae, positive, negative, repeats=repeats, **more)
+        for repeats, more in (("drawn once", {}), ("drawn each", {}), ("drawn once", {"denoise": 0.0}))
+    ]
+    texts = [bench.server.run(graph.prompt, 300)["outputs"][node[0]]["text"][0] for node in nodes]
+    assert "4 times a face repeats" in texts[0]
+    assert "repeats" not in texts[1]
+    assert texts[2].startswith("0 of 1 faces refined (denoise is 0)")
+
+
 def test_masks_give_the_boxes(bench):
     graph = bench.graph()
     grey = graph.EmptyImage(width=96, height=64, batch_size=4, color=0x808080)

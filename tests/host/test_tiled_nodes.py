@@ -63,7 +63,7 @@ def test_gamma_holds_at_each_step(bench, tiny, sampler_name):
     assert not same(apart, apart[:1].expand_as(apart), tolerance=0.01)
 
 
-@pytest.mark.parametrize("tile_size", [128, 4096])
+@pytest.mark.parametrize("tile_size", [128, 4096, 0])  # 0: what memory allows, here all
 def test_one_tile_is_the_untiled_sampler(bench, tiny, tile_size):
     graph, model, _, positive, negative = tiny()
     source = latent(graph, 128, 96)
@@ -258,6 +258,7 @@ def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
     [
         ({"overlap": 64}, "overlap must be smaller"),
         ({"tile_size": 70, "overlap": 64}, "multiples of 8 pixels, 64 and 64"),
+        ({"tile_size": 56}, "expected 64 or more, or 0"),
         ({"scale": 0.5}, "smaller than min"),
         ({"gamma": float("nan")}, "gamma is nan"),
     ],

@@ -1,5 +1,5 @@
-"""What tiles spend beside the model's own work: hints are encoded once, weights swapped once for each hook group and
-step."""
+"""What tiles spend: hints are encoded once, weights swapped once for each hook group and step; as much memory as there
+is where the artist leaves the size to it."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def prompt(pack, models, text):
 
 def sample(pack, models, positive, negative, tile_size=None, frames=2, width=16):
     sampling, model = pack("nodes.host.sampling"), models[0]
-    if tile_size:
+    if tile_size is not None:
         model = pack("nodes.tiled").with_tile_grid(model, tile_size, 16)
     noise = torch.randn(frames, 4, 8, width, generator=torch.Generator().manual_seed(3))
     settings = sampling.Sampling(STEPS, 4.0, "euler", "normal", 1.0, 3)
@@ -126,3 +126,30 @@ def test_prompts_with_hooks_blend_as_without_tiles(pack, models, inference):
         tiles.by_hooks = by_hooks
     assert set(found) == {3}
     assert (grouped - together).abs().max() < 1e-4 * together.abs().max()
+
+
+@pytest.mark.parametrize("cells", [5, 9, 20, 40])
+def test_without_a_size_tiles_are_as_large_as_memory_allows(pack, models, inference, monkeypatch, cells):
+    import comfy.model_management
+
+    model, tiled, memory = models[0], pack("nodes.tiled"), pack("nodes.host.memory")
+    shape = [2, 4, 8, 32]
+    needed = memory.ROOM * model.model.memory_required([2 * shape[0], 4, cells, cells])
+    monkeypatch.setattr(comfy.model_management, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(model, "model_size", lambda: 0)
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: needed * 1.01)
+    side = min(cells, 32)
+    assert tiled.affordable(model, 16, shape) == (8 * side, 16)
+    assert tiled.affordable(model, 8 * cells, shape)[1] == side // 2 * 8
+    monkeypatch.setattr(model, "model_size", lambda: 10 * needed)  # part of it is kept elsewhere then
+    assert tiled.affordable(model, 16, shape)[0] == 8 * max(1, int(cells * 1.01**0.5 / 2))
+    monkeypatch.setattr(model, "model_size", lambda: 0)
+    text, told = prompt(pack, models, "a man"), []
+    grid_of, tell = tiled.with_tile_grid, told.append
+    monkeypatch.setattr(tiled, "with_tile_grid", lambda *args: grid_of(*args, tell=tell))
+    monkeypatch.setattr(comfy.model_management, "free_memory", lambda *args, **more: [])
+    chosen = sample(pack, models, text, text, tile_size=0, width=32)
+    assert torch.equal(chosen, sample(pack, models, text, text, tile_size=8 * side, width=32))
+    assert len(told) == 2
+    assert told[0] == told[1]
+    assert f" {8 * side} pixels" in told[0]
