@@ -2,6 +2,7 @@
 
 Times are those of a unit (a frame, a pixel, a face, an identity) over those at the axis' smallest size, so a straight
 line is 1 everywhere and less is better.  What they need of memory is in bench memory.  Target: nowhere above 1.3.
+Writes ``benchmarks/results/scale/<axis>.svg``.
 
     python run.py bench scale
 """
@@ -14,8 +15,9 @@ from functools import partial
 
 import torch
 
+from dev.host import ROOT
 from dev.studio import Studio
-from vcd_core import noise
+from vcd_core import charts, noise
 
 from .measure import interleaved, table
 
@@ -104,7 +106,8 @@ def main() -> int:
         "faces": (FACES, 1, {name: partial(stage, 16, 1024) for name, stage in of_faces.items()}),
         "identities": (IDENTITIES, 1, {"text with identities": partial(encode, studio)}),
     }
-    worst = 0.0
+    worst, folder = 0.0, ROOT / "benchmarks" / "results" / "scale"
+    folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for axis, (sizes, power, calls) in axes.items():
             found = {name: along(sizes, make, power) for name, make in calls.items()}
@@ -112,6 +115,10 @@ def main() -> int:
             rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in found.items()]
             table([f"{axis}: time of a unit over the smallest size's", *map(str, sizes)], rows)
             print(flush=True)
+            curves = {name: list(zip(map(float, sizes), values, strict=True)) for name, values in found.items()}
+            title = f"{axis}: time of one over that at {sizes[0]}"
+            picture = charts.lines(curves, title, log=True, low=0, ticks=sizes)
+            (folder / f"{axis}.svg").write_text(picture + "\n", encoding="utf-8")
     print(f"target under {TARGET}: {'held' if worst < TARGET else 'missed'}")
     return worst >= TARGET
 

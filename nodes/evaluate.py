@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..vcd_core import evaluate as core
-from ..vcd_core import fonts, plots
+from ..vcd_core import fonts, plots, summary
 from ..vcd_core.evaluate import Figure
-from ..vcd_core.face.track import Faces, masks_of
-from .host.files import add_model_folder, model_file, model_files, refusal
+from ..vcd_core.face.track import Faces
+from ..vcd_core.frames import named
+from .host.files import model_files, refusal
 from .host.memory import handed_on
-from .host.ui import Progress, stop_if_asked, ui_text
-from .host.vision import embed_images, embed_text, vision_kind
+from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, FacesType
+from .measures import FACE_MODELS, NO_MODEL, Given, compared_by, measure
 
 EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
 ALIASES = [
@@ -33,196 +32,9 @@ ALIASES = [
     "magic me",
     "vcd",
 ]
-FACE_MODELS = "face_embedding"
-NO_MODEL = "none"
-
-add_model_folder(FACE_MODELS, "face_embedding", {".onnx"})
 
 
-@dataclass(frozen=True)
-class Given:
-    """A clip and what there is to measure it with: None, or no references, for what is not connected."""
-
-    images: torch.Tensor  # IMAGE [F, H, W, 3], on the CPU
-    references: list[torch.Tensor]
-    clip_vision: Any = None
-    dino: Any = None
-    clip: Any = None
-    prompt: str = ""
-    face_model: str = NO_MODEL
-    faces: Faces | None = None
-
-    @cached_property
-    def seen(self) -> torch.Tensor:
-        """The frames' embeddings by CLIP's vision half."""
-        return embed_images(self.clip_vision, self.images)
-
-    @cached_property
-    def text(self) -> torch.Tensor:
-        """The prompt's embedding by CLIP's text half."""
-        return embed_text(self.clip, self.prompt)
-
-    def likeness(self, model: Any, frames: torch.Tensor) -> torch.Tensor:
-        """For each frame, how like the references it is; ``frames`` are its embeddings by ``model``."""
-        return core.to_references(frames, torch.cat([embed_images(model, batch) for batch in self.references]))
-
-    @cached_property
-    def face_likeness(self) -> tuple[torch.Tensor, str]:
-        """The likeness of each face that was found, and what to say where faces are missing."""
-        path = model_file(FACE_MODELS, self.face_model)
-        of_each = [core.face_embeddings(batch.cpu(), path, on_frame=stop_if_asked)[0] for batch in self.references]
-        wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
-        found, _ = core.face_embeddings(self.images, path, on_frame=stop_if_asked)
-        for who, embeddings in (("reference pictures", wanted), ("clip", found)):
-            if not len(embeddings):
-                return torch.empty(0), f"no face was found in the {who}"
-        whole, count = len(found) == len(self.images), f"{len(found)} of {len(self.images)}"
-        return core.to_references(found, wanted), "" if whole else f"of the {count} frames with a face"
-
-    @cached_property
-    def region(self) -> torch.Tensor:
-        """MASK [F, H, W] of the tracked faces."""
-        assert self.faces is not None
-        return masks_of(self.faces, factor=1.0)
-
-    @cached_property
-    def with_face(self) -> list[int]:
-        """The frames that have a tracked face."""
-        return [i for i in range(len(self.images)) if self.region[i].any()]
-
-    @cached_property
-    def between_faces(self) -> list[int]:
-        """The entries of the clip's flicker whose frame and both neighbours have a tracked face."""
-        return [i - 1 for i in self.with_face if {i - 1, i + 1} <= set(self.with_face)]
-
-
-NEEDS: dict[str, Callable[[Given], bool]] = {
-    "references": lambda given: bool(given.references),
-    "a DINOv2 in dino": lambda given: given.dino is not None,
-    "clip vision": lambda given: given.clip_vision is not None,
-    "clip": lambda given: given.clip is not None,
-    "a prompt": lambda given: bool(given.prompt),
-    "more than one frame": lambda given: len(given.images) > 1,
-    "more than two frames": lambda given: len(given.images) > 2,
-    "references and a face model": lambda given: bool(given.references) and given.face_model != NO_MODEL,
-    "a frame with a tracked face": lambda given: bool(given.with_face),
-    "three frames in a row with a tracked face": lambda given: bool(given.between_faces),
-}
-
-
-class Measure(NamedTuple):
-    """A figure: its name and unit, what it needs (keys of ``NEEDS``), and its values along a clip that has that."""
-
-    name: str
-    unit: str
-    needs: tuple[str, ...]
-    values: Callable[[Given], torch.Tensor]
-    note: Callable[[Given], str] = lambda given: ""  # why some of the values are missing
-
-
-EDGES = "variance of the Laplacian"
-MEASURES = (
-    Measure(
-        "DINO",
-        "cosine",
-        ("references", "a DINOv2 in dino"),
-        lambda given: given.likeness(given.dino, embed_images(given.dino, given.images)),
-    ),
-    Measure(
-        "CLIP-I",
-        "cosine",
-        ("references", "clip vision"),
-        lambda given: given.likeness(given.clip_vision, given.seen),
-    ),
-    Measure(
-        "CLIP-T",
-        "cosine",
-        ("clip vision", "clip", "a prompt"),
-        lambda given: core.to_text(given.seen, given.text),
-    ),
-    Measure(
-        "temporal consistency",
-        "cosine",
-        ("clip vision", "more than one frame"),
-        lambda given: core.temporal_consistency(given.seen),
-    ),
-    Measure(
-        "dynamics",
-        "% of the diagonal a frame",
-        ("more than one frame",),
-        lambda given: core.dynamics(given.images, on_frame=stop_if_asked),
-    ),
-    Measure(
-        "flicker",
-        "255ths",
-        ("more than two frames",),
-        lambda given: core.flicker(given.images, on_frame=stop_if_asked),
-    ),
-    Measure(
-        "sharpness",
-        EDGES,
-        (),
-        lambda given: core.sharpness(given.images, on_frame=stop_if_asked),
-    ),
-    Measure(
-        "face likeness",
-        "cosine",
-        ("references and a face model",),
-        lambda given: given.face_likeness[0],
-        lambda given: given.face_likeness[1],
-    ),
-)
-FACE_MEASURES = (
-    Measure(
-        "face sharpness",
-        EDGES,
-        ("a frame with a tracked face",),
-        lambda given: core.sharpness(given.images[given.with_face], given.region[given.with_face], stop_if_asked),
-    ),
-    Measure(
-        "face flicker",
-        "255ths",
-        ("three frames in a row with a tracked face",),
-        lambda given: core.flicker(given.images, given.region, stop_if_asked)[given.between_faces],
-    ),
-)
-
-
-def measure(given: Given) -> tuple[list[Figure], list[str]]:
-    """The figures of a clip whose inputs are there, and what is missing for the others."""
-    check(given)
-    found: list[Figure] = []
-    missing: list[str] = []
-    for kind in MEASURES if given.faces is None else MEASURES + FACE_MEASURES:
-        stop_if_asked()
-        absent = [need for need in kind.needs if not NEEDS[need](given)]
-        note = f"needs {' and '.join(absent)}" if absent else kind.note(given)
-        values = torch.empty(0) if absent else kind.values(given)
-        if len(values):
-            found.append(Figure(kind.name, values, kind.unit))
-        if note:
-            missing.append(f"{kind.name}: {note}")
-    return found, missing
-
-
-def check(given: Given) -> None:
-    """Raise for what can be wrong with the inputs, before anything that takes long."""
-    for name, pictures in (("images", given.images), *(("references", batch) for batch in given.references)):
-        if not torch.isfinite(pictures).all():
-            raise ValueError(f"{name} hold NaN or infinite values, as a VAE in half precision may give them.")
-    if given.clip_vision is not None and vision_kind(given.clip_vision).startswith("dino"):
-        raise ValueError("The model in clip_vision is a DINO; connect it to dino.")
-    if given.dino is not None and vision_kind(given.dino) != "dinov2":
-        raise ValueError(f"The model in dino is {vision_kind(given.dino)}; expected a DINOv2 (large or giant).")
-    if given.clip is not None and given.clip_vision is not None and given.prompt:
-        core.to_text(embed_images(given.clip_vision, given.images[:1]), given.text)
-    if given.faces is not None:
-        given.faces.check(given.images)
-    if NEEDS["references and a face model"](given):
-        _ = given.face_likeness  # reads the file
-
-
-def as_text(videos: dict[str, list[Figure]], missing: list[str]) -> str:
+def as_text(videos: dict[str, list[Figure]], missing: list[str], by: str = "") -> str:
     """A table in Markdown, figures down, clips across; below it what the chart's numbers mean, and what is missing."""
     names = list(dict.fromkeys(figure.name for figures in videos.values() for figure in figures))
     lines = [f"| | {' | '.join(videos)} | paper: SD, VCD |", "|" + "---|" * (len(videos) + 2)]
@@ -234,9 +46,45 @@ def as_text(videos: dict[str, list[Figure]], missing: list[str]) -> str:
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
     if short := plots.chart_stand_ins(videos):
         lines += ["", fonts.said(short)]
+    lines += along(videos)
+    if len(videos) > 1:
+        lines += beside(videos)
+    if by:
+        lines += ["", by]
     if missing:
         lines += ["", "Not computed, or in part:", *(f"- {line}" for line in missing)]
     return "\n".join(lines)
+
+
+def along(videos: dict[str, list[Figure]]) -> list[str]:
+    """A table in Markdown of what each figure does along each clip: its mean, its worst tenth of the frames and its
+    drift from the first to the last frame, with 95 % intervals."""
+    lines = ["", "| along the clip | | mean | worst tenth, where | drift, first to last |", "|---|---|---|---|---|"]
+    for name, figures in videos.items():
+        for figure in figures:
+            worst, where = (
+                ("", []) if figure.better == "" else summary.worst_tenth(figure.known, figure.better == "high")
+            )
+            shown = f"{core.as_number(worst, '.3f')}, {named(sorted(where))}" if where else ""
+            row = (figure.name, name, summary.mean(figure.known), shown, summary.drift(figure.known))
+            lines.append(f"| {' | '.join(map(str, row))} |")
+    return lines
+
+
+def beside(videos: dict[str, list[Figure]]) -> list[str]:
+    """A table in Markdown of how much each figure changes from the first clip to each other, with 95 % intervals."""
+    (first_name, before), *others = videos.items()
+    lines = ["", f"| over {first_name} | {' | '.join(name for name, _ in others)} |", "|" + "---|" * (len(others) + 1)]
+    for figure in before:
+        after = [next((one for one in figures if one.name == figure.name), None) for _, figures in others]
+        cells = [told(summary.difference(figure.known, one.known)) if one else "" for one in after]
+        lines.append(f"| {figure.name} | {' | '.join(cells)} |")
+    return [*lines, "", "± is a 95 % interval over the frames of these clips, not over other seeds or people."]
+
+
+def told(change: summary.Interval) -> str:
+    """A difference, and where its interval holds 0 that it decides nothing."""
+    return str(change) if change.decided or math.isnan(change.half) else f"{change} (not decided)"
 
 
 def one_video(batches: list[torch.Tensor], name: str) -> torch.Tensor:
@@ -274,7 +122,8 @@ def shared_inputs() -> list[io.Input]:
             options=[NO_MODEL, *model_files(FACE_MODELS)],
             default=NO_MODEL,
             optional=True,
-            tooltip="A face embedding model (SFace, .onnx) in models/face_embedding, for face likeness.",
+            tooltip="A face embedding model in models/face_embedding, for face likeness: SFace or ArcFace (.onnx), or "
+            "CurricularFace's weights (.pth).",
         ),
     ]
 
@@ -350,8 +199,12 @@ class Evaluate(io.ComfyNode):
         faces: list[Faces | None] | None = None,
     ) -> io.NodeOutput:
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
-        figures, missing = measure(Given(in_colour(one_video(images, "images")), *shared, first(faces)))
-        text, chart = as_text({"this clip": figures}, missing), plots.figures_chart({"this clip": figures}, core.PAPER)
+        given = Given(in_colour(one_video(images, "images")), *shared, first(faces))
+        figures, missing = measure(given)
+        text, chart = (
+            as_text({"this clip": figures}, missing, compared_by(given)),
+            plots.figures_chart({"this clip": figures}, core.PAPER),
+        )
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, handed_on(chart), *(means.get(name, -1.0) for name in FLOATS), ui=shown)
@@ -415,10 +268,11 @@ class Compare(io.ComfyNode):
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
         for name, images in named.items():
-            figures[name], lacking = measure(Given(in_colour(images), *shared))
+            clip = Given(in_colour(images), *shared)
+            figures[name], lacking = measure(clip)
             missing |= dict.fromkeys(lacking)
             progress.advance()
-        text, chart = as_text(figures, list(missing)), plots.figures_chart(figures, core.PAPER)
+        text, chart = as_text(figures, list(missing), compared_by(clip)), plots.figures_chart(figures, core.PAPER)
         return io.NodeOutput(text, handed_on(chart), ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
 
 

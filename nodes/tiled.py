@@ -296,10 +296,7 @@ class TiledDenoise(io.ComfyNode):
         if scale < 1:
             raise ValueError(f"scale is {scale}; this node enlarges, so expected at least 1.")
         tiles = rounded(model, tile_size, overlap)  # refuses bad tiles before any heavy work
-        repeats = ""
-        if denoise > REPEATS_ABOVE:
-            repeats = f"At denoise {denoise:.2f} tiles begin to repeat content; the paper uses 0.2."
-            logging.warning("Tiled VCD: %s", repeats)
+        repeats = repetition_warned(denoise)
         told: list[str] = []
         progress = Progress(len(images) * (2 + (upscale_model is not None) + steps))
         large = enlarged(colours(images), scale, upscale_model, progress)
@@ -325,6 +322,15 @@ class TiledDenoise(io.ComfyNode):
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])
             drawn = torch.cat([drawn, alpha[..., :1].to(drawn)], -1)
         return io.NodeOutput(handed_on(drawn), ui=shown)
+
+
+def repetition_warned(denoise: float) -> str:
+    """What to say, in the log and in the node, of a denoise at which each tile draws the whole prompt; else empty."""
+    if denoise <= REPEATS_ABOVE:
+        return ""
+    message = f"At denoise {denoise:.2f} tiles begin to repeat content; the paper uses 0.2."
+    logging.warning("Tiled VCD: %s", message)
+    return message
 
 
 def prompt_for(large: torch.Tensor, conditioning: Any, scale: float, stage: Stage, own_references: bool) -> Any:

