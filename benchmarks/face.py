@@ -12,6 +12,7 @@ import contextlib
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def speed() -> bool:
     rows, whole = [], 0.0
     for name, images in given.items():
         bgr = [(image.numpy()[..., ::-1] * 255).astype(np.uint8).copy() for image in images]
-        cases = {
+        cases: dict[str, Callable[[], object]] = {
             "opencv": partial(lambda frames: [detector.detect(frame) for frame in frames], bgr),
             "ours": partial(yunet.detect, images),
             "every fourth": partial(yunet.detect, images, search_every=4),

@@ -62,10 +62,8 @@ def along(videos: dict[str, list[Figure]]) -> list[str]:
     lines = ["", "| along the clip | | mean | worst tenth, where | drift, first to last |", "|---|---|---|---|---|"]
     for name, figures in videos.items():
         for figure in figures:
-            worst, where = (
-                ("", []) if figure.better == "" else summary.worst_tenth(figure.known, figure.better == "high")
-            )
-            shown = f"{core.as_number(worst, '.3f')}, {named(sorted(where))}" if where else ""
+            worst, where = summary.worst_tenth(figure.known, figure.better == "high")
+            shown = f"{core.as_number(worst, '.3f')}, {named(sorted(where))}" if where and figure.better else ""
             row = (figure.name, name, summary.mean(figure.known), shown, summary.drift(figure.known))
             lines.append(f"| {' | '.join(map(str, row))} |")
     return lines
@@ -267,12 +265,14 @@ class Compare(io.ComfyNode):
         progress = Progress(len(named))
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
+        by = ""
         for name, images in named.items():
-            clip = Given(in_colour(images), *shared)
-            figures[name], lacking = measure(clip)
+            one = Given(in_colour(images), *shared)
+            figures[name], lacking = measure(one)
+            by = compared_by(one)
             missing |= dict.fromkeys(lacking)
             progress.advance()
-        text, chart = as_text(figures, list(missing), compared_by(clip)), plots.figures_chart(figures, core.PAPER)
+        text, chart = as_text(figures, list(missing), by), plots.figures_chart(figures, core.PAPER)
         return io.NodeOutput(text, handed_on(chart), ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
 
 

@@ -250,7 +250,7 @@ class FaceTrack(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Search every so many frames whole, and those between at half the size where all faces "
-                    "around them are large: 4 takes about half the time.",
+                    "around them are large: 4 takes a little over half the time.",
                 ),
             ],
             outputs=[

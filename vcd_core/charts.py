@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#4269d0", "#d97706", "#3f9d6d", "#d6455d", "#8d5bb5", "#7a6a58", "#1f9bb0", "#b58900")
@@ -13,7 +13,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def lines(
-    series: dict[str, Points],
+    series: Mapping[str, Points],
     title: str = "",
     across: str = "",
     width: int = 460,

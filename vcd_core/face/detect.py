@@ -22,6 +22,8 @@ WEIGHTS = Path(__file__).parent / "weights" / "yunet_2023mar.safetensors"
 LONGEST_SIDE = 640  # larger frames are scaled down first
 SMALL_PICTURE = 320  # below this the frames are also searched at twice their size
 COARSE_SIDE = 160  # larger frames are also searched this small, for faces that fill more than half of them
+AT_ONCE = 8  # frames
+CACHED = 786432  # pixels whose features stay in a CPU's cache
 LARGE = 96  # faces of this many searched pixels are found at half the size too
 STRIDES = (8, 16, 32)
 
@@ -131,12 +133,11 @@ def detect(
     """
     longest = max(images.shape[1:3])
     scales = _scales(longest, small_faces)
-    at_once = 2 if torch.device(device).type == "cpu" else 16  # on a CPU two frames' features stay in its cache
     found: dict[int, list[Face]] = {}
 
-    def search(numbers: Sequence[int], scales: Sequence[float]) -> None:
-        for chunk in (numbers[i : i + at_once] for i in range(0, len(numbers), at_once)):
-            rows = _searched([images[n, ..., :3] for n in chunk], scales, threshold, device)
+    def search(numbers: Sequence[int], scales: Sequence[float], halve: bool = False) -> None:
+        for chunk in (numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)):
+            rows = _searched(_picked(images, chunk), scales, threshold, device, halve)
             for number, row in zip(chunk, rows, strict=True):
                 found[number] = _best(row, overlap, longest)
                 on_frame()
@@ -146,7 +147,7 @@ def detect(
     between = {n: (a, b) for a, b in itertools.pairwise(whole) for n in range(a + 1, b)}
     large = {n for n, (a, b) in between.items() if _all_large(found[a], found[b], LARGE / scales[0])}
     search(sorted(set(between) - large), scales)
-    search(sorted(large), [scales[0] / 2])
+    search(sorted(large), scales[:1], halve=True)
     return [found[number] for number in range(len(images))]
 
 
@@ -155,18 +156,28 @@ def _all_large(before: list[Face], after: list[Face], side: float) -> bool:
     return 0 < len(before) == len(after) and all(max(face.box[2:]) >= side for face in (*before, *after))
 
 
+def _picked(images: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """The colours of some frames in rising order, without a copy where they follow each other."""
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return images[numbers[0] : numbers[-1] + 1, ..., :3]
+    return images[list(numbers)][..., :3]
+
+
 def _searched(
-    frames: list[torch.Tensor], scales: Sequence[float], threshold: float, device: torch.device | str
+    images: torch.Tensor, scales: Sequence[float], threshold: float, device: torch.device | str, halve: bool
 ) -> list[np.ndarray]:
-    """The rows [n, 15] above the threshold of frames [H, W, 3], searched at these scales."""
-    height, width = frames[0].shape[:2]
-    rows: list[list[np.ndarray]] = [[] for _ in frames]
-    source = whole = [frame.movedim(-1, 0) for frame in frames]
+    """The rows [n, 15] above the threshold of frames [N, H, W, 3], searched at these scales or at half of them."""
+    height, width = images.shape[1:3]
+    rows: list[list[np.ndarray]] = [[] for _ in images]
+    frames = whole = images.movedim(-1, 1)
     for scale in scales:  # the smallest comes last, and out of the usual size
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        shrunk = _resized(source if scale < scales[0] else whole, size, device)
-        source = list(shrunk) if scale == scales[0] else source
-        for row, kept in zip(rows, _rows_of(shrunk, (height, width), threshold), strict=True):
+        shrunk = _resized(frames if scale < scales[0] else whole, size, device)
+        frames = shrunk if scale == scales[0] else frames
+        shrunk = _halved(shrunk) if halve else shrunk
+        at_once = AT_ONCE if shrunk.device.type != "cpu" else max(1, CACHED // shrunk[0, 0].numel())
+        found = [kept for part in shrunk.split(at_once) for kept in _rows_of(part, (height, width), threshold)]
+        for row, kept in zip(rows, found, strict=True):
             row.append(kept if scale >= scales[0] else kept[kept[:, 2:4].max(1) > max(height, width) / 2])
     return [np.concatenate(row) for row in rows]
 
@@ -182,12 +193,19 @@ def _scales(longest: int, small_faces: bool) -> list[float]:
     return scales
 
 
-def _resized(frames: Sequence[torch.Tensor], size: tuple[int, int], device: torch.device | str) -> torch.Tensor:
-    """Frames [3, h, w] of another size [N, 3, *size] on the device; shrunk one at a time where they lie."""
-    if size != tuple(frames[0].shape[-2:]):
+def _resized(frames: torch.Tensor, size: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """Frames [N, 3, h, w] of another size on the device; shrunk one at a time where they lie."""
+    if size != tuple(frames.shape[-2:]):
         resized = partial(F.interpolate, size=size, mode="bilinear", antialias=True, align_corners=False)
-        frames = [resized(frame[None].float())[0] for frame in frames]
-    return torch.stack(list(frames)).to(device, torch.float32)
+        frames = torch.cat([resized(frame[None].float()) for frame in frames])
+    return frames.to(device, torch.float32)
+
+
+def _halved(frames: torch.Tensor) -> torch.Tensor:
+    """Frames [N, 3, h, w] at half the size, the means of four pixels; of odd sides the last row or column is left."""
+    height, width = frames.shape[-2] // 2 * 2, frames.shape[-1] // 2 * 2
+    corners = [frames[..., top:height:2, left:width:2] for top in (0, 1) for left in (0, 1)]
+    return (corners[0] + corners[1] + corners[2] + corners[3]) / 4
 
 
 def _rows_of(frames: torch.Tensor, shape: tuple[int, int], threshold: float) -> list[np.ndarray]:
