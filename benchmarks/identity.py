@@ -2,10 +2,9 @@
 
 The split is of a full-size SD 1.5 with random weights at 128x128 and 256x256, batch 1; the share of the text falls as
 pictures grow, and training is meant for 512x512, which takes too long here.  Losses are of the tiny model and of people
-that it never saw: lower is better, on frames that the training did not see.  Targets: under 10 % of a step outside the
-    UNet at 256x256; held-out masked loss falls, and
-more with four tokens than with one; training without masks learns the background of its pictures, training with masks
-does not.
+that it never saw: lower is better, on frames that the training did not see.  Targets: at most 3 % of a step outside the
+UNet and the text encoder; held-out masked loss falls, and more with four tokens than with one; training without masks
+learns the background of its pictures, training with masks does not.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ROOM = "forest"  # where all pictures of the leak measurement are taken
 
 
 def split(studio: Studio, sizes: tuple[int, ...] = (128, 256)) -> float:
-    """Print how a step divides at each size; returns the part outside the UNet at the last."""
+    """Print how a step divides at each size; returns the largest part outside the UNet and the text encoder."""
     import comfy.sd
 
     gradients, training = studio.module("nodes.host.gradients").gradients, studio.module("vcd_core.training")
@@ -42,8 +41,7 @@ def split(studio: Studio, sizes: tuple[int, ...] = (128, 256)) -> float:
         shares = {size: _times(training, backend, size) for size in sizes}
     rows = [[name, *(f"{shares[size][name]:.1%}" for size in sizes)] for name in shares[sizes[0]]]
     table(["part of a step", *(f"{size}x{size}" for size in sizes)], rows)
-    last = shares[sizes[-1]]
-    return 1 - last["UNet, forward"] - last["UNet, backward"]
+    return max(share["draw"] + share["optimizer"] for share in shares.values())
 
 
 def _times(training: Any, backend: Any, size: int) -> dict[str, float]:
@@ -141,14 +139,14 @@ def main() -> int:
     found = quality(studio)
     learned = {name: 1 - found[name] / found["class word"] for name in ("1 token", "4 tokens")}
     leaked = {name: 1 - found[name] / found["room"] for name in ("with masks", "without masks")}
-    print(f"\noutside the UNet: {outside:.1%} of a step (target under 10 %)")
+    print(f"\noutside the UNet and the text encoder: {outside:.1%} of a step (target at most 3 %)")
     print(f"held-out loss under the class word's: 1 token {learned['1 token']:.1%}, 4 tokens {learned['4 tokens']:.1%}")
     print(
         f"the room's loss under the class word's: with masks {leaked['with masks']:.1%}, without "
         f"{leaked['without masks']:.1%}"
     )
     good = (
-        outside < 0.1
+        outside <= 0.03
         and 0 < learned["1 token"] < learned["4 tokens"]
         and leaked["with masks"] < leaked["without masks"]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from ..vcd_core import evaluate as core
 from ..vcd_core import fonts, plots, summary
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.track import Faces
+from ..vcd_core.files import write_bytes
 from ..vcd_core.frames import named
-from .host.files import model_files, refusal
+from ..vcd_core.report import Report
+from .host.files import model_files, numbered_output, refusal
 from .host.memory import handed_on
 from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, FacesType
@@ -126,6 +129,34 @@ def shared_inputs() -> list[io.Input]:
     ]
 
 
+def report_input() -> io.String.Input:
+    return io.String.Input(
+        "report",
+        default="",
+        optional=True,
+        tooltip="Also write a report under this name into ComfyUI's output folder: a page that opens anywhere, with "
+        "the clips, their curves and their worst frames, and the figures as JSON. Empty: none.",
+    )
+
+
+def report_path(report: list[str] | None) -> Path | None:
+    """Where the report goes, without an ending; None where no name was written. Bad names are refused."""
+    name = (first(report) or "").strip()
+    return numbered_output(name) if name else None
+
+
+def write_report(
+    path: Path | None, clips: dict[str, torch.Tensor], figures: dict[str, list[Figure]], notes: list[str]
+) -> str:
+    """Write a report where there is a path for it; a paragraph that says where, or nothing."""
+    if path is None:
+        return ""
+    report = Report(clips, figures, [note for note in notes if note])
+    write_bytes(path.with_name(f"{path.name}.html"), report.page(path.name.rstrip("_")).encode())
+    write_bytes(path.with_name(f"{path.name}.json"), report.data().encode())
+    return f"\n\nReport: {path.name}.html and .json, in {path.parent}."
+
+
 def shared_values(
     references: list[torch.Tensor | None] | None,
     clip_vision: list[Any] | None,
@@ -169,6 +200,7 @@ class Evaluate(io.ComfyNode):
                 FacesType.Input(
                     "faces", optional=True, tooltip="From Face VCD Track: sharpness and flicker of the face region too."
                 ),
+                report_input(),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -195,19 +227,19 @@ class Evaluate(io.ComfyNode):
         prompt: list[str] | None = None,
         face_model: list[str] | None = None,
         faces: list[Faces | None] | None = None,
+        report: list[str] | None = None,
     ) -> io.NodeOutput:
+        path = report_path(report)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
         given = Given(in_colour(one_video(images, "images")), *shared, first(faces))
         figures, missing = measure(given)
-        text, chart = (
-            as_text({"this clip": figures}, missing, compared_by(given)),
-            plots.figures_chart({"this clip": figures}, core.PAPER),
-        )
+        text, chart = results({THIS: given.images}, {THIS: figures}, missing, compared_by(given), path)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, handed_on(chart), *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 
 
+THIS = "this clip"
 FLOATS = ("DINO", "CLIP-I", "CLIP-T", "temporal consistency", "dynamics", "face likeness")
 
 
@@ -234,6 +266,7 @@ class Compare(io.ComfyNode):
                 ),
                 *shared_inputs(),
                 io.Autogrow.Input("clips", template=clips, tooltip="The clips, as many as you connect."),
+                report_input(),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -257,8 +290,10 @@ class Compare(io.ComfyNode):
         clip: list[Any] | None = None,
         prompt: list[str] | None = None,
         face_model: list[str] | None = None,
+        report: list[str] | None = None,
     ) -> io.NodeOutput:
-        given = [one_video(batches, name) for name, batches in clips.items() if batches]
+        path = report_path(report)
+        given = [in_colour(one_video(batches, name)) for name, batches in clips.items() if batches]
         named = named_videos(names[0], given)
         check_sizes(named)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
@@ -267,13 +302,21 @@ class Compare(io.ComfyNode):
         missing: dict[str, None] = {}
         by = ""
         for name, images in named.items():
-            one = Given(in_colour(images), *shared)
+            one = Given(images, *shared)
             figures[name], lacking = measure(one)
             by = compared_by(one)
             missing |= dict.fromkeys(lacking)
             progress.advance()
-        text, chart = as_text(figures, list(missing), by), plots.figures_chart(figures, core.PAPER)
+        text, chart = results(named, figures, list(missing), by, path)
         return io.NodeOutput(text, handed_on(chart), ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
+
+
+def results(
+    clips: dict[str, torch.Tensor], figures: dict[str, list[Figure]], missing: list[str], by: str, path: Path | None
+) -> tuple[str, torch.Tensor]:
+    """The table in Markdown and the chart of some clips' figures; the report is written where there is a path."""
+    told = as_text(figures, missing, by) + write_report(path, clips, figures, [by, *missing])
+    return told, plots.figures_chart(figures, core.PAPER)
 
 
 def named_videos(names: str, videos: list[torch.Tensor]) -> dict[str, torch.Tensor]:

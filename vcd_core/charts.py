@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#4269d0", "#d97706", "#3f9d6d", "#d6455d", "#8d5bb5", "#7a6a58", "#1f9bb0", "#b58900")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 26, 34
 _STYLE = "font:12px system-ui,sans-serif"
 Points = Sequence[tuple[float, float]]
 

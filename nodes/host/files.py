@@ -156,6 +156,19 @@ def output_folder(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / name
 
 
+def numbered_output(name: str) -> Path:
+    """The path, without its ending, of the next file of this name in ComfyUI's output folder, as its savers count them.
+
+    Raises:
+        ValueError: a name that leads out of the folder.
+    """
+    top = folder_paths.get_output_directory()
+    if inside(top, name) is None:
+        raise ValueError(f"{name} leads out of ComfyUI's output folder. Write a name, or folder/name.")
+    folder, stem, counter, *_ = folder_paths.get_save_image_path(name, top)
+    return Path(folder) / f"{stem}_{counter:05}_"
+
+
 def embedding_folders() -> list[str]:
     """Where prompts look for ``embedding:name``."""
     return folder_paths.get_folder_paths("embeddings")

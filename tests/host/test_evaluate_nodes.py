@@ -1,5 +1,6 @@
 """Evaluate and Compare on the real server, with the host's CLIP vision and DINOv2 classes at small random size."""
 
+import json
 import re
 
 import pytest
@@ -338,3 +339,37 @@ def test_compare_says_what_a_stage_changed_and_what_it_did_not(bench):
     assert "not decided" not in over["sharpness"]
     assert "0.000 ± 0.000 (not decided)" in unchanged
     assert "worst tenth, where" in text
+
+
+def test_a_report_is_written_and_numbered(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    blurred = graph.ImageBlur(image=images, blur_radius=4, sigma=2.0)
+    made = [
+        graph.VCD_Compare(
+            names="before, after", report="vcd_tests/report", **{"clips.clip0": images, "clips.clip1": blurred}
+        ),
+        graph.VCD_Evaluate(images=blurred, report="vcd_tests/one"),
+        graph.VCD_Evaluate(images=blurred),
+    ]
+    compared, evaluated, plain = bench.tensors(graph, *made)
+    folder = bench.server.host.base / "output" / "vcd_tests"
+    reports = sorted(folder.glob("report_*.html"))
+    assert f"Report: {reports[-1].name} and .json" in compared
+    assert "Report: one_" in evaluated
+    assert "Report" not in plain
+    page, data = reports[-1].read_text("utf-8"), json.loads(reports[-1].with_suffix(".json").read_text("utf-8"))
+    assert list(data["clips"]) == ["before", "after"]
+    assert data["over"]["changes"]["sharpness"]["after"]["high"] < 0
+    mean = data["clips"]["after"]["figures"]["sharpness"]["mean"]["value"]
+    assert figures(compared)["sharpness"][1] == pytest.approx(mean, abs=1e-3)
+    assert "DINO: needs references and a DINOv2 in dino" in page
+    bench.tensors(graph, graph.VCD_Evaluate(images=images, report="vcd_tests/report"))
+    assert len(sorted(folder.glob("report_*.html"))) == len(reports) + 1
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out"])
+def test_a_report_stays_in_the_output_folder(bench, name):
+    graph = bench.graph()
+    with pytest.raises(QueueError, match="leads out of ComfyUI's output folder"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=clips(graph), report=name))
