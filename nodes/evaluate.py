@@ -21,7 +21,7 @@ from .host.files import model_files, numbered_output, refusal
 from .host.memory import handed_on
 from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, FacesType
-from .measures import FACE_MODELS, NO_MODEL, Given, compared_by, measure
+from .measures import FACE_MODELS, NO_MODEL, Given, compared_by, likeness_of_people, measure
 
 EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
 ALIASES = [
@@ -152,7 +152,7 @@ def write_report(
     if path is None:
         return ""
     report = Report(clips, figures, [note for note in notes if note])
-    write_bytes(path.with_name(f"{path.name}.html"), report.page(path.name.rstrip("_")).encode())
+    write_bytes(path.with_name(f"{path.name}.html"), report.page(f"Report {path.name.rstrip('_')}").encode())
     write_bytes(path.with_name(f"{path.name}.json"), report.data().encode())
     return f"\n\nReport: {path.name}.html and .json, in {path.parent}."
 
@@ -185,6 +185,9 @@ def in_colour(images: torch.Tensor) -> torch.Tensor:
 class Evaluate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        people = io.Autogrow.TemplatePrefix(
+            io.Image.Input("person", tooltip="Pictures of one person."), prefix="person", min=0, max=8
+        )
         return io.Schema(
             node_id="VCD_Evaluate",
             display_name="VCD Evaluate",
@@ -201,6 +204,13 @@ class Evaluate(io.ComfyNode):
                     "faces", optional=True, tooltip="From Face VCD Track: sharpness and flicker of the face region too."
                 ),
                 report_input(),
+                io.Autogrow.Input(
+                    "people",
+                    template=people,
+                    optional=True,
+                    tooltip="Pictures of each person, from left to right, for who looks like whom. Needs faces and "
+                    "face_model.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -213,7 +223,8 @@ class Evaluate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, face_model: Sequence[str | None] = (None,)) -> bool | str:
+    def validate_inputs(cls, face_model: Sequence[str | None] = (None,), people: Any = None) -> bool | str:
+        """``people`` is not looked at; the host hands it on because it is made of several sockets."""
         return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
 
     @classmethod
@@ -228,12 +239,15 @@ class Evaluate(io.ComfyNode):
         face_model: list[str] | None = None,
         faces: list[Faces | None] | None = None,
         report: list[str] | None = None,
+        people: dict[str, list[torch.Tensor]] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
         given = Given(in_colour(one_video(images, "images")), *shared, first(faces))
         figures, missing = measure(given)
-        text, chart = results({THIS: given.images}, {THIS: figures}, missing, compared_by(given), path)
+        wanted = [batches for batches in (people or {}).values() if batches]
+        who = likeness_of_people(given, wanted) if wanted else []
+        text, chart = results({THIS: given.images}, {THIS: figures}, missing, compared_by(given), path, who)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
         shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
         return io.NodeOutput(text, handed_on(chart), *(means.get(name, -1.0) for name in FLOATS), ui=shown)
@@ -312,10 +326,17 @@ class Compare(io.ComfyNode):
 
 
 def results(
-    clips: dict[str, torch.Tensor], figures: dict[str, list[Figure]], missing: list[str], by: str, path: Path | None
+    clips: dict[str, torch.Tensor],
+    figures: dict[str, list[Figure]],
+    missing: list[str],
+    by: str,
+    path: Path | None,
+    who: Sequence[str] = (),
 ) -> tuple[str, torch.Tensor]:
-    """The table in Markdown and the chart of some clips' figures; the report is written where there is a path."""
-    told = as_text(figures, missing, by) + write_report(path, clips, figures, [by, *missing])
+    """The table in Markdown and the chart of some clips' figures; the report is written where there is a path. ``who``
+    are lines about the people in it."""
+    told = "\n".join([as_text(figures, missing, by), *who])
+    told += write_report(path, clips, figures, [by, *who[-1:], *missing])
     return told, plots.figures_chart(figures, core.PAPER)
 
 

@@ -12,6 +12,7 @@ import torch
 from ..vcd_core import evaluate as core
 from ..vcd_core import recognise
 from ..vcd_core.evaluate import Figure
+from ..vcd_core.face.people import people as persons
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file
 from .host.ui import stop_if_asked
@@ -65,11 +66,15 @@ class Given:
         """The embedding of the largest face of each frame, and which frames have one."""
         return self.recogniser.largest(self.images, on_frame=stop_if_asked)
 
+    def embedded(self, batches: list[torch.Tensor]) -> torch.Tensor:
+        """The embeddings [n, d] of the largest face of each of some pictures that has one."""
+        of_each = [self.recogniser.largest(batch.cpu(), on_frame=stop_if_asked)[0] for batch in batches]
+        return torch.cat([found for found in of_each if len(found)] or of_each[:1])
+
     @cached_property
     def face_likeness(self) -> tuple[torch.Tensor, str]:
         """The likeness of each frame's face, NaN where none was found, and what to say where faces are missing."""
-        of_each = [self.recogniser.largest(batch.cpu(), on_frame=stop_if_asked)[0] for batch in self.references]
-        wanted = torch.cat([found for found in of_each if len(found)] or of_each[:1])
+        wanted = self.embedded(self.references)
         for who, embeddings in (("reference pictures", wanted), ("clip", self.found[0])):
             if not len(embeddings):
                 return torch.empty(0), f"no face was found in the {who}"
@@ -271,3 +276,32 @@ def check(given: Given) -> None:
 def compared_by(given: Given) -> str:
     """Which network compared the faces; empty where none did."""
     return "" if given.face_model == NO_MODEL else f"Faces are compared by {given.recogniser.name}."
+
+
+def likeness_of_people(given: Given, people: list[list[torch.Tensor]]) -> list[str]:
+    """Lines in Markdown: how like each tracked person, from left to right, is to each of ``people``, pictures in that
+    order, each a list of batches of any sizes, and whose faces were swapped.
+
+    Raises:
+        ValueError: no tracked faces or no face model.
+    """
+    if given.faces is None or given.face_model == NO_MODEL:
+        raise ValueError("To tell who is who of people, connect faces (Face VCD Track) and choose a face_model.")
+    wanted = [given.embedded(batches) for batches in people]
+    if without := [str(i) for i, found in enumerate(wanted, 1) if not len(found)]:
+        raise ValueError(f"No face was found in the pictures of person {', '.join(without)}.")
+    tracks = given.faces.tracks
+    who = persons(tracks)
+    seen = [
+        [given.recogniser.of_track(given.images, track, on_frame=stop_if_asked)
+         for track, person in zip(tracks, who, strict=True) if person == i]
+        for i in range(max(who, default=-1) + 1)
+    ]  # fmt: skip
+    found = [torch.cat([one for one in parts if len(one)] or parts[:1]) for parts in seen]
+    matrix = recognise.matrix(found, wanted)
+    lines = ["", f"| face likeness | {' | '.join(f'to person {i + 1}' for i in range(len(wanted)))} |"]
+    lines.append("|" + "---|" * (len(wanted) + 1))
+    for i, row in enumerate(matrix.tolist()):
+        lines.append(f"| {i + 1} from the left | {' | '.join(core.as_number(value, '.3f') for value in row)} |")
+    swapped = [f"{i + 1} from the left looks more like person {j + 1}." for i, j in recognise.swaps(matrix)]
+    return [*lines, "", " ".join(swapped) or "Nobody looks more like another's pictures than like their own."]

@@ -19,10 +19,13 @@ from torch.nn import functional as F
 from . import files
 from .face import detect
 from .face.detect import Face
+from .face.track import Track
 
 ALIGNED = 112  # pixels a side of the upright face that these networks take
 # where they expect right eye, left eye, nose, right and left corner of the mouth, as ArcFace (arXiv 1801.07698) does
 LANDMARKS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+_WEAK = 0.4  # the least score of a face that was tracked
+_SAME = 0.3  # the least intersection over union of it and its track's smoothed box
 _FIRST = 8  # layers among which a network that scales its input does so
 OnFrame = Callable[[], object]
 
@@ -55,6 +58,22 @@ class Recogniser:
                 found.append(self.of_face(image, max(faces, key=lambda face: face.box[2] * face.box[3])))
                 which.append(number)
         return torch.stack(found) if found else torch.empty(0, 1), which
+
+    def of_track(
+        self, images: torch.Tensor, track: Track, count: int = 8, on_frame: OnFrame = lambda: None
+    ) -> torch.Tensor:
+        """The embeddings [n, d] of a tracked face in IMAGE [F, H, W, 3], from ``count`` of the frames in which it is
+        seen; fewer where it cannot be told there."""
+        seen = np.flatnonzero(track.seen & ~track.hidden)
+        found = []
+        for i in seen[np.linspace(0, len(seen) - 1, min(count, len(seen))).round().astype(int)]:
+            on_frame()
+            image, place = images[track.start + int(i), ..., :3], tuple(track.boxes[i])
+            (faces,) = detect.detect(image[None], _WEAK)
+            best = max(faces, key=lambda face: detect.iou(face.box, place), default=None)
+            if best is not None and detect.iou(best.box, place) > _SAME:
+                found.append(self.of_face(image, best))
+        return torch.stack(found) if found else torch.empty(0, 1)
 
 
 def load(path: str | Path) -> Recogniser:

@@ -55,7 +55,7 @@ class Report:
             f"<h1>{escape(title)}</h1>",
             f'<div class="row">{clips}</div>',
             self._table(names),
-            f"<ul>{notes}</ul>" if notes else "",
+            f"<p>Not computed, in part, or by what:</p><ul>{notes}</ul>" if notes else "",
             *(self._section(name) for name in names),
             "<p>Intervals are of 95 %, over the frames of these clips; frames that follow each other are alike and "
             "count for fewer. They say nothing of other seeds or people.</p>",
@@ -112,7 +112,9 @@ class Report:
         """A figure's curves along the clips, its changes, and the frames where it is worst."""
         found, changes = self._of(name), self._changes(name)
         curves = {clip: list(enumerate(figure.values.tolist())) for clip, figure in found.items()}
-        parts = [charts.lines({clip: points for clip, points in curves.items() if len(points) > 1}, across="frame")]
+        shown = {clip: points for clip, points in curves.items() if len(points) > 1}
+        ticks = [tick for tick in charts.nice_ticks(0, max(map(len, curves.values()), default=1)) if tick == int(tick)]
+        parts = [charts.lines(shown, across="frame", ticks=ticks)]
         if changes:
             rows = {clip: (change.value, change.low, change.high) for clip, change in changes.items()}
             parts.append(charts.intervals(rows, f"over {next(iter(self.clips))}"))

@@ -368,6 +368,32 @@ def test_a_report_is_written_and_numbered(bench):
     assert len(sorted(folder.glob("report_*.html"))) == len(reports) + 1
 
 
+def test_swapped_people_are_told(measured, pack):
+    """Two people side by side, compared with their pictures in the right order and in the wrong one."""
+    _, someone, other = measured
+    module, track = pack("nodes.measures"), pack("nodes.face").track_faces
+    clip = torch.cat([someone[:6], other[:6]], 2)
+    faces = track(clip, min_length=1)
+    given = module.Given(clip, [], face_model="sface.onnx", faces=faces)
+    right = module.likeness_of_people(given, [[someone[6:7]], [other[6:8], other[8:9, ::2, ::2]]])
+    swapped = module.likeness_of_people(given, [[other[6:7]], [someone[6:7]]])
+    rows = [row.split("|") for row in right if "from the left |" in row]
+    values = [[float(cell) for cell in row[2:4]] for row in rows]
+    assert min(values[0][0], values[1][1]) > 0.5 > 0.4 > max(values[0][1], values[1][0])
+    assert right[-1].startswith("Nobody looks more like another's")
+    assert swapped[-1] == "1 from the left looks more like person 2. 2 from the left looks more like person 1."
+    with pytest.raises(ValueError, match="No face was found in the pictures of person 2"):
+        module.likeness_of_people(given, [[someone[:1]], [torch.zeros(1, 64, 64, 3)]])
+
+
+def test_people_need_tracked_faces_and_a_face_model(bench):
+    graph = bench.graph()
+    images = clips(graph)
+    one = graph.ImageFromBatch(image=images, batch_index=0, length=1)
+    with pytest.raises(QueueError, match="connect faces"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=images, **{"people.person0": one}))
+
+
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out"])
 def test_a_report_stays_in_the_output_folder(bench, name):
     graph = bench.graph()
