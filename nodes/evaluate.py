@@ -20,8 +20,8 @@ from ..vcd_core.report import Report
 from .host.files import model_files, numbered_output, refusal
 from .host.memory import handed_on
 from .host.ui import Progress, ui_text
-from .inputs import CATEGORY, FacesType
-from .measures import FACE_MODELS, NO_MODEL, Given, compared_by, likeness_of_people, measure
+from .inputs import CATEGORY, FacesType, InterpolationType
+from .measures import AESTHETIC_MODELS, FACE_MODELS, NO_MODEL, Given, compared_by, likeness_of_people, measure
 
 EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
 ALIASES = [
@@ -139,6 +139,28 @@ def report_input() -> io.String.Input:
     )
 
 
+def model_inputs() -> list[io.Input]:
+    """Models of single figures."""
+    return [
+        io.Combo.Input(
+            "aesthetic_model",
+            options=[NO_MODEL, *model_files(AESTHETIC_MODELS)],
+            default=NO_MODEL,
+            optional=True,
+            tooltip="LAION's linear aesthetic predictor for ViT-L/14 in models/aesthetic, for aesthetic quality.",
+        ),
+        InterpolationType.Input(
+            "interpolation", optional=True, tooltip="FILM or RIFE ('Load Frame Interpolation Model'), for motion "
+            "smoothness.",
+        ),
+    ]  # fmt: skip
+
+
+def more_models(aesthetic_model: list[str] | None, interpolation: list[Any] | None) -> dict[str, Any]:
+    """The values of :func:`model_inputs` as ``Given`` takes them."""
+    return {"aesthetic_model": first(aesthetic_model) or NO_MODEL, "interpolation": first(interpolation)}
+
+
 def report_path(report: list[str] | None) -> Path | None:
     """Where the report goes, without an ending; None where no name was written. Bad names are refused."""
     name = (first(report) or "").strip()
@@ -204,6 +226,7 @@ class Evaluate(io.ComfyNode):
                     "faces", optional=True, tooltip="From Face VCD Track: sharpness and flicker of the face region too."
                 ),
                 report_input(),
+                *model_inputs(),
                 io.Autogrow.Input(
                     "people",
                     template=people,
@@ -223,9 +246,14 @@ class Evaluate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, face_model: Sequence[str | None] = (None,), people: Any = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        face_model: Sequence[str | None] = (None,),
+        aesthetic_model: Sequence[str | None] = (None,),
+        people: Any = None,
+    ) -> bool | str:
         """``people`` is not looked at; the host hands it on because it is made of several sockets."""
-        return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
+        return refusal({FACE_MODELS: face_model[0], AESTHETIC_MODELS: aesthetic_model[0]}, (NO_MODEL,))
 
     @classmethod
     def execute(
@@ -240,10 +268,13 @@ class Evaluate(io.ComfyNode):
         faces: list[Faces | None] | None = None,
         report: list[str] | None = None,
         people: dict[str, list[torch.Tensor]] | None = None,
+        aesthetic_model: list[str] | None = None,
+        interpolation: list[Any] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
-        given = Given(in_colour(one_video(images, "images")), *shared, first(faces))
+        models = more_models(aesthetic_model, interpolation)
+        given = Given(in_colour(one_video(images, "images")), *shared, first(faces), **models)
         figures, missing = measure(given)
         wanted = [batches for batches in (people or {}).values() if batches]
         who = likeness_of_people(given, wanted) if wanted else []
@@ -281,6 +312,7 @@ class Compare(io.ComfyNode):
                 *shared_inputs(),
                 io.Autogrow.Input("clips", template=clips, tooltip="The clips, as many as you connect."),
                 report_input(),
+                *model_inputs(),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -289,9 +321,14 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, face_model: Sequence[str | None] = (None,), clips: Any = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        face_model: Sequence[str | None] = (None,),
+        aesthetic_model: Sequence[str | None] = (None,),
+        clips: Any = None,
+    ) -> bool | str:
         """``clips`` is not looked at; the host hands it on because it is made of several sockets."""
-        return refusal({FACE_MODELS: face_model[0]}, (NO_MODEL,))
+        return refusal({FACE_MODELS: face_model[0], AESTHETIC_MODELS: aesthetic_model[0]}, (NO_MODEL,))
 
     @classmethod
     def execute(
@@ -305,18 +342,21 @@ class Compare(io.ComfyNode):
         prompt: list[str] | None = None,
         face_model: list[str] | None = None,
         report: list[str] | None = None,
+        aesthetic_model: list[str] | None = None,
+        interpolation: list[Any] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
         given = [in_colour(one_video(batches, name)) for name, batches in clips.items() if batches]
         named = named_videos(names[0], given)
         check_sizes(named)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
+        models = more_models(aesthetic_model, interpolation)
         progress = Progress(len(named))
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}
         by = ""
         for name, images in named.items():
-            one = Given(images, *shared)
+            one = Given(images, *shared, **models)
             figures[name], lacking = measure(one)
             by = compared_by(one)
             missing |= dict.fromkeys(lacking)

@@ -18,6 +18,7 @@ IdType = io.Custom("VCD_ID")
 FacesType = io.Custom("VCD_FACES")
 CropType = io.Custom("VCD_CROP")
 BoxesType = io.Custom("BOUNDING_BOX")
+InterpolationType = io.Custom("INTERP_MODEL")
 
 
 def gamma_input(default: float = 0.1, advanced: bool = False) -> io.Float.Input:

@@ -16,11 +16,14 @@ from ..vcd_core.face.people import people as persons
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file
 from .host.ui import stop_if_asked
-from .host.vision import embed_images, embed_text, vision_kind
+from .host.vision import embed_images, embed_text, frames_between, vision_kind
 
 FACE_MODELS = "face_embedding"
 NO_MODEL = "none"
 
+AESTHETIC_MODELS = "aesthetic"
+
+add_model_folder(AESTHETIC_MODELS, "aesthetic", {".pth", ".pt", ".safetensors"})
 add_model_folder(FACE_MODELS, "face_embedding", {".onnx", ".pth", ".pt", ".safetensors"})
 
 
@@ -36,6 +39,8 @@ class Given:
     prompt: str = ""
     face_model: str = NO_MODEL
     faces: Faces | None = None
+    aesthetic_model: str = NO_MODEL
+    interpolation: Any = None
 
     @cached_property
     def seen(self) -> torch.Tensor:
@@ -92,6 +97,11 @@ class Given:
         values = recognise.within(self.found[0])
         return self.in_their_frames(values) if len(values) else values
 
+    @property
+    def aesthetic_file(self) -> str:
+        """The path of the file in ``aesthetic_model``."""
+        return model_file(AESTHETIC_MODELS, self.aesthetic_model)
+
     def in_their_frames(self, values: torch.Tensor) -> torch.Tensor:
         """A value for each frame, of those for the frames with a face."""
         out = torch.full((len(self.images),), float("nan"))
@@ -133,6 +143,8 @@ NEEDS: dict[str, Callable[[Given], bool]] = {
     "a face model": lambda given: given.face_model != NO_MODEL,
     "tracked faces or a face model": lambda given: given.faces is not None or given.face_model != NO_MODEL,
     "references and a face model": lambda given: bool(given.references) and given.face_model != NO_MODEL,
+    "an aesthetic model": lambda given: given.aesthetic_model != NO_MODEL,
+    "an interpolation model": lambda given: given.interpolation is not None,
     "a frame with a tracked face": lambda given: bool(given.with_face),
     "three frames in a row with a tracked face": lambda given: bool(given.between_faces),
 }
@@ -209,6 +221,18 @@ MEASURES = (
         lambda given: core.subject_consistency(given.seen_by_dino),
     ),
     Measure(
+        "motion smoothness",
+        "1 - difference",
+        ("an interpolation model", "more than two frames"),
+        lambda given: core.motion_smoothness(given.images, frames_between(given.interpolation, given.images)),
+    ),
+    Measure(
+        "aesthetic quality",
+        "tenths",
+        ("an aesthetic model", "clip vision"),
+        lambda given: core.aesthetic_score(given.seen, given.aesthetic_file),
+    ),
+    Measure(
         "face likeness within the clip",
         "cosine",
         ("a face model", "more than one frame"),
@@ -271,6 +295,8 @@ def check(given: Given) -> None:
         given.faces.check(given.images)
     if NEEDS["a face model"](given):
         _ = given.recogniser  # reads the file
+    if NEEDS["an aesthetic model"](given) and given.clip_vision is not None:
+        core.aesthetic_score(embed_images(given.clip_vision, given.images[:1]), given.aesthetic_file)
 
 
 def compared_by(given: Given) -> str:

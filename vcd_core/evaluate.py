@@ -10,10 +10,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from . import files
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
 PAPER = {
@@ -120,6 +123,45 @@ def subject_consistency(frames: torch.Tensor) -> torch.Tensor:
     unit = F.normalize(frames.float(), dim=-1)
     to_first, to_last = unit[1:] @ unit[0], (unit[1:] * unit[:-1]).sum(-1)
     return (to_first.clamp(min=0) + to_last.clamp(min=0)) / 2
+
+
+def motion_smoothness(images: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
+    """VBench's motion smoothness (arXiv 2311.17982, sec. 3.2): how like every other frame is to what is interpolated
+    between its neighbours, 1 minus the mean difference, [n].
+
+    Args:
+        images: IMAGE [F, H, W, 3] in 0..1.
+        between: what an interpolation model draws between frames 0, 2, 4, ..., [(F - 1) // 2, H, W, 3].
+
+    Example:
+        >>> ramp = torch.linspace(0, 1, 5).view(5, 1, 1, 1)
+        >>> motion_smoothness(ramp, (ramp[0:4:2] + ramp[2::2]) / 2).tolist()
+        [1.0, 1.0]
+    """
+    _more_than(images, 2, "Motion smoothness")
+    return torch.stack([1 - (a - b.to(a)).abs().mean() for a, b in zip(images[1:-1:2], between, strict=True)])
+
+
+def aesthetic_score(frames: torch.Tensor, path: str | Path) -> torch.Tensor:
+    """VBench's aesthetic quality: LAION's linear predictor over CLIP ViT-L/14 embeddings [F, 768], over 10, [F].
+
+    Args:
+        frames: the embeddings; they need not be normalised.
+        path: the predictor's weights, ``sa_0_4_vit_l_14_linear.pth`` of LAION's aesthetic-predictor.
+
+    Raises:
+        ValueError: another file, or embeddings of another CLIP.
+    """
+    path = Path(path)
+    state, _ = files.read(path, "an aesthetic predictor")
+    if not isinstance(state, dict) or set(state) != {"weight", "bias"} or state["weight"].ndim != 2:
+        raise ValueError(f"{path.name} is no linear aesthetic predictor; expected LAION's, a weight and a bias.")
+    if state["weight"].shape[1] != frames.shape[1]:
+        raise ValueError(
+            f"{path.name} is for embeddings {state['weight'].shape[1]} wide and clip_vision gives {frames.shape[1]}: "
+            "connect the CLIP that it was made for (ViT-L/14)."
+        )
+    return F.linear(F.normalize(frames.float(), dim=-1), state["weight"].float(), state["bias"].float())[:, 0] / 10
 
 
 def dynamics(images: torch.Tensor, side: int = 256, on_frame: OnFrame = nothing) -> torch.Tensor:

@@ -30,6 +30,15 @@ def embed_images(clip_vision: Any, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def frames_between(interpolation: Any, images: torch.Tensor) -> torch.Tensor:
+    """What an interpolation model of the host (INTERP_MODEL: FILM, RIFE) draws half way between the frames 0, 2, 4, ...
+    of IMAGE [F, H, W, 3], [(F - 1) // 2, H, W, 3]."""
+    from comfy_extras.nodes_frame_interpolation import FrameInterpolate
+
+    stop_if_asked()
+    return FrameInterpolate.execute(interpolation, images[::2], 2).args[0][1::2].float().cpu()
+
+
 def vision_kind(clip_vision: Any) -> str:
     """What kind of model a CLIP_VISION is, in the host's words; "dinov2" for DINOv2."""
     return str(getattr(clip_vision, "model_type", "unknown"))

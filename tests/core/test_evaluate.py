@@ -27,6 +27,33 @@ def test_likeness_is_the_mean_over_all_pairs():
     assert torch.allclose(core.to_references(frames * 9, references), core.to_references(frames, references), atol=1e-6)
 
 
+def test_subject_consistency_and_smoothness_are_vbenchs():
+    """Both as VBench's own code goes about them: frame by frame, on pictures of 0..255."""
+    g = torch.Generator().manual_seed(4)
+    frames = torch.randn(6, 9, generator=g)
+    cosine = lambda a, b: max(0.0, float(torch.cosine_similarity(a, b, dim=0)))  # noqa: E731
+    expected = [(cosine(frames[i - 1], frames[i]) + cosine(frames[0], frames[i])) / 2 for i in range(1, 6)]
+    assert core.subject_consistency(frames).tolist() == pytest.approx(expected, abs=1e-6)
+    for count in (7, 8):
+        images, between = torch.rand(count, 5, 4, 3, generator=g), torch.rand(3, 5, 4, 3, generator=g)
+        scores = [float((images[2 * i + 1] * 255 - between[i] * 255).abs().mean()) for i in range(3)]
+        found = core.motion_smoothness(images, between)
+        assert found.tolist() == pytest.approx([(255 - score) / 255 for score in scores], abs=1e-6)
+
+
+def test_the_aesthetic_predictor_is_linear_over_unit_embeddings(tmp_path):
+    head = torch.nn.Linear(12, 1)
+    torch.save(head.state_dict(), tmp_path / "linear.pth")
+    frames = torch.randn(4, 12) * 7
+    expected = head(frames / frames.norm(dim=1, keepdim=True))[:, 0] / 10
+    assert torch.allclose(core.aesthetic_score(frames, tmp_path / "linear.pth"), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="12 wide and clip_vision gives 8"):
+        core.aesthetic_score(torch.ones(1, 8), tmp_path / "linear.pth")
+    torch.save({"layers.0.weight": torch.ones(1, 2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is no linear aesthetic predictor"):
+        core.aesthetic_score(frames, tmp_path / "other.pth")
+
+
 def test_consistency_and_dynamics_tell_still_from_moving():
     still, slow, fast = (float(core.dynamics(moving(step)).mean()) for step in (0, 1, 3))
     assert still < 0.01

@@ -368,6 +368,42 @@ def test_a_report_is_written_and_numbered(bench):
     assert len(sorted(folder.glob("report_*.html"))) == len(reports) + 1
 
 
+@torch.inference_mode()
+def test_motion_smoothness_is_measured_by_the_hosts_interpolation(pack):
+    module = pack("nodes.measures")
+    models = pytest.importorskip("comfy_extras.frame_interpolation_models.ifnet", reason="this host has none")
+    import comfy.model_patcher
+    from comfy_extras.nodes_frame_interpolation import FrameInterpolate
+
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    model = comfy.model_patcher.CoreModelPatcher(models.IFNet().eval(), load_device=device, offload_device=device)
+    for parameter in model.model.parameters():
+        parameter.data.normal_(0, 0.02)
+    images = torch.rand(6, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    given = module.Given(images, [], interpolation=model)
+    figures, notes = module.measure(given)
+    (found,) = (figure.values for figure in figures if figure.name == "motion smoothness")
+    middles = [FrameInterpolate.execute(model, images[[i, i + 2]], 2).args[0][1] for i in (0, 2)]
+    expected = [1 - float((images[i] - middle).abs().mean()) for i, middle in zip((1, 3), middles, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert "aesthetic quality: needs an aesthetic model and clip vision" in notes
+
+
+def test_aesthetic_quality_takes_a_file_of_the_models_folder(bench):
+    folder = bench.server.host.base / "models" / "aesthetic"
+    folder.mkdir(exist_ok=True)
+    for name, width in (("right", 64), ("wrong", 32)):
+        torch.save({"weight": torch.ones(1, width), "bias": torch.tensor([4.0])}, folder / f"{name}.pth")
+    graph = bench.graph()
+    images, vision = clips(graph), graph.VCDTest_Vision(kind="clip", width=64)
+    node = graph.VCD_Evaluate(images=images, clip_vision=vision, aesthetic_model="right.pth")
+    (value,) = figures(bench.tensors(graph, node))["aesthetic quality"]
+    assert 0 < value < 1.3  # 4 and at most the root of 64 more, in tenths
+    with pytest.raises(QueueError, match=r"wrong\.pth is for embeddings 32 wide and clip_vision gives 64"):
+        bench.tensors(graph, graph.VCD_Evaluate(images=images, clip_vision=vision, aesthetic_model="wrong.pth"))
+
+
 def test_swapped_people_are_told(measured, pack):
     """Two people side by side, compared with their pictures in the right order and in the wrong one."""
     _, someone, other = measured
