@@ -4,6 +4,7 @@
     python run.py test      everything that CI runs
     python run.py serve     leave the server up, to open in a browser
     python run.py bench     the figures that the README quotes
+    python run.py farm      a study of many graphs on many machines (STUDY.yaml, or --help)
 
 A ComfyUI is set up in .host/ on the first run (about 3 GB), or give the folder of yours with --comfy DIR.
 Python 3.11 or newer and pip are all that is needed.
@@ -26,8 +27,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["demo", "test", "serve", "bench", "train-tiny"])
-    parser.add_argument("what", nargs="*", help="bench: which benchmark; test: arguments for pytest")
+    parser.add_argument("command", choices=["demo", "test", "serve", "bench", "farm", "train-tiny"])
+    parser.add_argument("what", nargs="*", help="bench: which benchmark; farm: the study; test: arguments for pytest")
     parser.add_argument("--comfy", metavar="DIR", help="use the ComfyUI in this folder")
     parser.add_argument("--host-version", default=host.NEWEST, choices=list(host.PINS), help="the ComfyUI to set up")
     parser.add_argument(
@@ -36,7 +37,12 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="serve: the port (a free one by default)")
     arguments, rest = parser.parse_known_args()
     try:
-        prepared = host.prepare(arguments.comfy, arguments.host_version, for_tests=arguments.command == "test")
+        prepared = host.prepare(
+            arguments.comfy,
+            arguments.host_version,
+            for_tests=arguments.command == "test",
+            for_farm=arguments.command == "farm",
+        )
         if arguments.command == "test" and not arguments.comfy:
             host.prepare(None, host.OLDEST)
     except host.SetUpError as error:
@@ -50,6 +56,7 @@ def main() -> int:
         "VCD_FRONT_END": str(prepared.front_end or ""),
         "VCD_ADE": str(arguments.ade or ""),
         "VCD_PORT": str(arguments.port),
+        "VCD_FROM": os.getcwd(),
     }
     module = f"dev.{arguments.command.replace('-', '_')}"
     start = f"import sys, runpy; sys.path.insert(0, {ROOT!r}); "

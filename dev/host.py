@@ -65,11 +65,14 @@ def step(what: str, usually: str = "") -> None:
     print(f"== {what}" + (f" (usually {usually})" if usually else ""), flush=True)
 
 
-def prepare(comfy: str | None, version: str = NEWEST, for_tests: bool = False) -> Host:
-    """The host to use: ``comfy`` (a ComfyUI folder) or the pinned ``version`` under ``.host/``."""
+def prepare(comfy: str | None, version: str = NEWEST, for_tests: bool = False, for_farm: bool = False) -> Host:
+    """The host to use: ``comfy`` (a ComfyUI folder) or the pinned ``version`` under ``.host/``, with the tools of the
+    tests or of the farm."""
     host = _given(Path(comfy).expanduser().resolve()) if comfy else _pinned(version)
     if for_tests:
         _pip_once(host.python, "dev", ["-r", str(ROOT / "dev" / "requirements.txt")], "the tools of the tests", "20 s")
+    if for_farm:
+        _pip_once(host.python, "farm", ["-r", str(ROOT / "requirements-farm.txt")], "Ray", "20 s")
     return with_pack(host)
 
 

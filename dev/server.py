@@ -51,14 +51,22 @@ class Server:
     """
 
     def __init__(
-        self, host: Host, *, port: int = 0, arguments: tuple[str, ...] = (), python: str | None = None
+        self,
+        host: Host,
+        *,
+        port: int = 0,
+        arguments: tuple[str, ...] = (),
+        python: str | None = None,
+        outlives: bool = True,
     ) -> None:
+        """``outlives`` off: on Linux the server ends with this process, even where that is killed."""
         self.host, self.arguments = host, arguments
         self.python = python or sys.executable
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = HOST / "logs" / f"server-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.first = None if outlives or platform.system() != "Linux" else _end_with_parent
 
     def __enter__(self) -> Server:
         self.start()
@@ -85,8 +93,9 @@ class Server:
             environment["PYTHONPATH"] = str(self.host.front_end)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, cwd=self.host.comfy, env=environment
-            )
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=self.host.comfy, env=environment,
+                preexec_fn=self.first,
+            )  # fmt: skip
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -223,6 +232,13 @@ def taken(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this process when the thread that started it ends."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _torch_has_device(python: str) -> bool:

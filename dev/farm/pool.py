@@ -1,0 +1,93 @@
+"""Workers on a Ray cluster: each an actor that holds one ComfyUI."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+
+from ..host import ROOT
+from ..server import host_from_environment
+from .worker import Worker, message_of
+
+ENVIRONMENT = ("VCD_COMFY", "VCD_BASE", "VCD_FRONT_END", "OMP_NUM_THREADS")
+
+
+class Actor:
+    """A worker in a process of its own, on whichever machine Ray finds room; its ComfyUI ends with it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        self.worker = Worker(host_from_environment())
+
+    def do(self, prompt: dict[str, Any]) -> tuple[str, Any]:
+        """A job: "done" with figures and files, or "failed" with the node's message."""
+        try:
+            return "done", self.worker.do(prompt)
+        except Exception as error:  # whatever it is, the next job may do better
+            if self.worker.server.process is None or self.worker.server.process.poll() is not None:
+                os._exit(1)  # without its ComfyUI it is of no use: Ray tells the driver that it is lost
+            return "failed", message_of(error)
+
+    def nodes(self) -> dict[str, Any]:
+        """Which nodes and widgets its ComfyUI has."""
+        return self.worker.nodes()
+
+    def process(self) -> int:
+        """The number of its process on its machine."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Stop its ComfyUI."""
+        self.worker.stop()
+
+
+class RayPool:
+    """As many workers as asked for; one that is lost is replaced.
+
+    Args:
+        workers: how many; 0 for one for each GPU of the cluster, or one for each two cores where it has none.
+        address: of a cluster that runs (``ray://...``); None starts one on this machine.
+    """
+
+    def __init__(self, workers: int = 0, address: str | None = None) -> None:
+        ray.init(address, runtime_env={"working_dir": None} if address is None else {}, log_to_driver=False,
+                 include_dashboard=False, ignore_reinit_error=True)  # fmt: skip
+        resources = ray.cluster_resources()
+        self.gpus = int(resources.get("GPU", 0))
+        self.workers = workers or self.gpus or max(1, int(resources.get("CPU", 2)) // 2)
+        self.environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.actors = [self._new() for _ in range(self.workers)]
+        self.running: dict[Any, tuple[int, int]] = {}
+
+    def nodes(self) -> dict[str, Any]:
+        """Which nodes and widgets the workers' ComfyUI has."""
+        found: dict[str, Any] = ray.get(self.actors[0].nodes.remote())
+        return found
+
+    def start(self, worker: int, number: int, prompt: dict[str, Any]) -> None:
+        self.running[self.actors[worker].do.remote(prompt)] = worker, number
+
+    def next(self) -> tuple[int, int, str, Any]:
+        (ready, *_), _ = ray.wait(list(self.running), num_returns=1)
+        worker, number = self.running.pop(ready)
+        try:
+            how, what = ray.get(ready)
+            return worker, number, how, what
+        except ray.exceptions.RayError as error:
+            self.running = {one: at for one, at in self.running.items() if at[0] != worker}
+            self.actors[worker] = self._new()
+            return worker, number, "lost", str(error).splitlines()[0]
+
+    def close(self) -> None:
+        """Stop the workers and let go of the cluster."""
+        ray.wait([actor.stop.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
+        ray.shutdown()
+
+    def _new(self) -> Any:
+        options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
+        remote: Any = ray.remote  # its types know no options that are made at run time
+        actor = remote(max_concurrency=1, max_restarts=0, **options)(Actor)
+        return actor.options(runtime_env={"env_vars": self.environment}).remote(self.environment)

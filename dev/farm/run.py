@@ -1,0 +1,127 @@
+"""Run a study: its jobs over workers, its results into a folder, again where it was cut off.
+
+Each finished job is a folder, written beside and renamed, so that what is there is whole.  A study that is run again
+does only what is missing; ``figures.json`` holds what all jobs found, and is the same bytes however often, and on
+however many workers, it came about.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from .schedule import Schedule
+from .study import Job
+from .worker import File
+
+RESULT = "result.json"
+
+
+class Pool(Protocol):
+    """Workers that can be asked: a farm's, or stand-ins in tests."""
+
+    workers: int
+
+    def start(self, worker: int, number: int, prompt: dict[str, Any]) -> None:
+        """Let a worker begin a job, behind the one it has."""
+
+    def next(self) -> tuple[int, int, str, Any]:
+        """Wait for a worker: which, the job's number, and "done" with figures and files, "failed" with a message, or
+        "lost" with the worker itself, which is then a new one."""
+
+
+def results_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What finished jobs of a folder found, by key."""
+    found = {}
+    for path in folder.glob(f"jobs/*/{RESULT}"):
+        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object] = print, ahead: int = 2) -> list[str]:
+    """Do the jobs that the folder does not have yet.
+
+    Args:
+        ahead: how many jobs a worker is given at once, so that it need not wait for the next.
+
+    Returns:
+        What failed: for each such job a line with its values and the reason.
+    """
+    (folder / "jobs").mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("jobs/.*"):
+        shutil.rmtree(left)
+    have = results_of(folder).keys()
+    by_number = {job.number: job for job in jobs}
+    first = {job.key: job for job in reversed(jobs)}  # jobs of one graph are done once
+    todo = [job for job in jobs if first[job.key] is job and job.key not in have]
+    schedule = Schedule([(job.number, job.models) for job in todo])
+    failed: dict[str, str] = {}
+    started, finished = time.monotonic(), 0
+
+    def feed(worker: int) -> None:
+        while len(schedule.running.get(worker, ())) < ahead and (number := schedule.take(worker)) is not None:
+            pool.start(worker, number, by_number[number].prompt)
+
+    for worker in range(pool.workers):
+        feed(worker)
+    while schedule.left:
+        worker, number, how, what = pool.next()
+        if how == "lost":
+            for gone in schedule.lost(worker):
+                failed[by_number[gone].key] = f"its worker was lost {schedule.losses[gone]} times: {what}"
+        else:
+            schedule.done(worker, number)
+            finished += 1
+            if how == "done":
+                keep(folder, by_number[number], *what)
+            else:
+                failed[by_number[number].key] = str(what)
+        for one in range(pool.workers):
+            feed(one)
+        tell(
+            _progress(len(have) + finished, len(have) + len(todo), schedule.left, finished, time.monotonic() - started)
+        )
+    write_figures(jobs, folder)
+    return [f"{_values(job)}: {failed[job.key]}" for job in jobs if job.key in failed]
+
+
+def keep(folder: Path, job: Job, figures: dict[str, Any], files: list[File]) -> None:
+    """Put a job's files and figures into the folder, whole or not at all."""
+    beside = folder / "jobs" / f".{job.key}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for name, content in files:
+        path = beside / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    _write(beside / RESULT, {"values": job.values, "figures": figures, "files": sorted(name for name, _ in files)})
+    beside.replace(folder / "jobs" / job.key)
+
+
+def write_figures(jobs: list[Job], folder: Path) -> None:
+    """Write what all finished jobs found, in the study's order."""
+    found = results_of(folder)
+    rows = [
+        {"job": job.key, "values": job.values, "figures": found[job.key]["figures"], "files": found[job.key]["files"]}
+        for job in jobs
+        if job.key in found
+    ]
+    _write(folder / "figures.json.part", rows)
+    (folder / "figures.json.part").replace(folder / "figures.json")
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _values(job: Job) -> str:
+    return ", ".join(f"{name} {value}" for name, value in job.values.items()) or f"job {job.number}"
+
+
+def _progress(done: int, of: int, left: int, finished: int, seconds: float) -> str:
+    rest = f", about {seconds / finished * left:.0f} s left" if finished and left else ""
+    return f"{done} of {of}{rest}"

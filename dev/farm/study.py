@@ -1,0 +1,237 @@
+"""A study: a graph, and what varies over it.  Read from YAML, and refused with the line where something is not there.
+
+    graph: workflows/05_face_refine_tiny.json     # a bundled graph or a file, in either of ComfyUI's two forms
+    vary:                                         # every combination of these
+      framing: {set: VCD Tiny Clip.framing, to: [close-up, medium]}
+      seed: {set: [Face VCD Crop-Refine-Paste.seed, "4.seed"], to: [1, 2, 3]}
+    rows:                                         # and each of these, once
+      set: {person: VCD ID Loader.file, words: VCD ID Text Encode.text}
+      to:
+        - {person: ada.safetensors, words: "V* on the beach"}
+        - {person: bob.safetensors, words: "V* in the snow"}
+
+A place is a node and its widget: the node by its id, its title or its name, which must mean one node.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Prompt = dict[str, Any]
+KEYS = {"graph", "vary", "rows"}
+
+
+class StudyError(ValueError):
+    """Something in a study that is not there or makes no sense; the message has file and line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One graph of a study.
+
+    Attributes:
+        number: its place in the study.
+        values: what varies, by name.
+        prompt: the graph in API form.
+    """
+
+    number: int
+    values: dict[str, Any]
+    prompt: Prompt
+
+    @property
+    def key(self) -> str:
+        """What names the job's results: the same graph has the same, whatever else the study holds."""
+        return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def models(self) -> str:
+        """Which files its loaders load: jobs alike in this are best done by the same worker."""
+        texts = sorted(
+            value
+            for node in self.prompt.values()
+            for value in node["inputs"].values()
+            if isinstance(value, str) and value.lower().endswith((".safetensors", ".ckpt", ".pt", ".pth", ".gguf"))
+        )
+        return "\n".join(texts)
+
+
+class _Lines:
+    """Where each part of a YAML file stands."""
+
+    def __init__(self, path: Path, root: yaml.Node) -> None:
+        self.path, self.at = path, dict[tuple[Any, ...], int]()
+        self._walk(root, ())
+
+    def _walk(self, node: yaml.Node, place: tuple[Any, ...]) -> None:
+        self.at[place] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self._walk(value, (*place, key.value))
+                self.at[(*place, key.value)] = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                self._walk(value, (*place, i))
+
+    def error(self, message: str, *place: Any) -> StudyError:
+        while place not in self.at:
+            place = place[:-1]
+        return StudyError(f"{self.path.name}, line {self.at[place]}: {message}")
+
+
+def read(path: Path, to_api: Any, object_info: dict[str, Any]) -> list[Job]:
+    """The jobs of a study.
+
+    Args:
+        to_api: turns a graph as the page saves it into API form, given ``object_info``.
+        object_info: which nodes and widgets the host has.
+
+    Raises:
+        StudyError: what is not there, with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path.name} cannot be read as YAML: {error}") from error
+    if root is None or not isinstance(data, dict):
+        raise StudyError(f"{path.name} holds no study; expected 'graph' and 'vary' or 'rows'.")
+    lines = _Lines(path, root)
+    if unknown := set(data) - KEYS:
+        name = sorted(map(str, unknown))[0]
+        raise lines.error(f"'{name}' means nothing here; a study has {', '.join(sorted(KEYS))}.", name)
+    prompt = _graph(data, path, lines, to_api, object_info)
+    axes = _axes(data.get("vary"), prompt, object_info, lines)
+    axes.append(_rows(data.get("rows"), prompt, object_info, lines))
+    jobs = []
+    for number, chosen in enumerate(itertools.product(*axes)):
+        made, values = copy.deepcopy(prompt), dict[str, Any]()
+        for named, places in chosen:
+            values |= named
+            for (node, widget), value in places.items():
+                made[node]["inputs"][widget] = value
+        jobs.append(Job(number, values, made))
+    return jobs
+
+
+Setting = tuple[dict[str, Any], dict[tuple[str, str], Any]]  # values by name, and by node and widget
+
+
+def _graph(data: dict[str, Any], path: Path, lines: _Lines, to_api: Any, object_info: dict[str, Any]) -> Prompt:
+    """The study's graph in API form."""
+    if not isinstance(data.get("graph"), str):
+        raise lines.error("'graph' is missing: the file of a graph, beside the study or a bundled one.")
+    root = Path(__file__).resolve().parents[2]
+    file = next((place / data["graph"] for place in (path.parent, root) if (place / data["graph"]).is_file()), None)
+    if file is None:
+        raise lines.error(
+            f"the graph {data['graph']} is not there, neither beside the study nor among the bundled.", "graph"
+        )
+    try:
+        graph = json.loads(file.read_text(encoding="utf-8"))
+        prompt: Prompt = to_api(graph, object_info) if "nodes" in graph else graph
+        kinds = {key: node["class_type"] for key, node in prompt.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise lines.error(f"{data['graph']} is no graph of ComfyUI: {error}", "graph") from error
+    if absent := sorted(set(kinds.values()) - set(object_info)):
+        raise lines.error(f"the graph has nodes that this ComfyUI does not: {', '.join(absent)}.", "graph")
+    return prompt
+
+
+def _axes(vary: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines) -> list[list[Setting]]:
+    axes = []
+    if vary is not None and not isinstance(vary, dict):
+        raise lines.error("'vary' is no mapping of names.", "vary")
+    for name, axis in (vary or {}).items():
+        if (
+            not isinstance(axis, dict)
+            or set(axis) != {"set", "to"}
+            or not isinstance(axis["to"], list)
+            or not axis["to"]
+        ):
+            raise lines.error(f"'{name}' needs 'set', a node's widget, and 'to', a list of values.", "vary", name)
+        given = axis["set"] if isinstance(axis["set"], list) else [axis["set"]]
+        places = [_place(one, prompt, object_info, lines, "vary", name, "set") for one in given]
+        for i, value in enumerate(axis["to"]):
+            for place in places:
+                _check(value, place, prompt, object_info, lines, "vary", name, "to", i)
+        axes.append([({name: value}, dict.fromkeys(places, value)) for value in axis["to"]])
+    return axes
+
+
+def _rows(rows: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines) -> list[Setting]:
+    if rows is None:
+        return [({}, {})]
+    if not isinstance(rows, dict) or set(rows) != {"set", "to"} or not isinstance(rows["set"], dict):
+        raise lines.error("'rows' needs 'set', a widget for each column, and 'to', a list of rows.", "rows")
+    places = {
+        column: _place(one, prompt, object_info, lines, "rows", "set", column) for column, one in rows["set"].items()
+    }
+    found = []
+    for i, row in enumerate(rows["to"] or []):
+        if not isinstance(row, dict) or set(row) != set(places):
+            raise lines.error(f"a row needs {', '.join(places)}, and nothing else.", "rows", "to", i)
+        for column, value in row.items():
+            _check(value, places[column], prompt, object_info, lines, "rows", "to", i, column)
+        found.append((dict(row), {places[column]: value for column, value in row.items()}))
+    if not found:
+        raise lines.error("'rows' has no rows.", "rows")
+    return found
+
+
+def _place(text: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines, *where: Any) -> tuple[str, str]:
+    """The node and the widget that a text means."""
+    node, dot, widget = str(text).rpartition(".")
+    if not dot:
+        raise lines.error(f"'{text}' names no widget; expected node.widget.", *where)
+    found = [key for key, one in prompt.items() if node in (key, *_names(one, object_info))]
+    if len(found) != 1:
+        known = sorted({_names(one, object_info)[-1] for one in prompt.values()})
+        many = f"{len(found)} nodes, {', '.join(found)}; write its id" if found else f"no node of {', '.join(known)}"
+        raise lines.error(f"'{node}' means {many}.", *where)
+    widgets = _inputs(prompt[found[0]], object_info)
+    if widget not in widgets:
+        raise lines.error(f"{node} has no widget '{widget}'; it has {', '.join(widgets)}.", *where)
+    return found[0], widget
+
+
+def _names(node: dict[str, Any], object_info: dict[str, Any]) -> tuple[str, ...]:
+    """What a node may be called: its title, its class and its class' name."""
+    title = node.get("_meta", {}).get("title", "")
+    return title, node["class_type"], object_info[node["class_type"]].get("display_name", "")
+
+
+def _inputs(node: dict[str, Any], object_info: dict[str, Any]) -> dict[str, list[Any]]:
+    groups = object_info[node["class_type"]]["input"]
+    return {name: spec for group in ("required", "optional") for name, spec in groups.get(group, {}).items()}
+
+
+def _check(
+    value: Any, place: tuple[str, str], prompt: Prompt, object_info: dict[str, Any], lines: _Lines, *where: Any
+) -> None:
+    """Raise for a value that the widget cannot have: a file or choice that is not there, a text for a number."""
+    node, widget = place
+    spec = _inputs(prompt[node], object_info)[widget]
+    kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
+    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    if choices is not None and value not in choices:
+        shown = ", ".join(map(str, choices[:8])) + (", ..." if len(choices) > 8 else "")
+        raise lines.error(f"{widget} cannot be {value!r}; there are {shown}.", *where)
+    numeric = kind in ("INT", "FLOAT")
+    if numeric and (isinstance(value, bool) or not isinstance(value, int if kind == "INT" else (int, float))):
+        raise lines.error(f"{widget} cannot be {value!r}; expected a number.", *where)
+    if numeric and not options.get("min", value) <= value <= options.get("max", value):
+        raise lines.error(f"{widget} cannot be {value}; it goes from {options['min']} to {options['max']}.", *where)
+    if kind == "STRING" and not isinstance(value, str):
+        raise lines.error(f"{widget} cannot be {value!r}; expected a text.", *where)
+    if kind == "BOOLEAN" and not isinstance(value, bool):
+        raise lines.error(f"{widget} cannot be {value!r}; expected true or false.", *where)
