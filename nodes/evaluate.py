@@ -72,14 +72,22 @@ def along(videos: dict[str, list[Figure]]) -> list[str]:
     return lines
 
 
+def changes_of(videos: dict[str, list[Figure]]) -> dict[str, dict[str, summary.Interval]]:
+    """How much each other clip changes each figure of the first: figure -> clip -> change."""
+    (_, before), *others = videos.items()
+    found: dict[str, dict[str, summary.Interval]] = {}
+    for figure in before:
+        after = ((name, one) for name, figures in others for one in figures if one.name == figure.name)
+        found[figure.name] = {name: summary.difference(figure.known, one.known) for name, one in after}
+    return found
+
+
 def beside(videos: dict[str, list[Figure]]) -> list[str]:
     """A table in Markdown of how much each figure changes from the first clip to each other, with 95 % intervals."""
-    (first_name, before), *others = videos.items()
-    lines = ["", f"| over {first_name} | {' | '.join(name for name, _ in others)} |", "|" + "---|" * (len(others) + 1)]
-    for figure in before:
-        after = [next((one for one in figures if one.name == figure.name), None) for _, figures in others]
-        cells = [told(summary.difference(figure.known, one.known)) if one else "" for one in after]
-        lines.append(f"| {figure.name} | {' | '.join(cells)} |")
+    first_name, *others = videos
+    lines = ["", f"| over {first_name} | {' | '.join(others)} |", "|" + "---|" * (len(others) + 1)]
+    for figure, found in changes_of(videos).items():
+        lines.append(f"| {figure} | {' | '.join(told(found[name]) if name in found else '' for name in others)} |")
     return [*lines, "", "± is a 95 % interval over the frames of these clips, not over other seeds or people."]
 
 
@@ -377,7 +385,10 @@ def results(
     are lines about the people in it."""
     told = "\n".join([as_text(figures, missing, by), *who])
     told += write_report(path, clips, figures, [by, *who[-1:], *missing])
-    return told, plots.figures_chart(figures, core.PAPER)
+    chart = plots.figures_chart(figures, core.PAPER)
+    if len(figures) > 1:
+        chart = torch.cat([chart, plots.changes_chart(changes_of(figures), next(iter(figures)), list(figures))], 1)
+    return told, chart
 
 
 def named_videos(names: str, videos: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -66,14 +66,17 @@ def rounded(model: Model, tile_size: int, overlap: int) -> str:
     if tile_size == AUTO:
         core.check(overlap + 1, overlap)
         return ""
-    if tile_size < SMALLEST:
-        raise ValueError(
-            f"tile_size is {tile_size}; expected {SMALLEST} or more, or 0 for the largest that memory allows."
-        )
     tile, least = fitting(model, tile_size, overlap)
     if (tile, least) == (tile_size, overlap):
         return ""
     return f"Tiles of {tile} pixels with an overlap of {least}: what this model takes."
+
+
+def tile_refused(tile_size: int | None) -> bool | str:
+    """For ``validate_inputs``: True, or what a written tile_size should be."""
+    if tile_size is None or tile_size == AUTO or tile_size >= SMALLEST:
+        return True
+    return f"tile_size is {tile_size}; expected {SMALLEST} or more, or 0 for the largest that memory allows."
 
 
 def affordable(model: Model, overlap: int, shape: Sequence[int]) -> tuple[int, int]:
@@ -205,6 +208,10 @@ class TiledPatch(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, tile_size: int | None = None) -> bool | str:
+        return tile_refused(tile_size)
+
+    @classmethod
     def execute(
         cls, model: Model, tile_size: int, overlap: int, shift_grid: bool = False, grid: str = FIXED
     ) -> io.NodeOutput:
@@ -258,6 +265,10 @@ class TiledDenoise(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
+
+    @classmethod
+    def validate_inputs(cls, tile_size: int | None = None) -> bool | str:
+        return tile_refused(tile_size)
 
     @classmethod
     def execute(

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .evaluate import Figure, as_number
 from .fonts import font_for, stand_ins
+from .summary import Interval
 
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
@@ -215,6 +216,58 @@ def figures_chart(
             draw, name, found, paper.get(name), (margin, margin + legend + row * number), (width - 2 * margin, row)
         )
     return to_tensor(page)
+
+
+def changes_chart(
+    changes: dict[str, dict[str, Interval]], over: str, clips: Sequence[str], width: int = 960
+) -> torch.Tensor:
+    """How much clips change each figure of another one: a dot for the change and a line for its interval, each figure
+    with a scale of its own around 0. What is not decided is pale.
+
+    Args:
+        changes: figure -> clip -> its change.
+        over: the clip that the others are compared with.
+        clips: all clips in the order of :func:`figures_chart`, whose colours are theirs here too.
+
+    Returns:
+        IMAGE [1, H, width, 3].
+    """
+    margin, tall = 28, 20
+    rows = {name: found for name, found in changes.items() if found}
+    height = margin + sum(tall * len(found) + 18 for found in rows.values()) + margin
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    title = f"over {chart_stand_ins(clips).get(over, over[:26])}, with 95 % intervals over the frames"
+    _write(draw, (margin, 8), title, GREY, 13)
+    left, right, y = margin + 220, width - margin - 230, margin + 10
+    for name, found in rows.items():
+        draw.text((margin, y), name, INK, font(15))
+        known = [abs(end) for one in found.values() for end in (one.value, one.low, one.high) if math.isfinite(end)]
+        reach, middle = max([*known, 1e-9]), (left + right) / 2
+        draw.line([middle, y - 2, middle, y + tall * len(found)], fill=GREY)
+        for i, (clip, change) in enumerate(found.items()):
+            at = y + tall * i + 8
+            colour = SERIES[list(clips).index(clip) % len(SERIES)]
+            _change(draw, change, colour, (middle, (right - left) / 2 / reach), at)
+            said = str(change) if change.decided or not math.isfinite(change.value) else f"{change}, not decided"
+            draw.text((right + 14, at - 8), said, INK if change.decided else GREY, font(13))
+        y += tall * len(found) + 18
+    return to_tensor(page)
+
+
+def _change(
+    draw: ImageDraw.ImageDraw, change: Interval, colour: tuple[int, int, int], scale: tuple[float, float], y: int
+) -> None:
+    """A change and its interval on a scale, which is where 0 lies and how many pixels 1 is."""
+    if not math.isfinite(change.value):
+        return
+    zero, one = scale
+    if not change.decided:
+        colour = tuple((c + 2 * p) // 3 for c, p in zip(colour, PAPER, strict=True))  # type: ignore[assignment]
+    if math.isfinite(change.half):
+        draw.line([zero + one * change.low, y, zero + one * change.high, y], fill=colour, width=3)
+    x = zero + one * change.value
+    draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour)
 
 
 TREND = 20  # steps whose mean the trend is

@@ -7,6 +7,7 @@ import torch
 from vcd_core import evaluate as core
 from vcd_core import plots
 from vcd_core.evaluate import Figure
+from vcd_core.summary import Interval
 
 
 def moving(step, frames=8):
@@ -121,6 +122,28 @@ def test_the_chart_shows_every_clip():
     assert chart.ndim == 4
     bars = [painted(chart, colour, BARS) for colour in plots.SERIES[:2]]
     assert 3.5 < bars[1] / bars[0] < 5.5
+
+
+def test_the_chart_of_changes_says_where_they_lie_and_what_is_decided():
+    changes = {
+        "CLIP-I": {"b": Interval(0.2, 0.05), "c": Interval(-0.1, 0.2)},
+        "DINO": {"b": Interval(NAN, NAN)},
+        "flicker": {},
+    }
+    chart = plots.changes_chart(changes, "a", ["a", "b", "c"])
+    assert chart.shape[2] == 960
+
+    def columns(colour):
+        return ((chart[0] - torch.tensor(colour) / 255).abs().sum(-1) < 0.02).any(0).nonzero().flatten()
+
+    middle = (28 + 220 + 960 - 28 - 230) / 2
+    decided = columns(plots.SERIES[1])
+    assert decided.min() > middle
+    assert float(decided.float().mean()) > middle + 0.5 * (960 - 28 - 230 - middle) * 0.6
+    assert len(columns(plots.SERIES[2])) == 0  # pale, as it is not decided
+    pale = columns([(c + 2 * p) // 3 for c, p in zip(plots.SERIES[2], plots.PAPER, strict=True)])
+    assert pale.min() < middle < pale.max()
+    assert plots.changes_chart({}, "a", ["a"]).shape[0] == 1
 
 
 BARS, CURVES = slice(198, 500), slice(560, 930)
