@@ -80,7 +80,7 @@ def simulated(jobs: int, seed: int = 0) -> tuple[float, float]:
     schedule = Schedule([(i, f"model {i % MODELS}") for i in range(jobs)])
     events: list[tuple[float, int, int, bool]] = []
     at: dict[int, str] = {}
-    now = 0.0
+    now, finished = 0.0, 0
 
     def begin(worker: int) -> None:
         if (job := schedule.take(worker)) is None:
@@ -95,11 +95,14 @@ def simulated(jobs: int, seed: int = 0) -> tuple[float, float]:
     while events:
         now, worker, job, dies = heapq.heappop(events)
         if dies:
-            schedule.lost(worker)
+            given_up = schedule.lost(worker)
+            assert not given_up
             at.pop(worker)
         else:
             schedule.done(worker, job)
+            finished += 1
         begin(worker)
+    assert finished == jobs
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return sum(length) / (WORKERS * now), peak / jobs

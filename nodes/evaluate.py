@@ -15,7 +15,7 @@ from ..vcd_core import fonts, plots, summary
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.track import Faces
 from ..vcd_core.files import write_bytes
-from ..vcd_core.frames import named
+from ..vcd_core.frames import colours, named
 from ..vcd_core.report import Report
 from .host.files import model_files, numbered_output, refusal
 from .host.memory import handed_on
@@ -72,21 +72,11 @@ def along(videos: dict[str, list[Figure]]) -> list[str]:
     return lines
 
 
-def changes_of(videos: dict[str, list[Figure]]) -> dict[str, dict[str, summary.Interval]]:
-    """How much each other clip changes each figure of the first: figure -> clip -> change."""
-    (_, before), *others = videos.items()
-    found: dict[str, dict[str, summary.Interval]] = {}
-    for figure in before:
-        after = ((name, one) for name, figures in others for one in figures if one.name == figure.name)
-        found[figure.name] = {name: summary.difference(figure.known, one.known) for name, one in after}
-    return found
-
-
 def beside(videos: dict[str, list[Figure]]) -> list[str]:
     """A table in Markdown of how much each figure changes from the first clip to each other, with 95 % intervals."""
     first_name, *others = videos
     lines = ["", f"| over {first_name} | {' | '.join(others)} |", "|" + "---|" * (len(others) + 1)]
-    for figure, found in changes_of(videos).items():
+    for figure, found in core.changes(videos).items():
         lines.append(f"| {figure} | {' | '.join(told(found[name]) if name in found else '' for name in others)} |")
     return [*lines, "", "± is a 95 % interval over the frames of these clips, not over other seeds or people."]
 
@@ -207,11 +197,6 @@ def shared_values(
     )
 
 
-def in_colour(images: torch.Tensor) -> torch.Tensor:
-    """The frames without transparency, on the CPU."""
-    return images[..., :3].cpu()
-
-
 class Evaluate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -282,7 +267,7 @@ class Evaluate(io.ComfyNode):
         path = report_path(report)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
         models = more_models(aesthetic_model, interpolation)
-        given = Given(in_colour(one_video(images, "images")), *shared, first(faces), **models)
+        given = Given(colours(one_video(images, "images")), *shared, first(faces), **models)
         figures, missing = measure(given)
         wanted = [batches for batches in (people or {}).values() if batches]
         who = likeness_of_people(given, wanted) if wanted else []
@@ -354,7 +339,7 @@ class Compare(io.ComfyNode):
         interpolation: list[Any] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
-        given = [in_colour(one_video(batches, name)) for name, batches in clips.items() if batches]
+        given = [colours(one_video(batches, name)) for name, batches in clips.items() if batches]
         named = named_videos(names[0], given)
         check_sizes(named)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
@@ -387,7 +372,7 @@ def results(
     told += write_report(path, clips, figures, [by, *who[-1:], *missing])
     chart = plots.figures_chart(figures, core.PAPER)
     if len(figures) > 1:
-        chart = torch.cat([chart, plots.changes_chart(changes_of(figures), next(iter(figures)), list(figures))], 1)
+        chart = torch.cat([chart, plots.changes_chart(core.changes(figures), next(iter(figures)), list(figures))], 1)
     return told, chart
 
 

@@ -31,7 +31,7 @@ DENOISE_ALIASES = [
     "tiled upscale", "enlarge", *ALIASES,
 ]  # fmt: skip
 REPEATS_ABOVE = 0.4
-SMALLEST = 64  # pixels a side that make a tile
+SMALLEST, LARGEST = 64, 4096  # pixels a side of a tile
 AUTO = 0  # a tile_size: the largest that memory allows
 MOVING, FIXED = "moving", "fixed"
 GridAt = Callable[[int, int, int, int, int, int], core.Grid]  # height, width, tile, overlap, step, unit
@@ -73,10 +73,10 @@ def rounded(model: Model, tile_size: int, overlap: int) -> str:
 
 
 def tile_refused(tile_size: int | None) -> bool | str:
-    """For ``validate_inputs``: True, or what a written tile_size should be."""
-    if tile_size is None or tile_size == AUTO or tile_size >= SMALLEST:
+    """For ``validate_inputs``, in place of the host's own check of the range: True, or what tile_size should be."""
+    if tile_size is None or tile_size == AUTO or SMALLEST <= tile_size <= LARGEST:
         return True
-    return f"tile_size is {tile_size}; expected {SMALLEST} or more, or 0 for the largest that memory allows."
+    return f"tile_size is {tile_size}; expected {SMALLEST} to {LARGEST}, or 0 for the largest that memory allows."
 
 
 def affordable(model: Model, overlap: int, shape: Sequence[int]) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def tile_inputs() -> list[io.Input]:
             "tile_size",
             default=512,
             min=AUTO,
-            max=4096,
+            max=LARGEST,
             step=8,
             tooltip="Side of a tile in pixels: the size that the model draws best, 512 for SD 1.5. 0: as large as the "
             "device's memory allows.",

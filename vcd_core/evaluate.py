@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from . import files
+from .summary import Interval, difference
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
 PAPER = {
@@ -58,6 +59,22 @@ class Figure:
     def known(self) -> torch.Tensor:
         """``values``, or none at all where some are faults."""
         return self.values if self.gaps or bool(self.values.isfinite().all()) else self.values[:0]
+
+
+def changes(videos: Mapping[str, Sequence[Figure]]) -> dict[str, dict[str, Interval]]:
+    """How much each other clip changes each figure of the first: figure -> clip -> change.
+
+    Example:
+        >>> first, other = (Figure("sharpness", torch.full((9,), value)) for value in (1.0, 3.0))
+        >>> print(changes({"before": [first], "after": [other]})["sharpness"]["after"])
+        2.000 ± 0.000
+    """
+    (_, before), *others = videos.items()
+    found: dict[str, dict[str, Interval]] = {}
+    for figure in before:
+        after = ((name, one) for name, figures in others for one in figures if one.name == figure.name)
+        found[figure.name] = {name: difference(figure.known, one.known) for name, one in after}
+    return found
 
 
 def as_number(value: float, digits: str) -> str:

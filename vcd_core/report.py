@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Any
 
 import torch
 
 from . import charts, summary
-from .evaluate import Figure
+from .evaluate import Figure, changes
 from .frames import named
 from .plots import to_pil
 
@@ -75,8 +76,8 @@ class Report:
         }
         first = next(iter(self.clips), "")
         over = {
-            figure.name: {name: _interval(change) for name, change in self._changes(figure.name).items()}
-            for figure in self.figures.get(first, ())
+            figure: {name: _interval(change) for name, change in found.items()}
+            for figure, found in self._changes.items()
         }
         whole = {"version": 1, "clips": clips, "over": {"clip": first, "changes": over}, "notes": list(self.notes)}
         return json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -86,13 +87,10 @@ class Report:
         found = ((clip, [one for one in figures if one.name == name]) for clip, figures in self.figures.items())
         return {clip: ones[0] for clip, ones in found if ones}
 
-    def _changes(self, name: str) -> dict[str, summary.Interval]:
-        """How much the other clips changed a figure of the first."""
-        found, first = self._of(name), next(iter(self.clips), "")
-        if first not in found:
-            return {}
-        before = found.pop(first).known
-        return {clip: summary.difference(before, figure.known) for clip, figure in found.items()}
+    @cached_property
+    def _changes(self) -> dict[str, dict[str, summary.Interval]]:
+        """How much the other clips changed each figure of the first."""
+        return changes(self.figures) if self.figures else {}
 
     def _table(self, names: list[str]) -> str:
         """All figures of all clips, and what changed from the first."""
@@ -101,7 +99,7 @@ class Report:
         head += "".join(f"<th>{escape(clip)} over {escape(clips[0])}</th>" for clip in clips[1:])
         rows = []
         for name in names:
-            found, changes = self._of(name), self._changes(name)
+            found, changes = self._of(name), self._changes.get(name, {})
             cells = [_cell(summary.mean(found[clip].known)) if clip in found else "<td></td>" for clip in clips]
             cells += [_cell(changes[clip], True) if clip in changes else "<td></td>" for clip in clips[1:]]
             unit = next(iter(found.values())).unit
@@ -110,7 +108,7 @@ class Report:
 
     def _section(self, name: str) -> str:
         """A figure's curves along the clips, its changes, and the frames where it is worst."""
-        found, changes = self._of(name), self._changes(name)
+        found, changes = self._of(name), self._changes.get(name, {})
         curves = {clip: list(enumerate(figure.values.tolist())) for clip, figure in found.items()}
         shown = {clip: points for clip, points in curves.items() if len(points) > 1}
         ticks = [tick for tick in charts.nice_ticks(0, max(map(len, curves.values()), default=1)) if tick == int(tick)]

@@ -27,7 +27,11 @@ def main() -> int:
         print(f"{study} is not there.", file=sys.stderr)
         return 2
     step("Starting the workers", "1 minute")
-    pool = RayPool(given.workers, given.address)
+    try:
+        pool = RayPool(given.workers, given.address)
+    except (ValueError, ConnectionError) as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         jobs = read(study, to_api, pool.nodes())
         folder = here / given.out if given.out else study.with_suffix("")

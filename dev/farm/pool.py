@@ -49,18 +49,24 @@ class RayPool:
     Args:
         workers: how many; 0 for one for each GPU of the cluster, or one for each two cores where it has none.
         address: of a cluster that runs (``ray://...``); None starts one on this machine.
+
+    Raises:
+        ValueError: more workers than there are GPUs, or cores without any: those would never begin.
     """
 
     def __init__(self, workers: int = 0, address: str | None = None) -> None:
-        ray.init(address, runtime_env={"working_dir": None} if address is None else {}, log_to_driver=False,
-                 include_dashboard=False, ignore_reinit_error=True)  # fmt: skip
+        dashboard = False if address is None else None  # of a cluster that runs it is not ours to say
+        ray.init(address, log_to_driver=False, ignore_reinit_error=True, include_dashboard=dashboard)
         resources = ray.cluster_resources()
-        self.gpus = int(resources.get("GPU", 0))
-        self.workers = workers or self.gpus or max(1, int(resources.get("CPU", 2)) // 2)
+        self.gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        self.workers = workers or self.gpus or max(1, cores // 2)
+        if self.workers > (self.gpus or cores):
+            ray.shutdown()
+            raise ValueError(f"{workers} workers are too many: the cluster has {self.gpus} GPUs and {cores} cores.")
         self.environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.actors = [self._new() for _ in range(self.workers)]
-        self.running: dict[Any, tuple[int, int]] = {}
+        self.running: dict[Any, tuple[int, int | None]] = {}
+        self.actors = [self._new(worker) for worker in range(self.workers)]
 
     def nodes(self) -> dict[str, Any]:
         """Which nodes and widgets the workers' ComfyUI has."""
@@ -74,20 +80,23 @@ class RayPool:
         (ready, *_), _ = ray.wait(list(self.running), num_returns=1)
         worker, number = self.running.pop(ready)
         try:
-            how, what = ray.get(ready)
-            return worker, number, how, what
+            what = ray.get(ready)
+            return (worker, -1, "ready", what) if number is None else (worker, number, *what)
         except ray.exceptions.RayError as error:
             self.running = {one: at for one, at in self.running.items() if at[0] != worker}
-            self.actors[worker] = self._new()
-            return worker, number, "lost", str(error).splitlines()[0]
+            self.actors[worker] = self._new(worker)
+            return worker, -1, "lost", str(error).splitlines()[0]
 
     def close(self) -> None:
         """Stop the workers and let go of the cluster."""
         ray.wait([actor.stop.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
         ray.shutdown()
 
-    def _new(self) -> Any:
+    def _new(self, worker: int) -> Any:
+        """A new actor in a worker's place; it is ready when it says which process it is."""
         options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
         remote: Any = ray.remote  # its types know no options that are made at run time
         actor = remote(max_concurrency=1, max_restarts=0, **options)(Actor)
-        return actor.options(runtime_env={"env_vars": self.environment}).remote(self.environment)
+        made = actor.options(runtime_env={"env_vars": self.environment}).remote(self.environment)
+        self.running[made.process.remote()] = worker, None
+        return made

@@ -30,8 +30,8 @@ class Pool(Protocol):
         """Let a worker begin a job, behind the one it has."""
 
     def next(self) -> tuple[int, int, str, Any]:
-        """Wait for a worker: which, the job's number, and "done" with figures and files, "failed" with a message, or
-        "lost" with the worker itself, which is then a new one."""
+        """Wait for a worker: which, its job's number, and what became of it: "done" with figures and files, "failed"
+        with a message, "lost" with the worker itself, which another then replaces, or of no job "ready"."""
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -63,14 +63,17 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
     started, finished = time.monotonic(), 0
 
     def feed(worker: int) -> None:
-        while len(schedule.running.get(worker, ())) < ahead and (number := schedule.take(worker)) is not None:
+        at_once = ahead if schedule.unstarted > pool.workers else 1  # at the end nothing waits behind another job
+        while len(schedule.running.get(worker, ())) < at_once and (number := schedule.take(worker)) is not None:
             pool.start(worker, number, by_number[number].prompt)
 
-    for worker in range(pool.workers):
-        feed(worker)
+    ready: set[int] = set()
     while schedule.left:
         worker, number, how, what = pool.next()
-        if how == "lost":
+        if how == "ready":
+            ready.add(worker)
+        elif how == "lost":
+            ready.discard(worker)
             for gone in schedule.lost(worker):
                 failed[by_number[gone].key] = f"its worker was lost {schedule.losses[gone]} times: {what}"
         else:
@@ -80,11 +83,10 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
                 keep(folder, by_number[number], *what)
             else:
                 failed[by_number[number].key] = str(what)
-        for one in range(pool.workers):
+            seconds = time.monotonic() - started
+            tell(_progress(len(jobs) - len(todo) + finished, len(jobs), schedule.left, finished, seconds))
+        for one in ready:
             feed(one)
-        tell(
-            _progress(len(have) + finished, len(have) + len(todo), schedule.left, finished, time.monotonic() - started)
-        )
     write_figures(jobs, folder)
     return [f"{_values(job)}: {failed[job.key]}" for job in jobs if job.key in failed]
 

@@ -69,9 +69,14 @@ class Schedule(Generic[Job]):
         return failed
 
     @property
+    def unstarted(self) -> int:
+        """How many jobs wait."""
+        return sum(map(len, self.waiting.values()))
+
+    @property
     def left(self) -> int:
         """How many jobs wait or run."""
-        return sum(map(len, self.waiting.values())) + sum(map(len, self.running.values()))
+        return self.unstarted + sum(map(len, self.running.values()))
 
     def _move(self, worker: Hashable, models: str | None) -> None:
         if (before := self.at.pop(worker, None)) is not None:

@@ -123,6 +123,7 @@ def test_rgba_and_odd_sizes_are_taken():
     assert [[face]] == detect(rgba[..., :3])
     assert iou(face.box, detect(images[:1])[0][0].box) > 0.7
     assert detect(torch.zeros(1, 1, 1, 3)) == [[]]
+    assert detect(torch.zeros(0, 64, 64, 3)) == []
 
 
 def walk(frames=20, speed=4.0, noise=0.0, y=50.0, x=20.0, side=30.0, seed=0):

@@ -1,11 +1,11 @@
 """Studies over many workers: what is refused, who does what, and that nothing is lost or done twice."""
 
-import heapq
 import json
 import random
 
 import pytest
 
+from benchmarks.farm import simulated
 from dev.farm import run as farm
 from dev.farm.schedule import Schedule
 from dev.farm.study import StudyError, read
@@ -116,17 +116,20 @@ class Stand:
     def __init__(self, workers, lose=(), fail=()):
         self.workers, self.lose, self.fail = workers, list(lose), set(fail)
         self.queues = [[] for _ in range(workers)]
-        self.done = []
+        self.done, self.new = [], list(range(workers))
 
     def start(self, worker, number, prompt):
         self.queues[worker].append((number, prompt))
 
     def next(self):
+        if self.new:
+            return self.new.pop(), -1, "ready", None
         worker = max(range(self.workers), key=lambda one: len(self.queues[one]))
         number, prompt = self.queues[worker].pop(0)
         if self.lose and self.lose.pop(0):
             self.queues[worker].clear()
-            return worker, number, "lost", "it was killed"
+            self.new.append(worker)
+            return worker, -1, "lost", "it was killed"
         if prompt["2"]["inputs"]["seed"] in self.fail:
             return worker, number, "failed", "Draw: no memory"
         self.done.append(number)
@@ -180,6 +183,23 @@ def test_a_job_that_loses_every_worker_is_given_up(tmp_path):
     assert all("its worker was lost 3 times: it was killed" in line for line in failed)
 
 
+def test_who_is_not_ready_gets_nothing_and_nothing_waits_behind_the_last_jobs(tmp_path):
+    """A worker that never begins does not hold the study up, and at the end each worker has one job."""
+    jobs, deepest = study(tmp_path), []
+
+    class Late(Stand):
+        def start(self, worker, number, prompt):
+            assert worker != 2
+            super().start(worker, number, prompt)
+            deepest.append((len(jobs) - len(self.done), max(map(len, self.queues))))
+
+    pool = Late(3)
+    pool.new.remove(2)
+    assert farm.run(jobs, tmp_path / "out", pool, lambda text: None) == []
+    assert max(deep for _, deep in deepest) == 2
+    assert {deep for left, deep in deepest if left <= 3} == {1}
+
+
 def test_jobs_go_where_their_models_are():
     schedule = Schedule([(f"{model}{i}", model) for i in range(50) for model in "abcd"])
     loads, at, turn = 0, {}, 0
@@ -196,30 +216,5 @@ def test_jobs_go_where_their_models_are():
 @pytest.mark.parametrize("seed", range(2))
 def test_a_thousand_workers_are_busy(seed):
     """100,000 jobs of drawn lengths over 30 models, loads of half a job, workers that are lost: busy time over all."""
-    rng = random.Random(seed)
-    jobs = [(i, f"model {i % 30}") for i in range(100_000)]
-    length = [rng.lognormvariate(0, 0.5) for _ in jobs]
-    schedule, events, busy, at = Schedule(jobs), [], 0.0, {}
-
-    def begin(worker, now):
-        if (job := schedule.take(worker)) is None:
-            return
-        took = length[job] + (0.5 if at.get(worker) != schedule.models[job] else 0.0)
-        at[worker] = schedule.models[job]
-        dies = rng.random() < 0.002
-        heapq.heappush(events, (now + took * (rng.random() if dies else 1), worker, job, dies))
-
-    for worker in range(1000):
-        begin(worker, 0.0)
-    now = finished = 0
-    while events:
-        now, worker, job, dies = heapq.heappop(events)
-        if dies:
-            assert schedule.lost(worker) == []
-            at.pop(worker)
-        else:
-            schedule.done(worker, job)
-            busy, finished = busy + length[job], finished + 1
-        begin(worker, now)
-    assert finished == len(jobs)
-    assert busy / (1000 * now) >= 0.95
+    busy, _ = simulated(100_000, seed)
+    assert busy >= 0.95

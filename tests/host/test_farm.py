@@ -47,12 +47,15 @@ class Alone:
     workers = 1
 
     def __init__(self, worker):
-        self.worker, self.queue = worker, []
+        self.worker, self.queue, self.begun = worker, [], False
 
     def start(self, worker, number, prompt):
         self.queue.append((number, prompt))
 
     def next(self):
+        if not self.begun:
+            self.begun = True
+            return 0, -1, "ready", None
         number, prompt = self.queue.pop(0)
         try:
             return 0, number, "done", self.worker.do(prompt)
@@ -119,6 +122,8 @@ def test_a_killed_worker_costs_nothing(alone, tmp_path):
         assert farm.run(jobs, tmp_path, pool, lambda text: None) == []
     finally:
         pool.close()
+    with pytest.raises(ValueError, match="9999 workers are too many"):
+        RayPool(9999)
     assert killed
     assert (tmp_path / "figures.json").read_bytes() == (folder / "one" / "figures.json").read_bytes()
     for path in (path for path in (folder / "one").rglob("*") if path.is_file()):

@@ -258,7 +258,9 @@ def test_sizes_that_are_no_multiple_of_eight_keep_their_size(bench, tiny):
     [
         ({"overlap": 64}, "overlap must be smaller"),
         ({"tile_size": 70, "overlap": 64}, "multiples of 8 pixels, 64 and 64"),
-        ({"tile_size": 56}, "expected 64 or more, or 0"),
+        ({"tile_size": 56}, "tile_size is 56; expected 64 to 4096, or 0"),
+        ({"tile_size": 4104}, "tile_size is 4104; expected 64 to 4096, or 0"),
+        ({"tile_size": -8}, "tile_size is -8; expected 64 to 4096, or 0"),
         ({"scale": 0.5}, "smaller than min"),
         ({"gamma": float("nan")}, "gamma is nan"),
     ],

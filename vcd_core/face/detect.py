@@ -142,13 +142,14 @@ def detect(
                 found[number] = _best(row, overlap, longest)
                 on_frame()
 
-    whole = sorted({*range(0, len(images), search_every), len(images) - 1})
+    numbers = range(len(images))
+    whole = sorted({*numbers[::search_every], *numbers[-1:]})
     search(whole, scales)
     between = {n: (a, b) for a, b in itertools.pairwise(whole) for n in range(a + 1, b)}
     large = {n for n, (a, b) in between.items() if _all_large(found[a], found[b], LARGE / scales[0])}
     search(sorted(set(between) - large), scales)
     search(sorted(large), scales[:1], halve=True)
-    return [found[number] for number in range(len(images))]
+    return [found[number] for number in numbers]
 
 
 def _all_large(before: list[Face], after: list[Face], side: float) -> bool:
