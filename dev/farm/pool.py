@@ -17,8 +17,7 @@ ENVIRONMENT = ("VCD_COMFY", "VCD_BASE", "VCD_FRONT_END", "OMP_NUM_THREADS")
 class Actor:
     """A worker in a process of its own, on whichever machine Ray finds room; its ComfyUI ends with it."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        os.environ.update(environment)
+    def __init__(self) -> None:
         self.worker = Worker(host_from_environment())
 
     def do(self, prompt: dict[str, Any]) -> tuple[str, Any]:
@@ -56,15 +55,18 @@ class RayPool:
 
     def __init__(self, workers: int = 0, address: str | None = None) -> None:
         dashboard = False if address is None else None  # of a cluster that runs it is not ours to say
-        ray.init(address, log_to_driver=False, ignore_reinit_error=True, include_dashboard=dashboard)
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        ray.init(
+            address, runtime_env={"env_vars": environment}, log_to_driver=False, ignore_reinit_error=True,
+            include_dashboard=dashboard,
+        )  # fmt: skip
         resources = ray.cluster_resources()
         self.gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.workers = workers or self.gpus or max(1, cores // 2)
         if self.workers > (self.gpus or cores):
             ray.shutdown()
             raise ValueError(f"{workers} workers are too many: the cluster has {self.gpus} GPUs and {cores} cores.")
-        self.environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.running: dict[Any, tuple[int, int | None]] = {}
         self.actors = [self._new(worker) for worker in range(self.workers)]
 
@@ -96,7 +98,6 @@ class RayPool:
         """A new actor in a worker's place; it is ready when it says which process it is."""
         options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
         remote: Any = ray.remote  # its types know no options that are made at run time
-        actor = remote(max_concurrency=1, max_restarts=0, **options)(Actor)
-        made = actor.options(runtime_env={"env_vars": self.environment}).remote(self.environment)
+        made = remote(max_concurrency=1, max_restarts=0, **options)(Actor).remote()
         self.running[made.process.remote()] = worker, None
         return made
