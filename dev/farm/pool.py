@@ -11,13 +11,18 @@ from ..host import ROOT
 from ..server import host_from_environment
 from .worker import Worker, message_of
 
-ENVIRONMENT = ("VCD_COMFY", "VCD_BASE", "VCD_FRONT_END", "OMP_NUM_THREADS")
+ENVIRONMENT = ("VCD_COMFY", "VCD_BASE", "VCD_FRONT_END")
+THREADS = "OMP_NUM_THREADS"
 
 
 class Actor:
     """A worker in a process of its own, on whichever machine Ray finds room; its ComfyUI ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: str | None) -> None:
+        """``threads``: of ComfyUI on the CPU; Ray would leave it with one.  None: what torch takes."""
+        os.environ.pop(THREADS, None)
+        if threads:
+            os.environ[THREADS] = threads
         self.worker = Worker(host_from_environment())
 
     def do(self, prompt: dict[str, Any]) -> tuple[str, Any]:
@@ -67,6 +72,8 @@ class RayPool:
         if self.workers > (self.gpus or cores):
             ray.shutdown()
             raise ValueError(f"{workers} workers are too many: the cluster has {self.gpus} GPUs and {cores} cores.")
+        self.threads = os.environ.get(THREADS) or (None if self.gpus else str(max(1, cores // self.workers)))
+        self.ready: set[int] = set()
         self.running: dict[Any, tuple[int, int | None]] = {}
         self.actors = [self._new(worker) for worker in range(self.workers)]
 
@@ -83,9 +90,11 @@ class RayPool:
         worker, number = self.running.pop(ready)
         try:
             what = ray.get(ready)
+            self.ready.add(worker)
             return (worker, -1, "ready", what) if number is None else (worker, number, *what)
         except ray.exceptions.RayError as error:
             self.running = {one: at for one, at in self.running.items() if at[0] != worker}
+            self.ready.discard(worker)
             self.actors[worker] = self._new(worker)
             return worker, -1, "lost", str(error).splitlines()[0]
 
@@ -98,6 +107,6 @@ class RayPool:
         """A new actor in a worker's place; it is ready when it says which process it is."""
         options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
         remote: Any = ray.remote  # its types know no options that are made at run time
-        made = remote(max_concurrency=1, max_restarts=0, **options)(Actor).remote()
+        made = remote(max_concurrency=1, max_restarts=0, **options)(Actor).remote(self.threads)
         self.running[made.process.remote()] = worker, None
         return made

@@ -25,13 +25,15 @@ class Pool(Protocol):
     """Workers that can be asked: a farm's, or stand-ins in tests."""
 
     workers: int
+    ready: set[int]  # which of them take jobs
 
     def start(self, worker: int, number: int, prompt: dict[str, Any]) -> None:
         """Let a worker begin a job, behind the one it has."""
 
     def next(self) -> tuple[int, int, str, Any]:
         """Wait for a worker: which, its job's number, and what became of it: "done" with figures and files, "failed"
-        with a message, "lost" with the worker itself, which another then replaces, or of no job "ready"."""
+        with a message, "lost" with the worker itself, which another then replaces, or of no job "ready".  ``ready``
+        follows it."""
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -67,16 +69,14 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
         while len(schedule.running.get(worker, ())) < at_once and (number := schedule.take(worker)) is not None:
             pool.start(worker, number, by_number[number].prompt)
 
-    ready: set[int] = set()
     while schedule.left:
+        for one in pool.ready:
+            feed(one)
         worker, number, how, what = pool.next()
-        if how == "ready":
-            ready.add(worker)
-        elif how == "lost":
-            ready.discard(worker)
+        if how == "lost":
             for gone in schedule.lost(worker):
                 failed[by_number[gone].key] = f"its worker was lost {schedule.losses[gone]} times: {what}"
-        else:
+        elif how != "ready":
             schedule.done(worker, number)
             finished += 1
             if how == "done":
@@ -85,8 +85,6 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
                 failed[by_number[number].key] = str(what)
             seconds = time.monotonic() - started
             tell(_progress(len(jobs) - len(todo) + finished, len(jobs), schedule.left, finished, seconds))
-        for one in ready:
-            feed(one)
     write_figures(jobs, folder)
     return [f"{_values(job)}: {failed[job.key]}" for job in jobs if job.key in failed]
 

@@ -116,19 +116,22 @@ class Stand:
     def __init__(self, workers, lose=(), fail=()):
         self.workers, self.lose, self.fail = workers, list(lose), set(fail)
         self.queues = [[] for _ in range(workers)]
-        self.done, self.new = [], list(range(workers))
+        self.done, self.new, self.ready = [], list(range(workers)), set()
 
     def start(self, worker, number, prompt):
         self.queues[worker].append((number, prompt))
 
     def next(self):
         if self.new:
-            return self.new.pop(), -1, "ready", None
+            worker = self.new.pop()
+            self.ready.add(worker)
+            return worker, -1, "ready", None
         worker = max(range(self.workers), key=lambda one: len(self.queues[one]))
         number, prompt = self.queues[worker].pop(0)
         if self.lose and self.lose.pop(0):
             self.queues[worker].clear()
             self.new.append(worker)
+            self.ready.discard(worker)
             return worker, -1, "lost", "it was killed"
         if prompt["2"]["inputs"]["seed"] in self.fail:
             return worker, number, "failed", "Draw: no memory"
@@ -169,11 +172,14 @@ def test_a_study_that_was_cut_off_goes_on_and_comes_to_the_same_bytes(tmp_path):
 
 def test_what_fails_is_told_and_the_rest_completes(tmp_path):
     jobs, told = study(tmp_path), []
-    failed = farm.run(jobs, tmp_path / "out", Stand(2, fail={2}), told.append)
+    pool = Stand(2, fail={2})
+    failed = farm.run(jobs, tmp_path / "out", pool, told.append)
     assert len(failed) == 4
     assert failed[0] == "model a.safetensors, seed 2, words a beach, way fast: Draw: no memory"
     assert len(json.loads((tmp_path / "out" / "figures.json").read_text())) == 8
     assert told[-1] == "12 of 12"
+    assert farm.run(jobs, tmp_path / "out", pool, told.append) == failed  # tried again, by the same workers
+    assert len(pool.done) == 8
 
 
 def test_a_job_that_loses_every_worker_is_given_up(tmp_path):

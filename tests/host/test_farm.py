@@ -47,15 +47,12 @@ class Alone:
     workers = 1
 
     def __init__(self, worker):
-        self.worker, self.queue, self.begun = worker, [], False
+        self.worker, self.queue, self.ready = worker, [], {0}
 
     def start(self, worker, number, prompt):
         self.queue.append((number, prompt))
 
     def next(self):
-        if not self.begun:
-            self.begun = True
-            return 0, -1, "ready", None
         number, prompt = self.queue.pop(0)
         try:
             return 0, number, "done", self.worker.do(prompt)
