@@ -4,7 +4,7 @@
     python run.py test      everything that CI runs
     python run.py serve     leave the server up, to open in a browser
     python run.py bench     the figures that the README quotes
-    python run.py farm      a study of many graphs on many machines (STUDY.yaml, or --help)
+    python run.py farm      a study of many graphs on many machines (STUDY.yaml), or a long clip (film CLIP GRAPH)
 
 A ComfyUI is set up in .host/ on the first run (about 3 GB), or give the folder of yours with --comfy DIR.
 Python 3.11 or newer and pip are all that is needed.

@@ -21,7 +21,16 @@ from .host.files import model_files, numbered_output, refusal
 from .host.memory import handed_on
 from .host.ui import Progress, ui_text
 from .inputs import CATEGORY, FacesType, InterpolationType
-from .measures import AESTHETIC_MODELS, FACE_MODELS, NO_MODEL, Given, compared_by, likeness_of_people, measure
+from .measures import (
+    AESTHETIC_MODELS,
+    FACE_MODELS,
+    NO_MODEL,
+    QUALITY_MODELS,
+    Given,
+    compared_by,
+    likeness_of_people,
+    measure,
+)  # fmt: skip
 
 EVALUATE_CATEGORY = f"{CATEGORY}/evaluate"
 ALIASES = [
@@ -154,9 +163,26 @@ def model_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
-def more_models(aesthetic_model: list[str] | None, interpolation: list[Any] | None) -> dict[str, Any]:
-    """The values of :func:`model_inputs` as ``Given`` takes them."""
-    return {"aesthetic_model": first(aesthetic_model) or NO_MODEL, "interpolation": first(interpolation)}
+def quality_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "quality_model",
+        options=[NO_MODEL, *model_files(QUALITY_MODELS)],
+        default=NO_MODEL,
+        optional=True,
+        tooltip="MUSIQ's weights in models/musiq, for imaging quality; VBench takes musiq_spaq_ckpt. Needs the "
+        "package pyiqa.",
+    )
+
+
+def more_models(
+    aesthetic_model: list[str] | None, interpolation: list[Any] | None, quality_model: list[str] | None
+) -> dict[str, Any]:
+    """The values of :func:`model_inputs` and :func:`quality_input` as ``Given`` takes them."""
+    return {
+        "aesthetic_model": first(aesthetic_model) or NO_MODEL,
+        "interpolation": first(interpolation),
+        "quality_model": first(quality_model) or NO_MODEL,
+    }
 
 
 def report_path(report: list[str] | None) -> Path | None:
@@ -227,6 +253,7 @@ class Evaluate(io.ComfyNode):
                     tooltip="Pictures of each person, from left to right, for who looks like whom. Needs faces and "
                     "face_model.",
                 ),
+                quality_input(),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -243,10 +270,12 @@ class Evaluate(io.ComfyNode):
         cls,
         face_model: Sequence[str | None] = (None,),
         aesthetic_model: Sequence[str | None] = (None,),
+        quality_model: Sequence[str | None] = (None,),
         people: Any = None,
     ) -> bool | str:
         """``people`` is not looked at; the host hands it on because it is made of several sockets."""
-        return refusal({FACE_MODELS: face_model[0], AESTHETIC_MODELS: aesthetic_model[0]}, (NO_MODEL,))
+        chosen = {FACE_MODELS: face_model, AESTHETIC_MODELS: aesthetic_model, QUALITY_MODELS: quality_model}
+        return refusal({folder: file[0] for folder, file in chosen.items()}, (NO_MODEL,))
 
     @classmethod
     def execute(
@@ -263,10 +292,11 @@ class Evaluate(io.ComfyNode):
         people: dict[str, list[torch.Tensor]] | None = None,
         aesthetic_model: list[str] | None = None,
         interpolation: list[Any] | None = None,
+        quality_model: list[str] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
-        models = more_models(aesthetic_model, interpolation)
+        models = more_models(aesthetic_model, interpolation, quality_model)
         given = Given(colours(one_video(images, "images")), *shared, first(faces), **models)
         figures, missing = measure(given)
         wanted = [batches for batches in (people or {}).values() if batches]
@@ -306,6 +336,7 @@ class Compare(io.ComfyNode):
                 io.Autogrow.Input("clips", template=clips, tooltip="The clips, as many as you connect."),
                 report_input(),
                 *model_inputs(),
+                quality_input(),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="The table in Markdown."),
@@ -318,10 +349,12 @@ class Compare(io.ComfyNode):
         cls,
         face_model: Sequence[str | None] = (None,),
         aesthetic_model: Sequence[str | None] = (None,),
+        quality_model: Sequence[str | None] = (None,),
         clips: Any = None,
     ) -> bool | str:
         """``clips`` is not looked at; the host hands it on because it is made of several sockets."""
-        return refusal({FACE_MODELS: face_model[0], AESTHETIC_MODELS: aesthetic_model[0]}, (NO_MODEL,))
+        chosen = {FACE_MODELS: face_model, AESTHETIC_MODELS: aesthetic_model, QUALITY_MODELS: quality_model}
+        return refusal({folder: file[0] for folder, file in chosen.items()}, (NO_MODEL,))
 
     @classmethod
     def execute(
@@ -337,13 +370,14 @@ class Compare(io.ComfyNode):
         report: list[str] | None = None,
         aesthetic_model: list[str] | None = None,
         interpolation: list[Any] | None = None,
+        quality_model: list[str] | None = None,
     ) -> io.NodeOutput:
         path = report_path(report)
         given = [colours(one_video(batches, name)) for name, batches in clips.items() if batches]
         named = named_videos(names[0], given)
         check_sizes(named)
         shared = shared_values(references, clip_vision, dino, clip, prompt, face_model)
-        models = more_models(aesthetic_model, interpolation)
+        models = more_models(aesthetic_model, interpolation, quality_model)
         progress = Progress(len(named))
         figures: dict[str, list[Figure]] = {}
         missing: dict[str, None] = {}

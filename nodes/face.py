@@ -260,6 +260,7 @@ class FaceTrack(io.ComfyNode):
                 io.Mask.Output(
                     display_name="mask", tooltip="The tracked faces of each frame, for prompts that hold there."
                 ),
+                io.Int.Output(display_name="count", tooltip="How many tracks there are."),
             ],
         )
 
@@ -300,6 +301,7 @@ class FaceTrack(io.ComfyNode):
             handed_on(preview),
             boxes,
             handed_on(mask),
+            len(faces.tracks),
             ui={
                 **ui.PreviewImage(preview[list(stills)], cls=cls).as_dict(),
                 **ui_text(text or tracks_said(faces.tracks)),

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..vcd_core import evaluate as core
-from ..vcd_core import recognise
+from ..vcd_core import musiq, recognise
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.people import people as persons
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file
+from .host.memory import torch_device
 from .host.ui import stop_if_asked
 from .host.vision import embed_images, embed_text, frames_between, vision_kind
 
@@ -22,7 +23,9 @@ FACE_MODELS = "face_embedding"
 NO_MODEL = "none"
 
 AESTHETIC_MODELS = "aesthetic"
+QUALITY_MODELS = "musiq"
 
+add_model_folder(QUALITY_MODELS, "musiq", {".pth", ".pt", ".safetensors"})
 add_model_folder(AESTHETIC_MODELS, "aesthetic", {".pth", ".pt", ".safetensors"})
 add_model_folder(FACE_MODELS, "face_embedding", {".onnx", ".pth", ".pt", ".safetensors"})
 
@@ -41,6 +44,7 @@ class Given:
     faces: Faces | None = None
     aesthetic_model: str = NO_MODEL
     interpolation: Any = None
+    quality_model: str = NO_MODEL
 
     @cached_property
     def seen(self) -> torch.Tensor:
@@ -102,6 +106,11 @@ class Given:
         """The path of the file in ``aesthetic_model``."""
         return model_file(AESTHETIC_MODELS, self.aesthetic_model)
 
+    @cached_property
+    def quality_network(self) -> musiq.Network:
+        """The network of the file in ``quality_model``."""
+        return musiq.load(model_file(QUALITY_MODELS, self.quality_model), torch_device())
+
     def in_their_frames(self, values: torch.Tensor) -> torch.Tensor:
         """A value for each frame, of those for the frames with a face."""
         out = torch.full((len(self.images),), float("nan"))
@@ -144,6 +153,8 @@ NEEDS: dict[str, Callable[[Given], bool]] = {
     "tracked faces or a face model": lambda given: given.faces is not None or given.face_model != NO_MODEL,
     "references and a face model": lambda given: bool(given.references) and given.face_model != NO_MODEL,
     "an aesthetic model": lambda given: given.aesthetic_model != NO_MODEL,
+    "a MUSIQ model": lambda given: given.quality_model != NO_MODEL,
+    "the package pyiqa (pip install pyiqa)": lambda given: musiq.installed(),
     "an interpolation model": lambda given: given.interpolation is not None,
     "a frame with a tracked face": lambda given: bool(given.with_face),
     "three frames in a row with a tracked face": lambda given: bool(given.between_faces),
@@ -233,6 +244,12 @@ MEASURES = (
         lambda given: core.aesthetic_score(given.seen, given.aesthetic_file),
     ),
     Measure(
+        "imaging quality",
+        "hundredths",
+        ("a MUSIQ model", "the package pyiqa (pip install pyiqa)"),
+        lambda given: musiq.imaging_quality(given.images, given.quality_network, torch_device(), stop_if_asked),
+    ),
+    Measure(
         "face likeness within the clip",
         "cosine",
         ("a face model", "more than one frame"),
@@ -295,6 +312,8 @@ def check(given: Given) -> None:
         given.faces.check(given.images)
     if NEEDS["a face model"](given):
         _ = given.recogniser  # reads the file
+    if NEEDS["a MUSIQ model"](given) and musiq.installed():
+        _ = given.quality_network
     if NEEDS["an aesthetic model"](given) and given.clip_vision is not None:
         core.aesthetic_score(embed_images(given.clip_vision, given.images[:1]), given.aesthetic_file)
 

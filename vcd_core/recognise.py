@@ -246,7 +246,7 @@ def swaps(likeness: torch.Tensor) -> list[tuple[int, int]]:
     found = []
     for person, row in enumerate(likeness[: likeness.shape[1]]):
         best = int(row.nan_to_num(nan=-2.0).argmax()) if len(row) else person
-        if best != person and row[best].isfinite() and not row[person] >= row[best]:
+        if best != person and row[best].isfinite():
             found.append((person, best))
     return found
 

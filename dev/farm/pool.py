@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from ..host import ROOT
 from ..server import host_from_environment
+from .study import Job
 from .worker import Worker, message_of
 
 ENVIRONMENT = ("VCD_COMFY", "VCD_BASE", "VCD_FRONT_END")
@@ -25,10 +28,12 @@ class Actor:
             os.environ[THREADS] = threads
         self.worker = Worker(host_from_environment())
 
-    def do(self, prompt: dict[str, Any]) -> tuple[str, Any]:
-        """A job: "done" with figures and files, or "failed" with the node's message."""
+    def do(self, prompt: dict[str, Any], files: dict[str, Any]) -> tuple[str, Any]:
+        """A job: "done" with figures and files, or "failed" with the node's message.  ``files`` are kept in Ray's
+        object store."""
         try:
-            return "done", self.worker.do(prompt)
+            content: dict[str, Any] = {name: partial(ray.get, kept) for name, kept in files.items()}
+            return "done", self.worker.do(prompt, content)
         except Exception as error:  # whatever it is, the next job may do better
             if self.worker.server.process is None or self.worker.server.process.poll() is not None:
                 os._exit(1)  # without its ComfyUI it is of no use: Ray tells the driver that it is lost
@@ -74,6 +79,7 @@ class RayPool:
             raise ValueError(f"{workers} workers are too many: the cluster has {self.gpus} GPUs and {cores} cores.")
         self.threads = os.environ.get(THREADS) or (None if self.gpus else str(max(1, cores // self.workers)))
         self.ready: set[int] = set()
+        self.stored: dict[Path, Any] = {}
         self.running: dict[Any, tuple[int, int | None]] = {}
         self.actors = [self._new(worker) for worker in range(self.workers)]
 
@@ -82,8 +88,9 @@ class RayPool:
         found: dict[str, Any] = ray.get(self.actors[0].nodes.remote())
         return found
 
-    def start(self, worker: int, number: int, prompt: dict[str, Any]) -> None:
-        self.running[self.actors[worker].do.remote(prompt)] = worker, number
+    def start(self, worker: int, job: Job) -> None:
+        files = {name: self._stored(path) for name, path in job.files.items()}
+        self.running[self.actors[worker].do.remote(job.prompt, files)] = worker, job.number
 
     def next(self) -> tuple[int, int, str, Any]:
         (ready, *_), _ = ray.wait(list(self.running), num_returns=1)
@@ -102,6 +109,12 @@ class RayPool:
         """Stop the workers and let go of the cluster."""
         ray.wait([actor.stop.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
         ray.shutdown()
+
+    def _stored(self, path: Path) -> Any:
+        """A file in Ray's object store, which brings it to each machine once."""
+        if path not in self.stored:
+            self.stored[path] = ray.put(path.read_bytes())
+        return self.stored[path]
 
     def _new(self, worker: int) -> Any:
         """A new actor in a worker's place; it is ready when it says which process it is."""

@@ -27,7 +27,7 @@ class Pool(Protocol):
     workers: int
     ready: set[int]  # which of them take jobs
 
-    def start(self, worker: int, number: int, prompt: dict[str, Any]) -> None:
+    def start(self, worker: int, job: Job) -> None:
         """Let a worker begin a job, behind the one it has."""
 
     def next(self) -> tuple[int, int, str, Any]:
@@ -36,11 +36,14 @@ class Pool(Protocol):
         follows it."""
 
 
-def results_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """What finished jobs of a folder found, by key."""
-    found = {}
-    for path in folder.glob(f"jobs/*/{RESULT}"):
-        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+def finished_in(folder: Path) -> set[str]:
+    """The keys of a folder's finished jobs."""
+    return {path.parent.name for path in folder.glob(f"jobs/*/{RESULT}")}
+
+
+def result_of(folder: Path, job: Job) -> dict[str, Any]:
+    """What a finished job found: its ``figures`` by node and its ``files``."""
+    found: dict[str, Any] = json.loads((folder / "jobs" / job.key / RESULT).read_text(encoding="utf-8"))
     return found
 
 
@@ -56,7 +59,7 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
     for left in folder.glob("jobs/.*"):
         shutil.rmtree(left)
-    have = results_of(folder).keys()
+    have = finished_in(folder)
     by_number = {job.number: job for job in jobs}
     first = {job.key: job for job in reversed(jobs)}  # jobs of one graph are done once
     todo = [job for job in jobs if first[job.key] is job and job.key not in have]
@@ -67,7 +70,7 @@ def run(jobs: list[Job], folder: Path, pool: Pool, tell: Callable[[str], object]
     def feed(worker: int) -> None:
         at_once = ahead if schedule.unstarted > pool.workers else 1  # at the end nothing waits behind another job
         while len(schedule.running.get(worker, ())) < at_once and (number := schedule.take(worker)) is not None:
-            pool.start(worker, number, by_number[number].prompt)
+            pool.start(worker, by_number[number])
 
     while schedule.left:
         for one in pool.ready:
@@ -98,24 +101,27 @@ def keep(folder: Path, job: Job, figures: dict[str, Any], files: list[File]) -> 
         path = beside / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    _write(beside / RESULT, {"values": job.values, "figures": figures, "files": sorted(name for name, _ in files)})
+    result = {"values": job.values, "figures": figures, "files": sorted(name for name, _ in files)}
+    (beside / RESULT).write_text(_as_json(result) + "\n", encoding="utf-8")
     beside.replace(folder / "jobs" / job.key)
 
 
 def write_figures(jobs: list[Job], folder: Path) -> None:
-    """Write what all finished jobs found, in the study's order."""
-    found = results_of(folder)
-    rows = [
-        {"job": job.key, "values": job.values, "figures": found[job.key]["figures"], "files": found[job.key]["files"]}
-        for job in jobs
-        if job.key in found
-    ]
-    _write(folder / "figures.json.part", rows)
-    (folder / "figures.json.part").replace(folder / "figures.json")
+    """Write what all finished jobs found, in the study's order, one after the other."""
+    have, part = finished_in(folder), folder / "figures.json.part"
+    with part.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for job in (job for job in jobs if job.key in have):
+            found = result_of(folder, job)
+            row = {"job": job.key, "values": job.values, "figures": found["figures"], "files": found["files"]}
+            file.write(before + _as_json(row))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
+    part.replace(folder / "figures.json")
 
 
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _as_json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True)
 
 
 def _values(job: Job) -> str:

@@ -15,11 +15,12 @@ A place is a node and its widget: the node by its id, its title or its name, whi
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,32 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One graph of a study.
+    """One graph of a study; what is the same in all its jobs is held once.
 
     Attributes:
         number: its place in the study.
         values: what varies, by name.
-        prompt: the graph in API form.
+        graph: the study's graph in API form.
+        settings: what this job sets in it, by node and widget.
+        files: what the worker puts into ComfyUI's input folder for it, by name there.  A name must say what is in the
+            file, since jobs are known by their graphs.
     """
 
     number: int
-    values: dict[str, Any]
-    prompt: Prompt
+    values: Mapping[str, Any]
+    graph: Prompt
+    settings: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
+    def prompt(self) -> Prompt:
+        """The job's own graph."""
+        made = dict(self.graph)
+        for (node, widget), value in self.settings.items():
+            made[node] = {**made[node], "inputs": {**made[node]["inputs"], widget: value}}
+        return made
+
+    @cached_property
     def key(self) -> str:
         """What names the job's results: the same graph has the same, whatever else the study holds."""
         return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
@@ -114,13 +128,35 @@ def read(path: Path, to_api: Any, object_info: dict[str, Any]) -> list[Job]:
     axes.append(_rows(data.get("rows"), prompt, object_info, lines))
     jobs = []
     for number, chosen in enumerate(itertools.product(*axes)):
-        made, values = copy.deepcopy(prompt), dict[str, Any]()
+        values, settings = dict[str, Any](), dict[tuple[str, str], Any]()
         for named, places in chosen:
             values |= named
-            for (node, widget), value in places.items():
-                made[node]["inputs"][widget] = value
-        jobs.append(Job(number, values, made))
+            settings |= places
+        jobs.append(Job(number, values, prompt, settings))
     return jobs
+
+
+def bundled_or(name: str, folder: Path) -> Path | None:
+    """The file of a graph in a folder or, where it is not there, of a bundled one."""
+    root = Path(__file__).resolve().parents[2]
+    return next((path for path in (folder / name, root / name) if path.is_file()), None)
+
+
+def read_graph(file: Path, to_api: Any, object_info: dict[str, Any]) -> Prompt:
+    """A graph in API form, of a file in either of ComfyUI's two.
+
+    Raises:
+        ValueError: it is no graph, or has nodes that the host does not.
+    """
+    try:
+        graph = json.loads(file.read_text(encoding="utf-8"))
+        prompt: Prompt = to_api(graph, object_info) if "nodes" in graph else graph
+        kinds = {key: node["class_type"] for key, node in prompt.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file.name} is no graph of ComfyUI: {error}") from error
+    if absent := sorted(set(kinds.values()) - set(object_info)):
+        raise ValueError(f"{file.name} has nodes that this ComfyUI does not: {', '.join(absent)}.")
+    return prompt
 
 
 Setting = tuple[dict[str, Any], dict[tuple[str, str], Any]]  # values by name, and by node and widget
@@ -130,21 +166,15 @@ def _graph(data: dict[str, Any], path: Path, lines: _Lines, to_api: Any, object_
     """The study's graph in API form."""
     if not isinstance(data.get("graph"), str):
         raise lines.error("'graph' is missing: the file of a graph, beside the study or a bundled one.")
-    root = Path(__file__).resolve().parents[2]
-    file = next((place / data["graph"] for place in (path.parent, root) if (place / data["graph"]).is_file()), None)
+    file = bundled_or(data["graph"], path.parent)
     if file is None:
         raise lines.error(
             f"the graph {data['graph']} is not there, neither beside the study nor among the bundled.", "graph"
         )
     try:
-        graph = json.loads(file.read_text(encoding="utf-8"))
-        prompt: Prompt = to_api(graph, object_info) if "nodes" in graph else graph
-        kinds = {key: node["class_type"] for key, node in prompt.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise lines.error(f"{data['graph']} is no graph of ComfyUI: {error}", "graph") from error
-    if absent := sorted(set(kinds.values()) - set(object_info)):
-        raise lines.error(f"the graph has nodes that this ComfyUI does not: {', '.join(absent)}.", "graph")
-    return prompt
+        return read_graph(file, to_api, object_info)
+    except ValueError as error:
+        raise lines.error(str(error), "graph") from error
 
 
 def _axes(vary: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines) -> list[list[Setting]]:

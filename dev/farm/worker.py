@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..host import Host
@@ -12,6 +13,9 @@ from ..server import QueueError, Server
 from .study import Prompt
 
 REPORTERS = ("VCD_Evaluate", "VCD_Compare")
+TEXTS = "PreviewAny"  # ComfyUI's Preview as Text
+GIVEN = "given"
+"""A file that a job brings is, in its graph, ``given/NAME [output]``: it has the same path with every worker."""
 File = tuple[str, bytes]
 
 
@@ -34,25 +38,44 @@ class Worker:
         found: dict[str, Any] = self.server.get("/object_info")
         return found
 
-    def do(self, prompt: Prompt) -> tuple[dict[str, Any], list[File]]:
-        """Run a graph: what its evaluating nodes found, by node, and the files that it saved.
+    def do(
+        self, prompt: Prompt, files: Mapping[str, Callable[[], bytes]] | None = None
+    ) -> tuple[dict[str, Any], list[File]]:
+        """Run a graph: what its evaluating nodes found and its Preview as Text nodes showed, by node, and the files
+        that it saved.
+
+        Args:
+            files: what the job brings, by name; a file that an earlier job brought is not asked for again.
 
         Raises:
             QueueError: the server refuses the graph, or a node fails; the message is the node's own.
         """
+        for name, content in (files or {}).items():
+            self._take(name, content)
         made = {key: self._reporting(key, node) for key, node in prompt.items()}
         try:
-            self.server.run(made, timeout=24 * 3600)
-            figures, files = {}, []
+            outputs = self.server.run(made, timeout=24 * 3600)["outputs"]
+            texts = {key: outputs[key]["text"] for key, node in prompt.items() if node["class_type"] == TEXTS}
+            figures, saved = dict[str, Any](texts), []
             for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
                 name = path.relative_to(self.folder).as_posix()
+                if name.startswith(f"{GIVEN}/"):
+                    continue
                 if name.startswith("farm_report/") and name.endswith(".json"):
                     figures[name.split("/")[1]] = json.loads(path.read_text(encoding="utf-8"))
-                files.append((name, path.read_bytes()))
-            return figures, files
+                saved.append((name, path.read_bytes()))
+            return figures, saved
         finally:
             for child in self.folder.iterdir():
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
+                if child.name != GIVEN:
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+    def _take(self, name: str, content: Callable[[], bytes]) -> None:
+        path = self.folder / GIVEN / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.with_name(f".{name}").write_bytes(content())
+            path.with_name(f".{name}").replace(path)
 
     def stop(self) -> None:
         """Stop the server; what it saved is gone."""

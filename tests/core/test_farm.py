@@ -118,8 +118,8 @@ class Stand:
         self.queues = [[] for _ in range(workers)]
         self.done, self.new, self.ready = [], list(range(workers)), set()
 
-    def start(self, worker, number, prompt):
-        self.queues[worker].append((number, prompt))
+    def start(self, worker, job):
+        self.queues[worker].append(job)
 
     def next(self):
         if self.new:
@@ -127,17 +127,17 @@ class Stand:
             self.ready.add(worker)
             return worker, -1, "ready", None
         worker = max(range(self.workers), key=lambda one: len(self.queues[one]))
-        number, prompt = self.queues[worker].pop(0)
+        job = self.queues[worker].pop(0)
         if self.lose and self.lose.pop(0):
             self.queues[worker].clear()
             self.new.append(worker)
             self.ready.discard(worker)
             return worker, -1, "lost", "it was killed"
-        if prompt["2"]["inputs"]["seed"] in self.fail:
-            return worker, number, "failed", "Draw: no memory"
-        self.done.append(number)
-        figures = {"2": {"mean": prompt["2"]["inputs"]["seed"] / 7}}
-        return worker, number, "done", (figures, [("vcd/a.png", b"a%d" % number)])
+        seed = job.prompt["2"]["inputs"]["seed"]
+        if seed in self.fail:
+            return worker, job.number, "failed", "Draw: no memory"
+        self.done.append(job.number)
+        return worker, job.number, "done", ({"2": {"mean": seed / 7}}, [("vcd/a.png", b"a%d" % job.number)])
 
 
 def test_a_study_that_was_cut_off_goes_on_and_comes_to_the_same_bytes(tmp_path):
@@ -194,9 +194,9 @@ def test_who_is_not_ready_gets_nothing_and_nothing_waits_behind_the_last_jobs(tm
     jobs, deepest = study(tmp_path), []
 
     class Late(Stand):
-        def start(self, worker, number, prompt):
+        def start(self, worker, job):
             assert worker != 2
-            super().start(worker, number, prompt)
+            super().start(worker, job)
             deepest.append((len(jobs) - len(self.done), max(map(len, self.queues))))
 
     pool = Late(3)

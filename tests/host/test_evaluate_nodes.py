@@ -404,6 +404,15 @@ def test_aesthetic_quality_takes_a_file_of_the_models_folder(bench):
         bench.tensors(graph, graph.VCD_Evaluate(images=images, clip_vision=vision, aesthetic_model="wrong.pth"))
 
 
+def test_imaging_quality_says_what_it_needs(pack, monkeypatch):
+    module, images = pack("nodes.measures"), torch.rand(2, 32, 32, 3)
+    monkeypatch.setattr(module.musiq, "installed", lambda: False)
+    _, notes = module.measure(module.Given(images, [], quality_model="musiq.pth"))
+    assert "imaging quality: needs the package pyiqa (pip install pyiqa)" in notes
+    _, notes = module.measure(module.Given(images, []))
+    assert "imaging quality: needs a MUSIQ model and the package pyiqa (pip install pyiqa)" in notes
+
+
 def test_swapped_people_are_told(measured, pack):
     """Two people side by side, compared with their pictures in the right order and in the wrong one."""
     _, someone, other = measured

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -27,13 +27,15 @@ _OTHER = 0.35
 """Looks of one face in neighbouring frames differ by less than this, those of two people by more."""
 
 
-def changes(images: torch.Tensor, on_frame: Callable[[], object] = lambda: None) -> tuple[list[int], list[int]]:
+def changes(
+    images: Iterable[torch.Tensor], on_frame: Callable[[], object] = lambda: None
+) -> tuple[list[int], list[int]]:
     """The frames that begin a new scene, and those before which the light changed.
 
     A cut is a change of what is there that stands out from the motion around it and outlasts a flash of three frames.
 
     Args:
-        images: IMAGE [F, H, W, 3].
+        images: IMAGE [F, H, W, 3], or its frames one by one, of which no more than a few are held.
         on_frame: called after each frame; may raise to stop.
 
     Example:
@@ -42,24 +44,26 @@ def changes(images: torch.Tensor, on_frame: Callable[[], object] = lambda: None)
         >>> changes(clip)
         ([3], [2])
     """
-    alike = np.ones((len(images), REACH))  # of each frame with the one before it, and with those before that
-    relit = np.zeros(len(images))
+    alike: list[list[float]] = []  # of each frame with the one before it, and with those before that
+    relit: list[float] = []
     last: list[torch.Tensor] = []
     small = edges = None
-    height, width = (max(3, min(_GRID, side)) for side in images.shape[1:3])
-    for i, image in enumerate(images):
+    for image in images:
         before, edges_before = small, edges
+        height, width = (max(3, min(_GRID, side)) for side in image.shape[:2])
         small = F.adaptive_avg_pool2d(image[..., :3].movedim(-1, 0)[None].float(), (height, width))[0].clamp(min=0)
         edges = _edges(small)
         unit = edges.flatten() / edges.norm().clamp(min=1e-6)
-        for back, other in enumerate(reversed(last)):
-            alike[i, back] = float(unit @ other)
-        if before is not None and edges_before is not None:
-            relit[i] = _changed(before, small, edges_before, edges)
+        to_last = [float(unit @ other) for other in reversed(last)]
+        alike.append([*to_last, *[1.0] * (REACH - len(last))])
+        if before is None or edges_before is None:
+            relit.append(0.0)
+        else:
+            relit.append(_changed(before, small, edges_before, edges))
         last = [*last[1 - REACH :], unit]
         on_frame()
-    cuts = _breaks(alike, _ELSEWHERE)
-    lights = [i for i in range(1, len(images)) if relit[i] > _RELIT and alike[i, 0] > _ELSEWHERE]
+    cuts = _breaks(np.array(alike).reshape(-1, REACH), _ELSEWHERE)
+    lights = [i for i in range(1, len(relit)) if relit[i] > _RELIT and alike[i][0] > _ELSEWHERE]
     return cuts, lights
 
 
