@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import evaluate, face, identity, motion, noise, pictures, segmentation, tiled, tiny, training
+from . import cast, evaluate, face, identity, motion, noise, pictures, segmentation, tiled, tiny, training
 from .host.ui import register_replacement
 
 NODES: list[type[io.ComfyNode]] = [
     *noise.NODES,
     *motion.NODES,
     *identity.NODES,
+    *cast.NODES,
     *pictures.NODES,
     *training.NODES,
     *segmentation.NODES,

@@ -174,6 +174,26 @@ def with_masks(images: torch.Tensor, masks: torch.Tensor, colour: tuple[int, int
     return rgb * (1 - weight) + paint * weight
 
 
+def with_regions(images: torch.Tensor, masks: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """IMAGE [F, H, W, 3] with each person's masks [people, 1 or F, H, W] laid over it in a colour of their own, and
+    their names written in the first frame where each is seen."""
+    out = images[..., :3]
+    for i, mask in enumerate(masks):
+        out = with_masks(out, mask.expand(len(images), -1, -1), LABELS[i % len(LABELS)])
+    short, height = stand_ins(names, "person"), 10 + min(images.shape[1:3]) // 40
+    out = out.clone()
+    for i, (mask, name) in enumerate(zip(masks, names, strict=True)):
+        seen = mask.expand(len(images), -1, -1)
+        first = next((frame for frame in range(len(images)) if seen[frame].any()), None)
+        if first is not None:
+            rows, columns = torch.nonzero(seen[first] > 0.5, as_tuple=True)
+            picture = to_pil(out[first])
+            at = (float(columns.float().mean()) - height, float(rows.min()) + 2) if len(rows) else (2.0, 2.0)
+            _write(ImageDraw.Draw(picture), at, short.get(name, name), LABELS[i % len(LABELS)], height)
+            out[first] = to_tensor(picture)[0].to(out)
+    return out
+
+
 LABELS = (
     (255, 92, 92),
     (92, 200, 120),
