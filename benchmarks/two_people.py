@@ -40,7 +40,7 @@ ONE, MASKS, CAST, DRAFT = "one prompt", "masks", "VCD Cast", "VCD Cast on a draf
 WAYS = (ONE, MASKS, CAST, DRAFT)
 STAGES = ("T2V", "Face", "Tiled")
 FIGURES = ("of the right person", "of the other", "prompt followed", "consistency", "face found")
-SIDE = 128
+SIDE, CONTRAST = 128, 0.3
 
 
 class Scene:
@@ -68,7 +68,7 @@ class Scene:
             return model, studio.prompt(text, *self.named.values())
         node = studio.module("nodes.cast").Cast
         model, positive, _ = node.execute(
-            model, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, way != MASKS, clip=studio.clip, ids=self.named,
+            model, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, CONTRAST, way != MASKS, clip=studio.clip, ids=self.named,
             faces=faces,
         ).args  # fmt: skip
         return model, positive

@@ -1,5 +1,5 @@
 """The pictures of the help pages, the templates and the README, all drawn by the tiny model: ``python -m
-dev.make_pictures``, or ``... cards`` for the templates' alone, which are cut out of the others."""
+dev.make_pictures``, or ``... cards`` for the templates' alone, which are cut out of the others, or ``... cast``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image, ImageOps
@@ -66,7 +67,7 @@ CARDS: dict[str, tuple[str, str, int, tuple[Cell, ...]]] = {  # what is written,
     "06_tiled_upscale": ("Enlarge in tiles", "tiled", 160, ((0, 0), (1, 0), (0, 3), (1, 3))),
     "06_tiled_upscale_tiny": ("Enlarge: no download", "tiled", 160, ((0, 1), (1, 1))),
     "07_full_pipeline": ("All stages on SD 1.5", "stages", 128, ((0, 2), (1, 2), (2, 2), (2, 5))),
-    "08_two_people": ("Two people", "tracks", 128, ((0, 0), (0, 1), (0, 2), (0, 3))),
+    "08_two_people": ("Two people", "cast", 128, ((2, 0), (2, 2), (2, 3), (2, 5))),
     "09_long_clip": ("Long clips", "gamma", 128, tuple((y, x) for y in (0, 1) for x in range(6))[:9]),
     "10_emotions": ("A prompt for each frame", "schedule", 128, ((0, 0), (0, 2), (0, 3), (0, 5))),
     "12_wan22_faces_and_tiles": ("Wan 2.2: faces and tiles", "tiled", 160, ((0, 2), (1, 2), (0, 0), (1, 0))),
@@ -148,6 +149,31 @@ class Painter:
         ).args[0]  # fmt: skip
 
 
+def several() -> None:
+    """Two people in one clip: by one prompt, and by VCD Cast."""
+    painter = Painter()
+    studio, people = painter.studio, world.identities(2)
+    ids = {}
+    for i, person in enumerate(people):
+        one = studio.learn(person, seed=i)
+        ids[f"id{i}"] = replace(one, tokens=replace(one.tokens, name=f"id{i}"))
+    text = "a close-up of a <id0> and a <id1>, waving on the beach"
+    mixed = studio.draw(studio.prompt(text, *ids.values()), SEED, steps=20)
+    node = studio.module("nodes.cast").Cast
+    model, positive, _ = node.execute(
+        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.3, True, clip=studio.clip, ids=ids
+    ).args
+    apart = studio.draw(positive, SEED, steps=20, model=model)
+    places = node.execute(
+        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.3, True, clip=studio.clip, ids=ids, images=apart
+    ).args[2]
+    true = torch.stack([torch.tensor(f.image) for f in world.render_take(world.Take(
+        tuple(people), "beach", "waving", "close-up", SEED
+    ))]).float() / 255  # fmt: skip
+    rows = [("the two, as they are", true), ("one prompt", mixed), ("VCD Cast", apart), ("places", places)]
+    save("cast", grid(rows))
+
+
 def main() -> None:
     painter = Painter()
     studio, robin = painter.studio, painter.robin
@@ -227,8 +253,11 @@ def main() -> None:
     )
     mask = plots.with_masks(taught, torch.stack(pictures_of(person)[1]))
     save("masks", grid([("masks: the subject and not the room", mask)]))
+    several()
     cards()
 
 
+PARTS = {"cards": cards, "cast": several}
+
 if __name__ == "__main__":
-    cards() if sys.argv[1:] == ["cards"] else main()
+    PARTS.get("".join(sys.argv[1:]), main)()

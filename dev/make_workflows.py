@@ -527,7 +527,7 @@ def full_pipeline(graph: Graph) -> None:
 def two_people(graph: Graph) -> None:
     graph.column("1. Model", 340)
     graph.note(
-        "Two identities in one clip: both in the first prompt, then each refined on its own face with its own prompt."
+        "Two identities in one clip: each drawn in a place of its own, then refined on its own face with its own prompt."
     )
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
     graph.models(checkpoint, SD15)
@@ -539,14 +539,15 @@ def two_people(graph: Graph) -> None:
     graph.note(
         "`<name>` in a prompt is the identity of that file name: train and save two, `my_id` and `her_id`, each with "
         "its class word. "
-        "Left and right are those of the picture."
+        "Left and right are those of the picture; other places are written in `places`, one line each."
     )
     left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=TALL_ID)
     right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="", title="Right", tall=TALL_ID)
-    positive = graph.add(
-        "VCD_IdTextEncode", clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=200,
-        title="Both", **ids(left, right),
+    model = graph.add(
+        "VCD_Cast", model=model, clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=420,
+        **ids(left, right),
     )  # fmt: skip
+    positive = Out(model.node, 1)
     one = graph.add(
         "VCD_IdTextEncode",
         clip=clip,

@@ -120,6 +120,16 @@ class Cast(io.ComfyNode):
                     "without the node.",
                     advanced=True,
                 ),
+                io.Float.Input(
+                    "contrast",
+                    default=0.3,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How far each person is drawn away from the others' prompts. 0: not at all; too much costs "
+                    "likeness.",
+                    advanced=True,
+                ),
                 io.Boolean.Input(
                     "bind",
                     default=True,
@@ -165,6 +175,7 @@ class Cast(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         apart: float,
+        contrast: float,
         bind: bool,
         clip: Any = None,
         ids: dict[str, Identity] | None = None,
@@ -177,7 +188,7 @@ class Cast(io.ComfyNode):
         texts = texts_of(clip, prompt, _given(ids), _given(people), everybody)
         names = list(texts.people)
         found = masks_of(names, places, frames, softness, faces, _given(masks), images)
-        bound = with_binding(model, apart) if bind else None
+        bound = with_binding(model, apart, contrast) if bind else None
         whole = core.shares(per_latent_frame(model, found))
         span = start_percent, end_percent
         positive = limited([*texts.people.values(), texts.everybody], whole, span)

@@ -55,12 +55,13 @@ class Bound:
         return sum(context.shape[1] for context in self.contexts[1:])
 
 
-def with_binding(model: Model, apart: float) -> Model | None:
+def with_binding(model: Model, apart: float, contrast: float = 0.0) -> Model | None:
     """A clone that draws the entries of a cast in one pass; None for a model that is no UNet with cross-attention.
 
     At each place q of the picture the cross-attention gives ``sum_k w_k(q) Attn(q, K_k, V_k)``, K and V from the k-th
     person's own prompt and w from their masks (Mix-of-Show, arXiv 2305.18292, regionally controllable sampling).  The
-    negative prompt is as it is.  In self-attention the scores between two people are lowered by ``apart`` (with an
+    negative prompt is as it is.  ``contrast`` moves w towards a person's own text and as far away from the others'
+    (:func:`contrasted`).  In self-attention the scores between two people are lowered by ``apart`` (with an
     infinite one it is the mask of Bounded Attention, arXiv 2403.16990); each with what is nobody's are as they are.
 
     Motion modules and ControlNets see one picture, where ComfyUI's masked conditionings draw one for each person and
@@ -82,7 +83,7 @@ def with_binding(model: Model, apart: float) -> Model | None:
         model.set_model_attn2_patch(_joined)
     for place in places:
         for kind, ours, replace in (
-            ("attn2", _Blended, model.set_model_attn2_replace),
+            ("attn2", partial(_Blended, contrast), model.set_model_attn2_replace),
             ("attn1", partial(_Parted, apart), model.set_model_attn1_replace),
         ):
             earlier = options.get("patches_replace", {}).get(kind, {}).get(place)
@@ -196,6 +197,10 @@ class _Replaced:
 class _Blended(_Replaced):
     """A cross-attention in which each place attends to its people's texts."""
 
+    def __init__(self, contrast: float = 0.0, earlier: Any = None) -> None:
+        super().__init__(earlier)
+        self.contrast = contrast
+
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         parts = _casts_in(len(q), options)
         known = k.shape[1] - _longest(parts)
@@ -209,7 +214,7 @@ class _Blended(_Replaced):
         self, first: torch.Tensor, bound: Bound, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         options: dict[str, Any],
     ) -> torch.Tensor:  # fmt: skip
-        weights = bound.at(q.shape[1])
+        weights = contrasted(bound.at(q.shape[1]), bound.nobodys, self.contrast)
         weights = comfy.utils.repeat_to_batch_size(weights.movedim(0, 1), len(q))[..., None].to(q)
         total, at = first * weights[:, 0], 0
         for i, context in enumerate(bound.contexts[1:], 1):
@@ -258,6 +263,25 @@ class _Parted(_Replaced):
         asked = widened(q, more[0] * width**0.5, root / width**0.5)
         found = self._attend(asked, widened(k, more[1], 1.0), widened(v, None, 1.0), {**options, "dim_head": wider})
         return found.unflatten(2, (heads, wider))[..., :width].flatten(2)
+
+
+def contrasted(weights: torch.Tensor, nobodys: int, contrast: float) -> torch.Tensor:
+    """Weights that lead away from what is somebody else's; their sum stays.
+
+    A person's attention A_i becomes ``A_i + contrast * (A_i - mean_{j != i} A_j)``.
+
+    Args:
+        weights: [entries, ..., positions], the first ``nobodys`` of what is nobody's.
+
+    Example:
+        >>> contrasted(torch.tensor([[1.0, 0.25], [0.0, 0.75]]), 0, 0.5).tolist()
+        [[1.5, 0.0], [-0.5, 1.0]]
+    """
+    people = weights[nobodys:]
+    if len(people) < 2 or not contrast:
+        return weights
+    others = (people.sum(0, keepdim=True) - people) / (len(people) - 1)
+    return torch.cat([weights[:nobodys], people + contrast * (people - others)])
 
 
 def parting(people: torch.Tensor, apart: float) -> tuple[torch.Tensor, torch.Tensor]:

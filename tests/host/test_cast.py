@@ -34,12 +34,14 @@ def masks(*given):
     return {f"mask{i}": mask for i, mask in enumerate(given)}
 
 
-def cast(pack, model, clip, people, places="", frames=FRAMES, everybody="nobody", apart=0.0, bind=True, **more):
+def cast(
+    pack, model, clip, people, places="", frames=FRAMES, everybody="nobody", apart=0.0, contrast=0.0, bind=True, **more
+):
     """What the node gives for people with texts of their own."""
     texts = {f"person{i}": text(clip, one) for i, one in enumerate(people)}
     span = more.pop("span", (0.0, 1.0))
     return pack("nodes.cast").Cast.execute(
-        model, "", places, frames, 0.0, *span, apart, bind, clip=clip, people=texts,
+        model, "", places, frames, 0.0, *span, apart, contrast, bind, clip=clip, people=texts,
         everybody=text(clip, everybody), **more,
     ).args  # fmt: skip
 
@@ -58,7 +60,9 @@ def predicted(model, positive, negative, seed=3, cfg=2.0, steps=1, side=SIDE, fr
 def test_people_of_one_text_are_that_text(pack, sd):
     """The same text everywhere gives what the host gives for it, whatever the places, also in self-attention off."""
     model, clip, _ = sd
-    bound, positive, _ = cast(pack, model, clip, ["a man", "a man"], "left\n0.5 0 0.25 0.5", everybody="a man")
+    bound, positive, _ = cast(
+        pack, model, clip, ["a man", "a man"], "left\n0.5 0 0.25 0.5", everybody="a man", contrast=0.5
+    )
     whole = predicted(model, text(clip, "a man"), text(clip, ""))
     assert torch.allclose(predicted(bound, positive, text(clip, "")), whole, atol=1e-4)
     other = predicted(model, text(clip, "a dog"), text(clip, ""))
@@ -171,6 +175,21 @@ def test_people_look_less_at_each_other(pack):
     assert torch.allclose(found, expected.transpose(1, 2).flatten(2), atol=1e-5)
 
 
+def test_contrast_leads_away_from_the_others(pack):
+    """The weights are those of A_i + contrast * (A_i - mean of the others), and nobody's part stays."""
+    door, generator = pack("nodes.host.cast"), torch.Generator().manual_seed(1)
+    weights = torch.rand(4, 1, 6, generator=generator)
+    weights = weights / weights.sum(0)
+    texts = torch.randn(4, 6, generator=generator)
+    found = (door.contrasted(weights, 1, 0.4)[:, 0] * texts).sum(0)
+    expected = weights[0, 0] * texts[0]
+    for i in (1, 2, 3):
+        others = sum(texts[j] for j in (1, 2, 3) if j != i) / 2
+        expected = expected + weights[i, 0] * (texts[i] + 0.4 * (texts[i] - others))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(door.contrasted(weights[:2], 1, 0.4), weights[:2])  # one person has no others
+
+
 def test_apart_acts_between_people_and_not_on_one(pack, sd):
     model, clip, _ = sd
     made = {a: cast(pack, model, clip, ["a man", "a man"], everybody="a man", apart=a)[:2] for a in (0.0, 8.0)}
@@ -279,7 +298,7 @@ def test_references_reach_the_tiles_of_their_person_alone(pack, phantom):
 
     model, _, words, people, whose = phantom
     given = {f"person{i}": one for i, one in enumerate(people)}
-    settings = ("", "left\nright", 9, 0.0, 0.0, 1.0, 3.0, True)
+    settings = ("", "left\nright", 9, 0.0, 0.0, 1.0, 3.0, 0.3, True)
     bound, positive, _ = pack("nodes.cast").Cast.execute(model, *settings, people=given, everybody=words).args
     assert bound is model  # no UNet: by masks
     spied, seen = with_spy(pack("nodes.tiled").TiledPatch.execute(bound, tile_size=64, overlap=0).args[0], whose)
@@ -335,7 +354,7 @@ def test_an_identity_that_the_prompt_does_not_name_is_refused(pack, sd):
         for i, name in enumerate(("ada", "bob"))
     }
     node = pack("nodes.cast").Cast
-    given = (0.0, 0.0, 1.0, 3.0, True)
+    given = (0.0, 0.0, 1.0, 3.0, 0.3, True)
     with pytest.raises(ValueError, match="The prompt does not name <bob>"):
         node.execute(model, "a photo of <ada> and a man", "", 16, *given, clip=clip, ids=ids)
     with pytest.raises(ValueError, match="clip is missing"):

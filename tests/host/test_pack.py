@@ -14,7 +14,7 @@ from dev.graph import has_control, inputs_of, is_widget, to_api
 from dev.host import PACK, ROOT
 
 NODES = {  # saved graphs hold these; a new one is added here, none is ever taken away
-    "VCD_ApplyNoisePrior", "VCD_Compare", "VCD_Evaluate", "VCD_FaceCrop", "VCD_FacePaste", "VCD_FaceRefine",
+    "VCD_ApplyNoisePrior", "VCD_Cast", "VCD_Compare", "VCD_Evaluate", "VCD_FaceCrop", "VCD_FacePaste", "VCD_FaceRefine",
     "VCD_FaceTrack", "VCD_IdLoader", "VCD_IdSave", "VCD_IdTextEncode", "VCD_IdTrainer", "VCD_MotionModule",
     "VCD_NoisePrior", "VCD_NoisePriorLatent", "VCD_NoisePriorPreview", "VCD_Pictures", "VCD_PromptToSegmentation",
     "VCD_TiledDenoise", "VCD_TiledPatch", "VCD_TinyClip", "VCD_TinyModel",
