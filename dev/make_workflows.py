@@ -527,7 +527,8 @@ def full_pipeline(graph: Graph) -> None:
 def two_people(graph: Graph) -> None:
     graph.column("1. Model", 340)
     graph.note(
-        "Two identities in one clip: each drawn in a place of its own, then refined on its own face with its own prompt."
+        "Two identities in one clip: each drawn in a place of its own, then refined on its own face with its own "
+        "prompt."
     )
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=SD15[0])
     graph.models(checkpoint, SD15)

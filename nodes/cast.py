@@ -13,7 +13,8 @@ from comfy_api.latest import io, ui
 from ..vcd_core import cast as core
 from ..vcd_core import identity, plots
 from ..vcd_core.face.track import Faces
-from .host.cast import CAST, with_binding
+from .host.attention import CAST
+from .host.cast import with_binding
 from .host.latents import pictures_covered
 from .host.memory import handed_on
 from .host.model import Model, of_video
@@ -76,8 +77,8 @@ class Cast(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip="Where each person is, one line each, in the order of the sockets: left, right, middle, "
-                    "left third ..., or x y width height as shares, '0.1 0 0.4 1'. Moving: '0: left, 15: right'; 'away' is "
-                    "nowhere. Empty: side by side.",
+                    "left third ..., or x y width height as shares, '0.1 0 0.4 1'. Moving: '0: left, 15: right'; 'away' "
+                    "is nowhere. Empty: side by side.",
                 ),
                 io.Int.Input(
                     "frames", default=16, min=1, max=4096, tooltip="For places that move: the frames of the clip."

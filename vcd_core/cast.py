@@ -178,3 +178,41 @@ def at_size(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return masks
     flat = masks.reshape(-1, 1, *masks.shape[-2:])
     return F.interpolate(flat, (height, width), mode="area").reshape(*masks.shape[:-2], height, width)
+
+
+def contrasted(weights: torch.Tensor, nobodys: int, contrast: float) -> torch.Tensor:
+    """Weights that lead away from what is somebody else's; their sum stays.
+
+    A person's attention A_i becomes ``A_i + contrast * (A_i - mean_{j != i} A_j)``.
+
+    Args:
+        weights: [entries, ..., positions], the first ``nobodys`` of what is nobody's.
+
+    Example:
+        >>> contrasted(torch.tensor([[1.0, 0.25], [0.0, 0.75]]), 0, 0.5).tolist()
+        [[1.5, 0.0], [-0.5, 1.0]]
+    """
+    people = weights[nobodys:]
+    if len(people) < 2 or not contrast:
+        return weights
+    others = (people.sum(0, keepdim=True) - people) / (len(people) - 1)
+    return torch.cat([weights[:nobodys], people + contrast * (people - others)])
+
+
+def parting(people: torch.Tensor, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Channels [n, positions, people + 1] of queries and of keys whose products lower scores between two people.
+
+    The product at places q and k is ``-apart * sum_{i != j} w_i(q) w_j(k)``: nothing between a person's own places and
+    for what is nobody's.
+
+    Args:
+        people: [n, people, positions], the share of each at each place.
+
+    Example:
+        >>> asked, answered = parting(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), 3.0)
+        >>> (asked @ answered.mT)[0].add(0).tolist()
+        [[0.0, -3.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    people = people.mT
+    somebody = people.sum(2, keepdim=True)
+    return torch.cat([people, somebody], 2), torch.cat([people, -somebody], 2) * apart

@@ -140,7 +140,7 @@ def test_windows_and_tiles_see_their_own_part(pack, sd):
     """A context window over some frames and a tile over a part have the masks of these."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode as Windows
 
-    model, clip, vae = sd
+    model, clip, _ = sd
     bound, positive, _ = cast(pack, model, clip, ["a man", "a dog"], "0: left, 5: right\n0: right, 5: left", frames=6)
     whole = predicted(bound, positive, text(clip, ""), frames=6)
     windowed = Windows.execute(bound, 3, 0, "standard_static", 1, False, "flat", 0, False).args[0]
@@ -159,12 +159,12 @@ def test_windows_and_tiles_see_their_own_part(pack, sd):
 
 def test_people_look_less_at_each_other(pack):
     """The channels give the scores that a mask of all places by all places would."""
-    door = pack("nodes.host.cast")
+    door, core = pack("nodes.host.attention"), pack("vcd_core.cast")
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 16, 2 * 40, generator=generator) for _ in range(3))
     people = torch.rand(2, 3, 16, generator=generator)
     people = people / people.sum(1, keepdim=True).clamp(min=1) * 0.9
-    found = door._Parted(3.0)._with_scores(q, k, v, door.parting(people, 3.0), {"n_heads": 2})
+    found = door.Parted(3.0)._with_scores(q, k, v, core.parting(people, 3.0), {"n_heads": 2})
     score = torch.zeros(2, 16, 16)
     for i in range(3):
         for j in range(3):
@@ -177,17 +177,17 @@ def test_people_look_less_at_each_other(pack):
 
 def test_contrast_leads_away_from_the_others(pack):
     """The weights are those of A_i + contrast * (A_i - mean of the others), and nobody's part stays."""
-    door, generator = pack("nodes.host.cast"), torch.Generator().manual_seed(1)
+    core, generator = pack("vcd_core.cast"), torch.Generator().manual_seed(1)
     weights = torch.rand(4, 1, 6, generator=generator)
     weights = weights / weights.sum(0)
     texts = torch.randn(4, 6, generator=generator)
-    found = (door.contrasted(weights, 1, 0.4)[:, 0] * texts).sum(0)
+    found = (core.contrasted(weights, 1, 0.4)[:, 0] * texts).sum(0)
     expected = weights[0, 0] * texts[0]
     for i in (1, 2, 3):
         others = sum(texts[j] for j in (1, 2, 3) if j != i) / 2
         expected = expected + weights[i, 0] * (texts[i] + 0.4 * (texts[i] - others))
     assert torch.allclose(found, expected, atol=1e-6)
-    assert torch.equal(door.contrasted(weights[:2], 1, 0.4), weights[:2])  # one person has no others
+    assert torch.equal(core.contrasted(weights[:2], 1, 0.4), weights[:2])  # one person has no others
 
 
 def test_apart_acts_between_people_and_not_on_one(pack, sd):
