@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -149,6 +150,20 @@ def draw(bench: Bench, ways: Sequence[str], stages: Sequence[str]) -> None:
                 bench.add("two people", f"{way}, {stage}", shot, scene.row, stage)
 
 
+def seconds(bench: Bench, rounds: int = 3) -> dict[str, float]:
+    """How long a clip of the first stage takes in each way, over that of one prompt; the ways in turn."""
+    spent = dict.fromkeys((ONE, MASKS, CAST), 0.0)
+    for turn in range(rounds + 1):  # the first is not counted
+        for way in spent:
+            scene = Scene(bench, way, Shot(0, 0, turn))
+            _ = scene.named
+            start = time.perf_counter()
+            with torch.inference_mode():
+                _ = scene.t2v
+            spent[way] += (time.perf_counter() - start) * (turn > 0)
+    return {way: spent[way] / spent[ONE] for way in spent}
+
+
 def over_pairs(rows: Sequence[Row], case: str, figure: str) -> dict[int, float]:
     """The mean of a figure for each pair that is done."""
     chosen = [row for row in rows if row["case"] == case and figure in row]
@@ -184,6 +199,7 @@ def main() -> int:
     text = markdown(bench.rows)
     (folder / "two_people.md").write_text(text, encoding="utf-8")
     print(text)
+    print("time over one prompt's: " + ", ".join(f"{way} {ratio:.2f}" for way, ratio in seconds(bench).items()))
     right, mixed = (mean(over_pairs(bench.rows, f"{CAST}, Face", figure).values()) for figure in FIGURES[:2])
     good = right >= 0.60 and mixed <= 0.08
     print("targets held" if good else "A TARGET WAS MISSED")

@@ -69,7 +69,8 @@ class Cast(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    default="photo of <first> and <second>, side by side",
+                    default="",
+                    placeholder="photo of <ada> and <bob>, side by side",
                     tooltip="What the clip shows, with <name> for each identity, the name of its file.",
                 ),
                 io.String.Input(
@@ -77,8 +78,8 @@ class Cast(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip="Where each person is, one line each, in the order of the sockets: left, right, middle, "
-                    "left third ..., or x y width height as shares, '0.1 0 0.4 1'. Moving: '0: left, 15: right'; 'away' "
-                    "is nowhere. Empty: side by side.",
+                    "left third ..., or x y width height as shares, '0.1 0 0.4 1'. Moving: '0: left, 15: right'; "
+                    "'away' is nowhere. Empty: side by side.",
                 ),
                 io.Int.Input(
                     "frames", default=16, min=1, max=4096, tooltip="For places that move: the frames of the clip."
@@ -217,6 +218,8 @@ def texts_of(clip: Any, prompt: str, ids: list[Identity], people: list[Any], eve
     named = by_name(ids)
     if len(named) + len(people) < 1:
         raise ValueError("VCD Cast has nobody to place: connect identities to ids, or conditionings to people.")
+    if identity.parse_schedule(prompt):
+        raise ValueError("The prompt is a schedule; people with places have one prompt for the whole clip.")
     if clip is None and (named or everybody is None):
         raise ValueError("clip is missing: connect the text encoder, for the prompt and the identities in it.")
     for name in named:
@@ -224,9 +227,22 @@ def texts_of(clip: Any, prompt: str, ids: list[Identity], people: list[Any], eve
             raise ValueError(f"The prompt does not name <{name}>: write <{name}> where that person belongs.")
     own = {name: encode_prompt(clip, without(prompt, named, name), {name: one}) for name, one in named.items()}
     own |= {f"person {i}": one for i, one in enumerate(people, len(own) + 1)}
+    for name, one in own.items():
+        check_single(name, one)
     if everybody is None:
         everybody = encode_prompt(clip, without(prompt, named), {})
     return Texts(own, everybody, encode_prompt(clip, prompt, named) if named else everybody)
+
+
+def check_single(name: str, conditioning: Any) -> None:
+    """Raise ``ValueError`` for a conditioning that is several, or has a place already."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"{name} has {len(conditioning)} conditionings in one (combined, scheduled, or with hooks that change); "
+            "expected one."
+        )
+    if limits := sorted({"mask", "area"} & {key for key, value in conditioning[0][1].items() if value is not None}):
+        raise ValueError(f"The conditioning of {name} has a {limits[0]} already; VCD Cast says where people are.")
 
 
 def without(prompt: str, people: dict[str, Identity], kept: str | None = None) -> str:

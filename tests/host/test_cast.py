@@ -69,6 +69,15 @@ def test_people_of_one_text_are_that_text(pack, sd):
     assert not torch.allclose(other, whole, atol=1e-2)
 
 
+def test_it_binds_on_sdxl_too(pack):
+    pack("nodes.host.model")
+    model, clip, _ = random_models.tiny_sdxl()
+    bound, positive, _ = cast(pack, model, clip, ["a man", "a man"], everybody="a man", contrast=0.5)
+    assert bound is not model
+    whole = predicted(model, text(clip, "a man"), text(clip, ""))
+    assert torch.allclose(predicted(bound, positive, text(clip, "")), whole, atol=1e-3)
+
+
 def test_a_person_who_is_everywhere_is_their_text_alone(pack, sd):
     model, clip, _ = sd
     bound, positive, _ = cast(pack, model, clip, ["a man"], "everywhere", apart=3.0)
@@ -326,6 +335,35 @@ def test_a_face_is_shown_its_own_references_alone(pack, phantom):
     assert seen.count(0) == seen.count(1)
 
 
+def test_it_runs_from_a_graph_with_sockets_that_grow(bench, tiny):
+    """On the real server: faces of a draft say where two people are, and the clip is drawn and its faces refined."""
+    graph, model, vae, positive, negative = tiny()
+    images = graph.VCDTest_World(framing="medium", action="standing", people=2, seed=5, frames=16)
+    faces = graph.VCD_FaceTrack(
+        images=images, which="left to right", index=0, threshold=0.5, max_gap=8, min_length=3, small_faces=True
+    )
+    clip = [model[0], 1]
+    made = graph.VCD_Cast(
+        model=model, clip=clip, prompt="", places="", frames=16, softness=0.1, start_percent=0.0, end_percent=1.0,
+        apart=3.0, contrast=0.3, bind=True, faces=faces, images=images, everybody=positive,
+        **{f"people.person{i}": graph.CLIPTextEncode(clip=clip, text=words) for i, words in enumerate("ab")},
+    )  # fmt: skip
+    latent = graph.EmptyLatentImage(width=128, height=128, batch_size=16)
+    drawn = graph.KSampler(
+        model=made, positive=[made[0], 1], negative=negative, latent_image=latent, seed=1, steps=1, cfg=2.0,
+        sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    refined = graph.VCD_FaceRefine(
+        images=images, model=made, vae=vae, positive=[made[0], 1], negative=negative, faces=faces, steps=1, cfg=1.0,
+        sampler_name="euler", scheduler="normal", denoise=0.5, gamma=0.1, seed=1, refine_size=64, crop_factor=2.0,
+        aspect=1.0, feather=4.0, paste_factor=1.2, match_colour=False, which="all", index=0,
+    )  # fmt: skip
+    drawn, preview, refined = bench.tensors(graph, drawn, [made[0], 2], refined)
+    assert drawn["samples"].shape == (16, 4, 16, 16)
+    assert torch.isfinite(drawn["samples"]).all()
+    assert preview.shape == refined.shape == (16, 128, 128, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -345,6 +383,17 @@ def test_what_makes_no_sense_is_refused(pack, sd, change, said):
         cast(pack, model, clip, given.pop("people"), **given)
 
 
+def test_a_persons_conditioning_is_one_and_has_no_place_yet(pack, sd):
+    model, clip, _ = sd
+    one = text(clip, "a man")
+    placed = [[one[0][0], {**one[0][1], "mask": LEFT}]]
+    for person, said in ((one + one, "person 1 has 2 conditionings in one"), (placed, "person 1 has a mask already")):
+        with pytest.raises(ValueError, match=said):
+            pack("nodes.cast").Cast.execute(
+                model, "", "", 16, 0.0, 0.0, 1.0, 3.0, 0.3, True, people={"person0": person}, everybody=one
+            )
+
+
 def test_an_identity_that_the_prompt_does_not_name_is_refused(pack, sd):
     model, clip, _ = sd
     identity, core = pack("nodes.identity"), pack("vcd_core.identity")
@@ -357,6 +406,8 @@ def test_an_identity_that_the_prompt_does_not_name_is_refused(pack, sd):
     given = (0.0, 0.0, 1.0, 3.0, 0.3, True)
     with pytest.raises(ValueError, match="The prompt does not name <bob>"):
         node.execute(model, "a photo of <ada> and a man", "", 16, *given, clip=clip, ids=ids)
+    with pytest.raises(ValueError, match="The prompt is a schedule"):
+        node.execute(model, "0: <ada> and <bob> | 8: <ada>", "", 16, *given, clip=clip, ids=ids)
     with pytest.raises(ValueError, match="clip is missing"):
         node.execute(model, "a photo of <ada> and <bob>", "", 16, *given, ids=ids)
     words = pack("nodes.cast").without("V* and <bob>, laughing", {"ada": ids["id0"], "bob": ids["id1"]}, "bob")
