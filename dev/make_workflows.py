@@ -545,7 +545,7 @@ def two_people(graph: Graph) -> None:
     left = graph.add("VCD_IdLoader", file="vcd/my_id.safetensors", class_word="", title="Left", tall=TALL_ID)
     right = graph.add("VCD_IdLoader", file="vcd/her_id.safetensors", class_word="", title="Right", tall=TALL_ID)
     model = graph.add(
-        "VCD_Cast", model=model, clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=420,
+        "VCD_Cast", model=model, clip=clip, prompt="photo of <my_id> and <her_id>, side by side in a cafe", tall=720,
         **ids(left, right),
     )  # fmt: skip
     positive = Out(model.node, 1)

@@ -77,6 +77,7 @@ class Cast(io.ComfyNode):
                     "places",
                     multiline=True,
                     default="",
+                    placeholder="side by side; or a line each: left",
                     tooltip="Where each person is, one line each, in the order of the sockets: left, right, middle, "
                     "left third ..., or x y width height as shares, '0.1 0 0.4 1'. Moving: '0: left, 15: right'; "
                     "'away' is nowhere. Empty: side by side.",
