@@ -41,7 +41,7 @@ ONE, MASKS, CAST, DRAFT = "one prompt", "masks", "VCD Cast", "VCD Cast on a draf
 WAYS = (ONE, MASKS, CAST, DRAFT)
 STAGES = ("T2V", "Face", "Tiled")
 FIGURES = ("of the right person", "of the other", "prompt followed", "consistency", "face found")
-SIDE, CONTRAST = 128, 0.3
+SIDE, CONTRAST = 128, 0.15
 
 
 class Scene:

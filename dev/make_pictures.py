@@ -161,11 +161,11 @@ def several() -> None:
     mixed = studio.draw(studio.prompt(text, *ids.values()), SEED, steps=20)
     node = studio.module("nodes.cast").Cast
     model, positive, _ = node.execute(
-        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.3, True, clip=studio.clip, ids=ids
+        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.15, True, clip=studio.clip, ids=ids
     ).args
     apart = studio.draw(positive, SEED, steps=20, model=model)
     places = node.execute(
-        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.3, True, clip=studio.clip, ids=ids, images=apart
+        studio.moving, text, "", world.FRAMES, 0.0, 0.0, 1.0, 3.0, 0.15, True, clip=studio.clip, ids=ids, images=apart
     ).args[2]
     true = torch.stack([torch.tensor(f.image) for f in world.render_take(world.Take(
         tuple(people), "beach", "waving", "close-up", SEED

@@ -125,12 +125,12 @@ class Cast(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "contrast",
-                    default=0.3,
+                    default=0.15,
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How far each person is drawn away from the others' prompts. 0: not at all; too much costs "
-                    "likeness.",
+                    tooltip="How far each person is drawn away from the others' prompts. 0: not at all; 0.3 and more "
+                    "costs what else the prompt says.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
