@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
+from dev.farm import reel
 from dev.farm.film import COUNT, ends, leading_to, open_film
 from dev.farm.reel import Reel, cut, write
 
@@ -55,7 +56,7 @@ def pictures(seed, count, size=(64, 96)):
         yield image
 
 
-def clip(path, scenes, size=(64, 96), sound=True, at=None):
+def clip(path, scenes, size=(64, 96), sound=1, at=None):
     """A video of scenes, each (seed, frames), as a camera writes it: B-frames, and a key frame here and there."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=RATE, options={"crf": "10", "g": "7", "bf": "2"})
@@ -73,7 +74,7 @@ def clip(path, scenes, size=(64, 96), sound=True, at=None):
                 i += 1
         container.mux(video.encode(None))
         if audio:
-            wave = np.sin(np.arange(16000) / 16000 * 440 * 2 * np.pi)[None].astype(np.float32)
+            wave = np.sin(np.arange(16000 * sound) / 16000 * 440 * 2 * np.pi)[None].astype(np.float32)
             frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
             frame.sample_rate = 16000
             container.mux(audio.encode(frame))
@@ -133,7 +134,7 @@ def test_a_film_has_the_clips_times_colours_and_sound(tmp_path, size, at):
 
 
 def test_frames_that_a_graph_adds_share_their_scenes_time(tmp_path):
-    path = clip(tmp_path / "a.mp4", [(1, 9), (2, 12)], sound=False)
+    path = clip(tmp_path / "a.mp4", [(1, 9), (2, 12)], sound=0)
     scenes, times = cut(path)
     images = [image for _, image in decoded(path)]
     twice = [iter([image for image in images[s.frames.start : s.frames.stop] for _ in range(2)]) for s in scenes]
@@ -142,6 +143,30 @@ def test_frames_that_a_graph_adds_share_their_scenes_time(tmp_path):
     assert len(shown) == 42
     assert np.allclose(shown[::2], times[:-1], atol=1e-4)
     assert np.allclose(np.diff(shown), float(1 / RATE) / 2, atol=1e-4)
+
+
+def test_a_cut_that_is_not_found_by_its_time_is_none(tmp_path, monkeypatch):
+    path = clip(tmp_path / "a.mp4", [(1, 9), (2, 12)])
+    times = [time for time, _ in decoded(path)]
+    assert reel._found(path, times, 9)
+    assert not reel._found(path, [*times[:9], times[9] + 0.004, *times[10:]], 9)
+    monkeypatch.setattr(reel, "_found", lambda path, times, first: False)
+    scenes, _ = cut(path)
+    assert [scene.frames for scene in scenes] == [range(21)]
+
+
+def test_sound_stands_beside_its_pictures_in_the_file(tmp_path):
+    """A player need not look for it: nothing of the sound is far behind what is shown with it."""
+    path = clip(tmp_path / "a.mp4", [(1, 12), (2, 12)], sound=36, at=lambda i: i * 1.5)
+    scenes, times = cut(path)
+    images = [image for _, image in decoded(path)]
+    write(Reel(path, "a", scenes, times), tmp_path / "film.mp4",
+          [iter(images[scene.frames.start : scene.frames.stop]) for scene in scenes])  # fmt: skip
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        packets = [(p.pos, float(p.pts * p.time_base), p.stream.type) for p in container.demux() if p.pts is not None]
+    packets.sort()
+    late = next(i for i, (_, time, kind) in enumerate(packets) if kind == "video" and time > 20)
+    assert max((time for _, time, kind in packets[:late] if kind == "audio"), default=0) > 10
 
 
 def test_what_is_no_video_is_refused(tmp_path):
