@@ -85,33 +85,37 @@ def test_a_person_who_is_everywhere_is_their_text_alone(pack, sd):
     assert torch.allclose(predicted(bound, positive, text(clip, "")), whole, atol=1e-4)
 
 
-def test_each_place_attends_to_its_own_text_alone(pack, sd):
-    """In the left half every query of every block meets the left person's keys, and what comes out is theirs."""
+@pytest.mark.parametrize("people", [["a man", "a dog"], ["a man", "a dog", "a man in red", "a cat"]])
+def test_each_place_attends_to_its_own_text_alone(pack, sd, people):
+    """Side by side, every query of every block meets its own person's keys, and what comes out is theirs."""
     model, clip, _ = sd
-    bound, positive, _ = cast(pack, model, clip, ["a man", "a dog"])
-    blocks = {}
-    for name, replaced in bound.model_options["transformer_options"]["patches_replace"]["attn2"].items():
-        blocks[name] = replaced
+    bound, positive, _ = cast(pack, model, clip, people)
+    replaced = bound.model_options["transformer_options"]["patches_replace"]["attn2"]
+    checked = []
 
-    class Spy(type(next(iter(blocks.values())))):
+    class Spy(type(next(iter(replaced.values())))):
         def __call__(self, q, k, v, options):
             out = super().__call__(q, k, v, options)
-            known = k.shape[1] // 2
-            one, other = (self._attend(q, k[:, a : a + known], v[:, a : a + known], options) for a in (0, known))
-            width = round(math.sqrt(q.shape[1]))
-            left = (torch.arange(q.shape[1]) % width) < width // 2
-            if width > 1:
-                assert torch.allclose(out[:, left], one[:, left], atol=1e-5)
-                assert torch.allclose(out[:, ~left], other[:, ~left], atol=1e-5)
-                assert not torch.allclose(one, other, atol=1e-3)
-                Spy.checked += 1
+            known, width = k.shape[1] // len(people), round(math.sqrt(q.shape[1]))
+            column = torch.arange(q.shape[1]) % width
+            for i in range(len(people)) if width >= len(people) else ():
+                here = column * len(people) // width == i
+                of_each = [
+                    self._attend(q, k[:, known * j : known * (j + 1)], v[:, known * j : known * (j + 1)], options)[
+                        :, here
+                    ]
+                    for j in range(len(people))
+                ]
+                near = [float((out[:, here] - one).abs().max()) for one in of_each]
+                assert near[i] < 1e-5
+                assert min(near[:i] + near[i + 1 :]) > 1e-3
+                checked.append(i)
             return out
 
-    Spy.checked = 0
-    for name in blocks:
-        bound.model_options["transformer_options"]["patches_replace"]["attn2"][name] = Spy()
+    for name in replaced:
+        replaced[name] = Spy()
     predicted(bound, positive, text(clip, ""), cfg=1.0)
-    assert Spy.checked >= 4
+    assert set(checked) == set(range(len(people)))
 
 
 def test_the_negative_prompt_is_as_it_is(pack, sd):
