@@ -163,7 +163,8 @@ def test_results_are_where_and_what_the_host_hands_on(pack, tiny_model, prompts,
 
     monkeypatch.setattr(comfy.model_management, "intermediate_dtype", lambda: torch.float16)
     images = frames()
-    faces, preview, _, mask = track(pack, images).args
+    faces, preview, _, mask, count = track(pack, images).args
+    assert count == len(faces.tracks)
     face = pack("nodes.face")
     crops, crop = face.FaceCrop.execute(images, faces, 0, 256, 3.0, 1.0).args
     pasted = face.FacePaste.execute(images, crop, crops, 4.0, 1.6, False).args[0]
