@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from dev.host import HOST
 from vcd_core import evaluate
+from vcd_core.face.people import people
 from vcd_core.tiny import world
 
 from .measure import interval
@@ -81,6 +82,8 @@ class Scene:
             _, positive = self.told(studio.moving, ONE)
             draft = studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS, **SAMPLER)
             faces = self.faces_in(draft)
+            if faces is not None and max(people(faces.tracks)) == 0:  # never there at the same time, and alike
+                faces = None
         model, positive = self.told(studio.moving, self.way, faces)
         return studio.draw(positive, self.shot.seed, gamma=GAMMA, steps=STEPS, model=model, **SAMPLER)
 
@@ -133,10 +136,10 @@ class Scene:
 def true_row(bench: Bench, shot: Shot) -> Row:
     """What true frames of the two read as."""
     _, scene, framing = PROMPTS[shot.prompt]
-    people = tuple(bench.people[who] for who in PAIRS[shot.who])
-    take = world.Take(people, scene, "standing", framing, seed=shot.seed)
+    both = tuple(bench.people[who] for who in PAIRS[shot.who])
+    take = world.Take(both, scene, "standing", framing, seed=shot.seed)
     images = torch.stack([torch.from_numpy(frame.image) for frame in world.render_take(take)]).float() / 255
-    return two_read(bench.judge.reader, images, people)
+    return two_read(bench.judge.reader, images, both)
 
 
 def draw(bench: Bench, ways: Sequence[str], stages: Sequence[str]) -> None:
