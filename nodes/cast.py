@@ -13,18 +13,17 @@ from comfy_api.latest import io, ui
 from ..vcd_core import cast as core
 from ..vcd_core import identity, plots
 from ..vcd_core.face.track import Faces
-from .host.attention import CAST
+from .host.attention import CAST, EVERYBODY, PERSON
 from .host.cast import with_binding
 from .host.latents import pictures_covered
 from .host.memory import handed_on
 from .host.model import Model, of_video
 from .host.ui import ui_text
-from .identity import ALIASES, IDENTITY_CATEGORY, Identity, by_name, encode_prompt
+from .identity import ALIASES, IDENTITY_CATEGORY, Identity, by_name, encode_prompt, unnamed
 from .inputs import FacesType, IdType
 
 MOST = 8  # people
 SIDE = 512  # of places that are written
-EVERYBODY, PERSON = "everybody", "person"
 
 
 @dataclass(frozen=True)
@@ -223,9 +222,8 @@ def texts_of(clip: Any, prompt: str, ids: list[Identity], people: list[Any], eve
         raise ValueError("The prompt is a schedule; people with places have one prompt for the whole clip.")
     if clip is None and (named or everybody is None):
         raise ValueError("clip is missing: connect the text encoder, for the prompt and the identities in it.")
-    for name in named:
-        if identity.insert(prompt, {n: f"<{n}>" for n in named}, {}).count(f"<{name}>") == 0:
-            raise ValueError(f"The prompt does not name <{name}>: write <{name}> where that person belongs.")
+    if left := unnamed([prompt], named):
+        raise ValueError(f"The prompt does not name {left[0]}: write {left[0]} where that person belongs.")
     own = {name: encode_prompt(clip, without(prompt, named, name), {name: one}) for name, one in named.items()}
     own |= {f"person {i}": one for i, one in enumerate(people, len(own) + 1)}
     for name, one in own.items():

@@ -110,6 +110,21 @@ def first(values: list[Any] | None) -> Any:
     return values[0] if values else None
 
 
+def file_input(name: str, folder: str, tooltip: str) -> io.Combo.Input:
+    """A model of one figure: a file of a models folder, or none."""
+    return io.Combo.Input(
+        name, options=[NO_MODEL, *model_files(folder)], default=NO_MODEL, optional=True, tooltip=tooltip
+    )
+
+
+def files_refused(**chosen: Sequence[str | None]) -> bool | str:
+    """For ``validate_inputs``: True, or what to say of a file that is not there; by widget."""
+    return refusal({FOLDERS[widget]: files[0] for widget, files in chosen.items()}, (NO_MODEL,))
+
+
+FOLDERS = {"face_model": FACE_MODELS, "aesthetic_model": AESTHETIC_MODELS, "quality_model": QUALITY_MODELS}
+
+
 def shared_inputs() -> list[io.Input]:
     return [
         io.Image.Input(
@@ -125,12 +140,10 @@ def shared_inputs() -> list[io.Input]:
         io.String.Input(
             "prompt", default="", multiline=True, optional=True, tooltip="What the clip should show, for CLIP-T."
         ),
-        io.Combo.Input(
+        file_input(
             "face_model",
-            options=[NO_MODEL, *model_files(FACE_MODELS)],
-            default=NO_MODEL,
-            optional=True,
-            tooltip="A face embedding model in models/face_embedding, for face likeness: SFace or ArcFace (.onnx), or "
+            FACE_MODELS,
+            "A face embedding model in models/face_embedding, for face likeness: SFace or ArcFace (.onnx), or "
             "CurricularFace's weights (.pth).",
         ),
     ]
@@ -149,12 +162,10 @@ def report_input() -> io.String.Input:
 def model_inputs() -> list[io.Input]:
     """Models of single figures."""
     return [
-        io.Combo.Input(
+        file_input(
             "aesthetic_model",
-            options=[NO_MODEL, *model_files(AESTHETIC_MODELS)],
-            default=NO_MODEL,
-            optional=True,
-            tooltip="LAION's linear aesthetic predictor for ViT-L/14 in models/aesthetic, for aesthetic quality.",
+            AESTHETIC_MODELS,
+            "LAION's linear aesthetic predictor for ViT-L/14 in models/aesthetic, for aesthetic quality.",
         ),
         InterpolationType.Input(
             "interpolation", optional=True, tooltip="FILM or RIFE ('Load Frame Interpolation Model'), for motion "
@@ -164,13 +175,10 @@ def model_inputs() -> list[io.Input]:
 
 
 def quality_input() -> io.Combo.Input:
-    return io.Combo.Input(
+    return file_input(
         "quality_model",
-        options=[NO_MODEL, *model_files(QUALITY_MODELS)],
-        default=NO_MODEL,
-        optional=True,
-        tooltip="MUSIQ's weights in models/musiq, for imaging quality; VBench takes musiq_spaq_ckpt. Needs the "
-        "package pyiqa.",
+        QUALITY_MODELS,
+        "MUSIQ's weights in models/musiq, for imaging quality; VBench takes musiq_spaq_ckpt. Needs the package pyiqa.",
     )
 
 
@@ -274,8 +282,7 @@ class Evaluate(io.ComfyNode):
         people: Any = None,
     ) -> bool | str:
         """``people`` is not looked at; the host hands it on because it is made of several sockets."""
-        chosen = {FACE_MODELS: face_model, AESTHETIC_MODELS: aesthetic_model, QUALITY_MODELS: quality_model}
-        return refusal({folder: file[0] for folder, file in chosen.items()}, (NO_MODEL,))
+        return files_refused(face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model)
 
     @classmethod
     def execute(
@@ -353,8 +360,7 @@ class Compare(io.ComfyNode):
         clips: Any = None,
     ) -> bool | str:
         """``clips`` is not looked at; the host hands it on because it is made of several sockets."""
-        chosen = {FACE_MODELS: face_model, AESTHETIC_MODELS: aesthetic_model, QUALITY_MODELS: quality_model}
-        return refusal({folder: file[0] for folder, file in chosen.items()}, (NO_MODEL,))
+        return files_refused(face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model)
 
     @classmethod
     def execute(

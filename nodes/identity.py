@@ -241,14 +241,19 @@ def by_name(identities: list[Identity]) -> dict[str, Identity]:
     return named
 
 
-def unused(prompts: list[str], identities: dict[str, Identity]) -> str | None:
-    """What to say of identities that none of the prompts names; None where all are named."""
+def unnamed(prompts: list[str], identities: dict[str, Identity]) -> list[str]:
+    """The marks of identities that none of the prompts names, as ``<name>``."""
     names = {name: f"<{name}>" for name in identities}
     written = [core.insert(prompt, names, {}) for prompt in prompts]
-    left = [mark for mark in names.values() if not any(mark in text for text in written)]
+    return [mark for mark in names.values() if not any(mark in text for text in written)]
+
+
+def unused(prompts: list[str], identities: dict[str, Identity]) -> str | None:
+    """What to say of identities that none of the prompts names; None where all are named."""
+    left = unnamed(prompts, identities)
     if not left:
         return None
-    marks = "V*" if len(names) == 1 else " and ".join(left)
+    marks = "V*" if len(identities) == 1 else " and ".join(left)
     return f"The prompt has no {marks}: the identity is connected and not used. Write {marks} where it belongs."
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import run as farm
 from .reel import Reel, Scene, cut, write
-from .study import Job, Prompt
+from .study import Job, Prompt, inputs_of
 from .worker import GIVEN
 
 Link = list[Any]  # a node and its output
@@ -65,7 +65,7 @@ def ends(graph: Prompt, object_info: dict[str, Any], film: str | None = None) ->
     loaders = [
         (key, name)
         for key, node in graph.items()
-        for name, spec in _sockets(node, object_info)
+        for name, spec in inputs_of(node, object_info).items()
         if len(spec) > 1 and spec[1].get("video_upload")
     ]
     clip = _only(loaders, "loads a video", [f"{key}: {graph[key]['class_type']}" for key, _ in loaders])
@@ -73,7 +73,7 @@ def ends(graph: Prompt, object_info: dict[str, Any], film: str | None = None) ->
         kind: [
             (key, name)
             for key, node in graph.items()
-            for name, spec in _sockets(node, object_info)
+            for name, spec in inputs_of(node, object_info).items()
             if spec[0] == kind and isinstance(node["inputs"].get(name), list) and _saves(node, object_info)
             if film in (None, key)
         ]
@@ -96,11 +96,6 @@ def _only(found: list[tuple[str, str]], does: str, names: list[str], advice: str
         shown = f"{len(found)} ({', '.join(names)})" if found else "none"
         raise ValueError(f"The graph needs one node that {does}; it has {shown}. Keep one{advice}.")
     return found[0]
-
-
-def _sockets(node: dict[str, Any], object_info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    groups = object_info[node["class_type"]]["input"]
-    return [(name, spec) for group in ("required", "optional") for name, spec in groups.get(group, {}).items()]
 
 
 def _saves(node: dict[str, Any], object_info: dict[str, Any]) -> bool:

@@ -228,7 +228,7 @@ def _place(text: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines
         known = sorted({_names(one, object_info)[-1] for one in prompt.values()})
         many = f"{len(found)} nodes, {', '.join(found)}; write its id" if found else f"no node of {', '.join(known)}"
         raise lines.error(f"'{node}' means {many}.", *where)
-    widgets = _inputs(prompt[found[0]], object_info)
+    widgets = inputs_of(prompt[found[0]], object_info)
     if widget not in widgets:
         raise lines.error(f"{node} has no widget '{widget}'; it has {', '.join(widgets)}.", *where)
     return found[0], widget
@@ -240,7 +240,8 @@ def _names(node: dict[str, Any], object_info: dict[str, Any]) -> tuple[str, ...]
     return title, node["class_type"], object_info[node["class_type"]].get("display_name", "")
 
 
-def _inputs(node: dict[str, Any], object_info: dict[str, Any]) -> dict[str, list[Any]]:
+def inputs_of(node: dict[str, Any], object_info: dict[str, Any]) -> dict[str, list[Any]]:
+    """A node's sockets and widgets, ``name -> [type, options]``."""
     groups = object_info[node["class_type"]]["input"]
     return {name: spec for group in ("required", "optional") for name, spec in groups.get(group, {}).items()}
 
@@ -250,7 +251,7 @@ def _check(
 ) -> None:
     """Raise for a value that the widget cannot have: a file or choice that is not there, a text for a number."""
     node, widget = place
-    spec = _inputs(prompt[node], object_info)[widget]
+    spec = inputs_of(prompt[node], object_info)[widget]
     kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
     choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
     if choices is not None and value not in choices:

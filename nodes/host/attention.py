@@ -11,7 +11,8 @@ import torch
 
 from ...vcd_core.cast import at_size, contrasted, parting
 
-CAST = "vcd_cast"  # in a conditioning: "person" or "everybody"; in transformer options: the bound casts by uuid
+CAST = "vcd_cast"  # in a conditioning: PERSON or EVERYBODY; in transformer options: the bound casts by uuid
+PERSON, EVERYBODY = "person", "everybody"
 
 
 @dataclass

@@ -9,7 +9,7 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
-from .attention import CAST, Blended, Bound, Parted, Replaced, joined
+from .attention import CAST, EVERYBODY, Blended, Bound, Parted, Replaced, joined
 from .model import Model
 from .ui import warn
 from .wrappers import with_wrapper
@@ -87,7 +87,7 @@ def _merged(entries: list[Any] | None, x: torch.Tensor, casts: dict[Any, Bound])
     group = [entry for entry in entries or () if entry.get(CAST) and "mask" in entry]
     if len(group) < 2:
         return entries
-    group.sort(key=lambda entry: entry[CAST] != "everybody")  # its text is what ControlNets see
+    group.sort(key=lambda entry: entry[CAST] != EVERYBODY)  # its text is what ControlNets see
     first, *others = group
     if any(other.get(name) is not first.get(name) and other.get(name) != first.get(name)
            for other in others for name in _SHARED):  # fmt: skip
@@ -96,7 +96,7 @@ def _merged(entries: list[Any] | None, x: torch.Tensor, casts: dict[Any, Bound])
     masks = torch.stack([comfy.utils.repeat_to_batch_size(e["mask"], _most(group)) for e in group]).to(x)
     weights = masks / masks.sum(0).clamp(min=1e-6)
     texts = [entry["model_conds"]["c_crossattn"].cond for entry in group]
-    casts[first["uuid"]] = Bound(texts, weights, sum(entry[CAST] == "everybody" for entry in group))
+    casts[first["uuid"]] = Bound(texts, weights, sum(entry[CAST] == EVERYBODY for entry in group))
     rest = [entry for entry in entries or () if not entry.get(CAST)]
     return [{name: value for name, value in first.items() if name not in ("mask", "mask_strength")}, *rest]
 
