@@ -1,6 +1,9 @@
-"""How tests are shared out where they run side by side."""
+"""How tests are shared out where they run side by side, and the server that they share."""
 
 import pytest
+from served import ade, bench, full_size, oldest_bench, pack, tiny
+
+__all__ = ["ade", "bench", "full_size", "oldest_bench", "pack", "tiny"]
 
 LARGE = {"test_graphs_run.py", "test_motion_nodes.py"}  # these load a model of full size: not both at once
 

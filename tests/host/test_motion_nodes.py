@@ -8,7 +8,7 @@ import types
 import aiohttp
 import pytest
 import torch
-from conftest import TINY_CHANNELS
+from served import TINY_CHANNELS
 from graphs import SAMPLER, SIZE, empty, evolved, finished, ksampler, motion, same, three_ways, windows
 
 from dev import random_models

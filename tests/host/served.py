@@ -1,4 +1,4 @@
-"""A real ComfyUI server with the pack and a few test nodes, shared by all host tests."""
+"""A real ComfyUI server with the pack and a few test nodes, shared by all tests that want one: fixtures."""
 
 import importlib
 import itertools
