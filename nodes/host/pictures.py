@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.utils
 import torch
-from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
 from ...vcd_core.frames import held
 from .memory import raise_unless_memory
@@ -142,6 +141,8 @@ def upscale(upscale_model: Any, images: torch.Tensor, height: int, width: int, p
 
     The host makes its tiles smaller where memory runs out.
     """
+    from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel  # needs spandrel, without which the host starts
+
     out = torch.empty(len(images), height, width, images.shape[3])
     at = 0
     for chunk in images.split(max(1, frames_at_once(images.shape[1:3]) // 2)):
