@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import evaluate as core
 from ..vcd_core import fonts, plots, summary
@@ -17,9 +19,9 @@ from ..vcd_core.face.track import Faces
 from ..vcd_core.files import write_bytes
 from ..vcd_core.frames import colours, named
 from ..vcd_core.report import Report
-from .host.files import model_files, numbered_output, refusal
+from .host.files import model_files, numbered_output, output_path, refusal, refused
 from .host.memory import handed_on
-from .host.ui import Progress, ui_text
+from .host.ui import Progress, pictures_below, stop_if_asked, ui_text
 from .inputs import CATEGORY, FacesType, InterpolationType
 from .measures import (
     AESTHETIC_MODELS,
@@ -48,6 +50,8 @@ ALIASES = [
 
 def as_text(videos: dict[str, list[Figure]], missing: list[str], by: str = "") -> str:
     """A table in Markdown, figures down, clips across; below it what the chart's numbers mean, and what is missing."""
+    short = plots.chart_stand_ins(videos)
+    videos = {in_cell(clip): figures for clip, figures in videos.items()}
     names = list(dict.fromkeys(figure.name for figures in videos.values() for figure in figures))
     lines = [f"| | {' | '.join(videos)} | paper: SD, VCD |", "|" + "---|" * (len(videos) + 2)]
     for name in names:
@@ -56,8 +60,8 @@ def as_text(videos: dict[str, list[Figure]], missing: list[str], by: str = "") -
         ]
         paper = ", ".join(f"{value:.3f}" for value in core.PAPER.get(name, ()))
         lines.append(f"| {name} | {' | '.join(values)} | {paper} |")
-    if short := plots.chart_stand_ins(videos):
-        lines += ["", fonts.said(short)]
+    if short:
+        lines += ["", fonts.said({in_cell(clip): drawn for clip, drawn in short.items()})]
     lines += along(videos)
     if len(videos) > 1:
         lines += beside(videos)
@@ -66,6 +70,16 @@ def as_text(videos: dict[str, list[Figure]], missing: list[str], by: str = "") -
     if missing:
         lines += ["", "Not computed, or in part:", *(f"- {line}" for line in missing)]
     return "\n".join(lines)
+
+
+def in_cell(name: str) -> str:
+    """A clip's name as a table in Markdown shows it.
+
+    Example:
+        >>> print(in_cell("a|b <c>"))
+        a\\|b \\<c\\>
+    """
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", name)
 
 
 def along(videos: dict[str, list[Figure]]) -> list[str]:
@@ -117,9 +131,10 @@ def file_input(name: str, folder: str, tooltip: str) -> io.Combo.Input:
     )
 
 
-def files_refused(**chosen: Sequence[str | None]) -> bool | str:
-    """For ``validate_inputs``: True, or what to say of a file that is not there; by widget."""
-    return refusal({FOLDERS[widget]: files[0] for widget, files in chosen.items()}, (NO_MODEL,))
+def files_refused(report: Sequence[str | None], **chosen: Sequence[str | None]) -> bool | str:
+    """For ``validate_inputs``: True, or what to say of a file that is not there, by widget, or of a report's name."""
+    found = refusal({FOLDERS[widget]: files[0] for widget, files in chosen.items()}, (NO_MODEL,))
+    return refused((report[0] or "").strip() or None, output_path) if found is True else found
 
 
 FOLDERS = {"face_model": FACE_MODELS, "aesthetic_model": AESTHETIC_MODELS, "quality_model": QUALITY_MODELS}
@@ -202,12 +217,17 @@ def report_path(report: list[str] | None) -> Path | None:
 def write_report(
     path: Path | None, clips: dict[str, torch.Tensor], figures: dict[str, list[Figure]], notes: list[str]
 ) -> str:
-    """Write a report where there is a path for it; a paragraph that says where, or nothing."""
+    """Write a report where there is a path for it; a paragraph that says where, or why it could not be, or nothing."""
     if path is None:
         return ""
-    report = Report(clips, figures, [note for note in notes if note])
-    write_bytes(path.with_name(f"{path.name}.html"), report.page(f"Report {path.name.rstrip('_')}").encode())
-    write_bytes(path.with_name(f"{path.name}.json"), report.data().encode())
+    report = Report(clips, figures, [note for note in notes if note], stop_if_asked)
+    page = report.page(f"Report {path.name.rstrip('_')}")
+    try:
+        write_bytes(path.with_name(f"{path.name}.html"), page.encode())
+        write_bytes(path.with_name(f"{path.name}.json"), report.data().encode())
+    except OSError as error:  # the figures took longer than the report will
+        logging.warning("The report is missing: %s", error)
+        return f"\n\nThe report is missing: {error}"
     return f"\n\nReport: {path.name}.html and .json, in {path.parent}."
 
 
@@ -279,10 +299,13 @@ class Evaluate(io.ComfyNode):
         face_model: Sequence[str | None] = (None,),
         aesthetic_model: Sequence[str | None] = (None,),
         quality_model: Sequence[str | None] = (None,),
+        report: Sequence[str | None] = (None,),
         people: Any = None,
     ) -> bool | str:
         """``people`` is not looked at; the host hands it on because it is made of several sockets."""
-        return files_refused(face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model)
+        return files_refused(
+            report, face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model
+        )
 
     @classmethod
     def execute(
@@ -310,7 +333,7 @@ class Evaluate(io.ComfyNode):
         who = likeness_of_people(given, wanted) if wanted else []
         text, chart = results({THIS: given.images}, {THIS: figures}, missing, compared_by(given), path, who)
         means = {figure.name: figure.mean for figure in figures if math.isfinite(figure.mean)}
-        shown = {**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)}
+        shown = {**pictures_below(chart, cls), **ui_text(text)}
         return io.NodeOutput(text, handed_on(chart), *(means.get(name, -1.0) for name in FLOATS), ui=shown)
 
 
@@ -357,10 +380,13 @@ class Compare(io.ComfyNode):
         face_model: Sequence[str | None] = (None,),
         aesthetic_model: Sequence[str | None] = (None,),
         quality_model: Sequence[str | None] = (None,),
+        report: Sequence[str | None] = (None,),
         clips: Any = None,
     ) -> bool | str:
         """``clips`` is not looked at; the host hands it on because it is made of several sockets."""
-        return files_refused(face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model)
+        return files_refused(
+            report, face_model=face_model, aesthetic_model=aesthetic_model, quality_model=quality_model
+        )
 
     @classmethod
     def execute(
@@ -395,7 +421,7 @@ class Compare(io.ComfyNode):
             missing |= dict.fromkeys(lacking)
             progress.advance()
         text, chart = results(named, figures, list(missing), by, path)
-        return io.NodeOutput(text, handed_on(chart), ui={**ui.PreviewImage(chart, cls=cls).as_dict(), **ui_text(text)})
+        return io.NodeOutput(text, handed_on(chart), ui={**pictures_below(chart, cls), **ui_text(text)})
 
 
 def results(
@@ -418,7 +444,7 @@ def results(
 
 def named_videos(names: str, videos: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The clips under the names that were written, numbered where there are none or one is written twice."""
-    written = [name.strip() for name in names.split(",")]
+    written = [" ".join(name.split()) for name in names.split(",")]
     named: dict[str, torch.Tensor] = {}
     for i, images in enumerate(videos):
         name = written[i] if i < len(written) and written[i] else f"clip {i + 1}"

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import identity as core
 from ..vcd_core import pictures
 from ..vcd_core.identity import IdTokens
 from .host.context import Context, encode_with_context
-from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, spelled
+from .host.files import forget_file_lists, model_file, model_files, models_path, refusal, refused, spelled
 from .host.text import blend_conditioning, prompt_reads, text_widths
-from .host.ui import blocked, ui_text, warn
+from .host.ui import blocked, pictures_below, ui_text, warn
 from .inputs import CATEGORY, IdType
 
 IDENTITY_CATEGORY = f"{CATEGORY}/identity"
@@ -97,7 +97,7 @@ class IdLoader(io.ComfyNode):
         file = spelled(file, model_files(EMBEDDINGS))
         path = Path(model_file(EMBEDDINGS, file))
         tokens, (picture, unread) = core.load(path, token), picture_of(path)
-        own = tokens.provenance.get("class_word", "").strip()
+        own = core.brief(tokens.provenance.get("class_word", ""))
         word = class_word.strip() or own
         said = tokens.describe()
         if not word:
@@ -108,7 +108,7 @@ class IdLoader(io.ComfyNode):
         if text is None:
             said += f". {reason}"
         output = blocked(f"{file}: {reason}") if text is None else text
-        shown = {} if picture is None else ui.PreviewImage(picture[None], cls=cls).as_dict()
+        shown = {} if picture is None else pictures_below(picture[None], cls)
         identity = Identity(tokens, word, strength, picture)
         return io.NodeOutput(identity, output, ui={**shown, **ui_text(f"{said}{unread}")})
 
@@ -297,15 +297,23 @@ class IdSave(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return refused(name, lambda name: core.path_of(models_path(EMBEDDINGS), name))
+
+    @classmethod
     def execute(cls, id: Identity, name: str, overwrite: bool) -> io.NodeOutput:
         folder = models_path(EMBEDDINGS)
         word = {"class_word": id.class_word} if id.class_word else {}  # what was typed stands above the file's own
         tokens = replace(id.tokens, provenance={**id.tokens.provenance, **word})
         path = core.save(tokens, folder, name, overwrite)
-        pictures.save_beside(path, id.picture)
         forget_file_lists()
         file = path.relative_to(os.path.abspath(folder)).as_posix()
-        return io.NodeOutput(file, ui=ui_text(f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"))
+        said = f"Saved as {file}{other_name(file, name)}: {tokens.describe()}"
+        try:
+            pictures.save_beside(path, id.picture)
+        except OSError as error:
+            said += f". Its picture is missing: {error}"
+        return io.NodeOutput(file, ui=ui_text(said))
 
 
 def other_name(file: str, name: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import pictures as core
-from .host.files import input_subfolder, input_subfolders, spelled
-from .host.memory import handed_on
+from .host.files import input_subfolder, input_subfolders, refused, spelled
+from .host.memory import free_memory, handed_on
 from .host.pictures import resize
-from .host.ui import ui_text
+from .host.ui import pictures_below, stop_if_asked, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY
 
 NO_FOLDER = "no folders found"
@@ -59,20 +59,17 @@ class Pictures(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        try:
-            return folder is None or bool(picture_folder(folder))
-        except ValueError as error:
-            return str(error)
+        return refused(folder, picture_folder)
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         path = picture_folder(folder)
-        found = core.open_pictures(path)
+        found = core.open_pictures(path, free_memory(), stop_if_asked)
         images, masks = ([handed_on(part[None]) for part in parts] for parts in zip(*found, strict=True))
         files = (file for file in path.iterdir() if not file.name.startswith("."))
         other = sorted(file.name for file in files if file.suffix.lower() in UNREAD)
         note = f"; not read (save as PNG or JPEG): {', '.join(other)}" if other else ""
-        small = [ui.PreviewImage(shown_small(image), cls=cls).values for image in images[:SHOWN]]
+        small = [pictures_below(shown_small(image), cls).get("images", []) for image in images[:SHOWN]]
         shown = {"images": [saved for one in small for saved in one], **ui_text(f"{len(found)} pictures{note}")}
         return io.NodeOutput(images, masks, ui=shown)
 

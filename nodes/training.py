@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import __version__, files
 from ..vcd_core import training as core
 from ..vcd_core.identity import KINDS, TOKENS, IdTokens
 from ..vcd_core.pictures import FITS, prepare
 from ..vcd_core.plots import loss_curve
-from .host.files import output_folder
+from .host.files import output_folder, refused
 from .host.gradients import gradients, recomputed
 from .host.learned import ContextModel, TokenModel, backend_of
 from .host.memory import handed_on
 from .host.model import Model, kind_of
 from .host.sampling import sample
 from .host.text import text_widths
-from .host.ui import Progress, preview_picture, stop_if_asked, ui_text
+from .host.ui import Progress, pictures_below, preview_picture, stop_if_asked, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY, Identity, encode_prompt
 from .inputs import IdType, seed_input
 
@@ -246,6 +246,10 @@ class IdTrainer(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: Sequence[str | None] = (None,)) -> bool | str:
+        return refused(name[0], state_path)
+
+    @classmethod
     def execute(
         cls,
         model: list[Model],
@@ -287,7 +291,7 @@ class IdTrainer(io.ComfyNode):
             seed=seed[0], kind=kind[0], frames=clip_frames[0], noise_from=noise_from[0], noise_to=noise_to[0],
         )  # fmt: skip
         settings.check()
-        state = files.free_path(output_folder(STATES), name[0], overwrite=True)
+        state = state_path(name[0])
         with gradients():
             pictures, areas = ready(images, masks, settings)
             backend = backend_of(settings.kind)(model[0], clip[0], vae[0], settings.class_word)
@@ -299,9 +303,14 @@ class IdTrainer(io.ComfyNode):
         about = _provenance(backend, settings, pictures)
         learned = IdTokens(Path(name[0]).name, backend.as_saved(report.vectors), about, settings.kind)
         samples = torch.cat(show.samples)
-        shown = {**ui.PreviewImage(samples, cls=cls).as_dict(), **ui_text(said(report.losses, learned))}
+        shown = {**pictures_below(samples, cls), **ui_text(said(report.losses, learned))}
         identity = Identity(learned, settings.class_word.strip(), picture=samples[-1])
         return io.NodeOutput(identity, {"loss": report.losses}, handed_on(samples), ui=shown)
+
+
+def state_path(name: str) -> Path:
+    """Where the state of a training of this name is kept."""
+    return files.free_path(output_folder(STATES), name, overwrite=True)
 
 
 def ready(

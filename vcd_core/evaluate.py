@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from . import files
+from .parts import part
 from .summary import Interval, difference
 
 # the paper's Table 1 and its rows for Stable Diffusion and VCD
@@ -159,6 +160,9 @@ def motion_smoothness(images: torch.Tensor, between: torch.Tensor) -> torch.Tens
     return torch.stack([1 - (a - b.to(a)).abs().mean() for a, b in zip(images[1:-1:2], between, strict=True)])
 
 
+_LINEAR = {"weight": 2, "bias": 1}  # dimensions of the tensors of a linear layer
+
+
 def aesthetic_score(frames: torch.Tensor, path: str | Path) -> torch.Tensor:
     """VBench's aesthetic quality: LAION's linear predictor over CLIP ViT-L/14 embeddings [F, 768], over 10, [F].
 
@@ -171,7 +175,7 @@ def aesthetic_score(frames: torch.Tensor, path: str | Path) -> torch.Tensor:
     """
     path = Path(path)
     state, _ = files.read(path, "an aesthetic predictor")
-    if not isinstance(state, dict) or set(state) != {"weight", "bias"} or state["weight"].ndim != 2:
+    if not isinstance(state, dict) or {name: getattr(t, "ndim", 0) for name, t in state.items()} != _LINEAR:
         raise ValueError(f"{path.name} is no linear aesthetic predictor; expected LAION's, a weight and a bias.")
     if state["weight"].shape[1] != frames.shape[1]:
         raise ValueError(
@@ -192,9 +196,8 @@ def dynamics(images: torch.Tensor, side: int = 256, on_frame: OnFrame = nothing)
         >>> dynamics(still).tolist()
         [0.0, 0.0]
     """
-    import cv2
-
     _more_than(images, 1, "Dynamics")
+    cv2 = part("cv2", "dynamics")
     scale = side / max(images.shape[1:3])
     size = (max(16, round(images.shape[2] * scale)), max(16, round(images.shape[1] * scale)))
     grey = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in _grey(images)]

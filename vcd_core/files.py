@@ -6,12 +6,17 @@ import codecs
 import contextlib
 import os
 import re
+import time
 import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from . import unpacking
+from .names import leads_elsewhere, unfit
+from .words import in_quotes
 
 _STARTS = {
     b"version https://git-lfs": ("a Git LFS pointer", "download it again"),
@@ -20,6 +25,8 @@ _STARTS = {
     b"Rar!": ("a RAR archive", "unpack it"),
     b"\x1f\x8b": ("a gzip archive", "unpack it"),
 }
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
+_ABANDONED = 3600  # seconds after which nobody writes a partial file any more
 _GLOBAL = re.compile(r"(?:GLOBAL|class) ([\w.]+\.\w+)")
 
 
@@ -46,7 +53,9 @@ def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         with _with_parameter_dicts():
-            return torch.load(path, map_location="cpu", weights_only=True), {}
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        unpacking.check_content(content, path)
+        return content, {}
     except Exception as error:
         raise ValueError(f"{path.name} cannot be read as {what}: {why_unread(path, error)}") from error
 
@@ -58,7 +67,8 @@ def _with_parameter_dicts() -> contextlib.AbstractContextManager[object]:
 
 
 def check_model(path: Path) -> None:
-    """Raise ``ValueError`` for what a download may have left in place of a model: a web page, a pointer, an archive.
+    """Raise ``ValueError`` for what a download may have left in place of a model (a web page, a pointer, an archive),
+    and for archives that no library should be given (see :mod:`vcd_core.unpacking`).
 
     Example:
         >>> import tempfile
@@ -73,12 +83,18 @@ def check_model(path: Path) -> None:
     for sign, (kind, advice) in _STARTS.items():
         if start.startswith(sign):
             raise ValueError(f"{path.name} is {kind}, not a model: {advice}.")
+    try:
+        unpacking.check(path)
+    except unpacking.Unpackable as error:
+        raise ValueError(f"{path.name} is not read: {error}") from error
 
 
 def why_unread(path: Path, error: Exception) -> str:
     """Why a file is no model; a library's own words are not used, as some advise a way of reading that runs code."""
     if isinstance(error, (OSError, MemoryError)):
         return f"{error}."
+    if isinstance(error, unpacking.Unpackable):
+        return str(error)
     start = _start(path)
     pickled = path.suffix.lower() != ".safetensors"
     code = _GLOBAL.search(str(error))
@@ -87,7 +103,7 @@ def why_unread(path: Path, error: Exception) -> str:
     if line := _first_line(start):
         return f"it is a text ({line!r}), not a model. Download it again."
     if pickled and code:
-        return f"it holds more than tensors ({code[1]}), which is not run. Look for a .safetensors file of it."
+        return told(error)
     if pickled and start[8:10] == b'{"':
         return "it is a safetensors file. Give it the ending .safetensors."
     if pickled and _is_other_archive(path):
@@ -95,6 +111,15 @@ def why_unread(path: Path, error: Exception) -> str:
     if not pickled and start.startswith((b"PK", b"\x80")):
         return "it is no safetensors file. Give it the ending .pt or .ckpt."
     return "it is damaged, was not downloaded whole, or is something else. Download it again."
+
+
+def told(error: Exception) -> str:
+    """The first line of what a library says, unless it advises a way of reading that runs code."""
+    code = _GLOBAL.search(str(error))
+    if code or re.search("weights_only|trust_remote_code|allow_pickle", str(error)):
+        what = f" ({code[1]})" if code else ""
+        return f"it holds more than tensors{what}, which is not run. Look for a .safetensors file of it."
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _start(path: Path) -> bytes:
@@ -141,19 +166,40 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: under a temporary name, then renamed.
+
+    What a program that was killed left half-written in the folder goes before, an hour later.
+
+    Raises:
+        OSError: it cannot be written, and what was there under its name is as it was; the message says what to do.
+    """
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         partial.write_bytes(content)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise OSError(
+                f"{path} cannot be written: {error.strerror or error}. Nothing was changed there. Free space on its "
+                "disk, or let ComfyUI write into its folder, and run again."
+            ) from error
         raise
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the partial files of programs that were killed; those under way are younger."""
+    for path in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):  # another program may remove it at the same time
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
 def inside(folder: str | Path, name: str) -> Path | None:
-    """The path of a name in a folder; None for an absolute one and one whose ``..`` leads out.
+    """The path of a name in a folder; None for one that leads elsewhere, here or on another system.
 
     Names are judged as they are written: a folder may be a link or hold some, to wherever their owner keeps his files.
 
@@ -161,9 +207,23 @@ def inside(folder: str | Path, name: str) -> Path | None:
         >>> inside("/models", "people/me").as_posix(), inside("/models", "../me"), inside("/models", "/models/me")
         ('/models/people/me', None, None)
     """
-    top = os.path.abspath(folder)
-    path = Path(os.path.abspath(os.path.join(top, name)))
-    return path if not os.path.isabs(name) and path.is_relative_to(top) else None
+    return None if leads_elsewhere(name) else Path(os.path.abspath(os.path.join(folder, name)))
+
+
+def new_path(folder: str | Path, name: str) -> Path:
+    """Where a file of this name is written in a folder.
+
+    Raises:
+        ValueError: a name that leaves the folder, or that some system cannot have.
+    """
+    path = inside(folder, name.replace("\\", "/"))  # parts folders on Windows, so everywhere
+    why = "it leads out of the folder" if path is None else unfit(name)
+    if path is None or why:
+        raise ValueError(
+            f"{in_quotes(name)} is not a file name inside {folder}: {why}. Use letters, digits and subfolders, without "
+            "'..'."
+        )
+    return path
 
 
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:
@@ -175,14 +235,10 @@ def free_path(folder: Path, name: str, overwrite: bool) -> Path:
         overwrite: take the name as it is; otherwise the next free number is appended where a file has it.
 
     Raises:
-        ValueError: a name that is empty, absolute, or leaves the folder.
+        ValueError: a name that is empty, leaves the folder, or that some system cannot have.
     """
     name = name.strip().removesuffix(".safetensors")
-    target = inside(folder, f"{name}.safetensors")
-    if target is None or not name or name.endswith(("/", "\\")):
-        raise ValueError(
-            f"{name!r} is not a file name inside {folder}. Use letters, digits and subfolders, without '..'."
-        )
+    target = new_path(folder, name if name.endswith(("/", "\\")) or not name else f"{name}.safetensors")
     if overwrite or not target.exists():
         return target
     return next(p for p in (target.with_stem(f"{target.stem}_{i:03}") for i in range(1, 1000000)) if not p.exists())

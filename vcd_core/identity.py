@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 
 from . import files, schedule
+from .words import shown
 
 TOKENS, CONTEXT = KINDS = ("tokens", "context vectors")
 CONTEXT_KEY = "vcd_context"  # of context vectors in a file
 EXTENSIONS = (".safetensors", ".pt", ".bin")
+BRIEF = 80  # characters of what a file says of itself, in prompts and nodes
 ENDS = 2  # a prompt's start and end, which no encoder leaves out of its rows
 MOST_TOKENS = 75  # a prompt holds 77, two of them its start and end
 NOT_BY_NAME = (
@@ -68,13 +70,24 @@ class IdTokens:
     def describe(self) -> str:
         """One line: what is known of its making, then kind, number, width and norm."""
         known = ("class_word", "pictures", "steps", "learning_rate", "date", "base_model")
-        parts = [f"{key.replace('_', ' ')} {self.provenance[key]}" for key in known if self.provenance.get(key)]
+        said = {key: brief(self.provenance.get(key, "")) for key in known}
+        parts = [f"{key.replace('_', ' ')} {text}" for key, text in said.items() if text]
         parts.append(f"{self.count} {self.kind}")
         named = self.vectors if isinstance(self.vectors, dict) else {"": self.vectors}
         for encoder, vectors in named.items():
             norm = vectors.norm(dim=1).mean()
             parts.append(f"{encoder} width {vectors.shape[1]}, norm {norm:.2f}".lstrip())
         return "; ".join(parts)
+
+
+def brief(text: str) -> str:
+    """What a file says of itself, on one line that fits into a prompt and a node.
+
+    Example:
+        >>> brief(" a\\nman"), len(brief("x" * 1000000))
+        ('a man', 80)
+    """
+    return " ".join(text[:BRIEF].split())
 
 
 def load(path: str | Path, token: str = "") -> IdTokens:
@@ -133,8 +146,7 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         ...     load(save(mine, folder, "people/me")).vectors.shape
         torch.Size([4, 768])
     """
-    # prompts end an embedding's name at a space
-    path = files.free_path(Path(folder), "_".join(name.split()), overwrite)
+    path = path_of(folder, name, overwrite)
     state = dict(tokens.vectors) if isinstance(tokens.vectors, dict) else {"emb_params": tokens.vectors}
     state = {key: value.detach().float() for key, value in state.items()}
     about = {**tokens.provenance, "format": "pt"}
@@ -144,6 +156,11 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
         about |= {"kind": CONTEXT, "width": str(rows.shape[1])}
     files.write_whole(path, state, about)
     return path
+
+
+def path_of(folder: str | Path, name: str, overwrite: bool = True) -> Path:
+    """Where :func:`save` writes an identity of this name; prompts end an embedding's name at a space."""
+    return files.free_path(Path(folder), "_".join(name.split()), overwrite)
 
 
 def check_width(tokens: IdTokens, widths: Mapping[str, int]) -> None:
@@ -265,12 +282,12 @@ def insert(prompt: str, identities: Mapping[str, str], class_words: Mapping[str,
             if not identities:
                 return match.group(0)
             known = ", ".join(f"<{name}>" for name in identities)
-            raise ValueError(f"The prompt names <{match.group(1)}>, which is not connected; connected are {known}.")
+            raise ValueError(f"The prompt names <{shown(match[1])}>, which is not connected; connected are {known}.")
         if not identities:
             raise ValueError("The prompt has V* and no identity is connected. Connect a VCD ID Loader.")
         name = names[called] if called else next(iter(identities))
         # the text encoder looks for tokens at the start of a weighted part or behind a space or new line, up to a space
-        before, behind = prompt[: match.start()], prompt[match.end() :]
+        before, behind = prompt[max(0, match.start() - 2) : match.start()], prompt[match.end() :]
         word = class_words.get(name, "")
         word = "" if not word or _begins_with(behind, word) else f" {word}"
         start = "" if re.search(r"(^|[ \n]|(?<!\\)\()$", before) else " "
@@ -301,7 +318,7 @@ def parse_schedule(text: str) -> list[tuple[int, str]] | None:
     keys = schedule.keys(text)
     frames = [frame for frame, _ in keys or ()]
     if keys and (frames[0] != 0 or sorted(set(frames)) != frames):
-        raise ValueError(f"The frames of a schedule begin at 0 and rise; found {frames}.")
+        raise ValueError(f"The frames of a schedule begin at 0 and rise; found {shown(frames)}.")
     return keys
 
 
@@ -381,26 +398,27 @@ def _choose(found: Mapping[str, Vectors], token: str, file: str) -> Vectors:
     named = {composed(name): vectors for name, vectors in found.items()}
     if composed(token) in named and token:
         return named[composed(token)]
-    shown = ", ".join(list(found)[:8]) + (", ..." if len(found) > 8 else "")
+    names = ", ".join(map(shown, list(found)[:8])) + (", ..." if len(found) > 8 else "")
     if token:
         raise ValueError(
-            f"{file} has no identity '{token}'; it has {shown or 'one, without a name: leave token empty'}."
+            f"{file} has no identity '{shown(token)}'; it has {names or 'one, without a name: leave token empty'}."
         )
     if len(found) == 1:
         return next(iter(found.values()))
     raise ValueError(
-        f"{file} holds {len(found)} tensors ({shown}); expected token vectors of one name. If it holds several "
+        f"{file} holds {len(found)} tensors ({names}); expected token vectors of one name. If it holds several "
         "identities, write the name of the one to take as token."
     )
 
 
 def _as_tokens(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    vectors = tensor.detach().float()
+    vectors = tensor.detach()
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not 1 <= len(vectors) <= MOST_TOKENS or vectors.shape[1] < 8:
         raise ValueError(
             f"{name} holds a tensor {list(tensor.shape)}; expected [tokens, width] with 1 to {MOST_TOKENS} tokens."
         )
+    vectors = vectors.float()
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{name} holds NaN or infinite values.")
     return vectors.contiguous().clone()  # no view of a file that may be replaced while this is in use

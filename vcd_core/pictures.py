@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +19,9 @@ CONTEXT = 1.5  # a crop's side over the mask's
 LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
 FITS = ("crop around the mask", "whole picture")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+KINDS = {"PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF"}  # whatever the ending; EPS is a program
+MOST_MEGAPIXELS = 178  # of a picture; what Pillow refuses too, unless another pack has told it not to
+BYTES = 16  # of a pixel and its mask, as they are read
 FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
 
 
@@ -29,20 +33,33 @@ class Picture:
     mask: torch.Tensor
 
 
-def open_pictures(folder: str | Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def open_pictures(
+    folder: str | Path, memory: float = math.inf, on_picture: Callable[[], object] = lambda: None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A folder's pictures, turned as their EXIF says: ([H, W, 3], mask [H, W]) in 0..1, the mask from the alpha
     channel.
 
     Hidden files are left out: macOS puts a ``._name.jpg``, which is no picture, beside each that it copies elsewhere.
 
+    Args:
+        memory: how many bytes they may take.
+        on_picture: called before each is read; may raise to stop.
+
     Raises:
-        ValueError: no picture in the folder, or one that cannot be read.
+        ValueError: no picture in the folder, one that cannot be read, or more than fit into ``memory``.
     """
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
     if not files:
         raise ValueError(f"There is no picture in {Path(folder).name}; expected files {', '.join(EXTENSIONS)}.")
+    needed = sum(map(_pixels, files)) * BYTES
+    if needed > memory:
+        raise ValueError(
+            f"The {len(files)} pictures in {Path(folder).name} need {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB "
+            "are free. Take fewer, or save them smaller."
+        )
     found = []
     for path in files:
+        on_picture()
         whole = read(path)
         found.append((whole[..., :3].contiguous(), whole[..., 3].contiguous()))
     return found
@@ -54,7 +71,7 @@ def read(path: Path) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):  # 16 bits of grey, which convert would clip
                 grey = np.asarray(picture)
@@ -65,10 +82,34 @@ def read(path: Path) -> torch.Tensor:
                 raise ValueError("its pixels are decimal numbers. Save it with 8 bits a pixel.")
             return torch.from_numpy(np.asarray(picture.convert("RGBA")).astype(np.float32) / 255)
     except Exception as error:  # Pillow raises what its decoders do
-        most = (Image.MAX_IMAGE_PIXELS or 0) * 2 // 1000000
         bomb = isinstance(error, Image.DecompressionBombError)
-        why = f"it has more than {most} megapixels. Save it smaller." if bomb else str(error) or type(error).__name__
+        why = _TOO_LARGE if bomb else str(error) or type(error).__name__
         raise ValueError(f"{path.name} cannot be read as a picture: {why}") from error
+
+
+_TOO_LARGE = f"it has more than {MOST_MEGAPIXELS} megapixels. Save it smaller."
+
+
+def _opened(path: Path) -> Any:
+    """A picture file with its size known and nothing decoded yet; too large a one is refused."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise ValueError("it is no file.")
+    picture = Image.open(path, formats=tuple(KINDS & set(Image.registered_extensions().values())))
+    if picture.width * picture.height > MOST_MEGAPIXELS * 1_000_000:
+        picture.close()
+        raise ValueError(_TOO_LARGE)
+    return picture
+
+
+def _pixels(path: Path) -> int:
+    """How many pixels a picture file says that it has; what is wrong with it is said when it is read."""
+    try:
+        with _opened(path) as picture:
+            return int(picture.width * picture.height)
+    except Exception:  # Pillow raises what its decoders do
+        return 0
 
 
 MADE_BY = "video custom diffusion"
@@ -102,11 +143,9 @@ def save_beside(file: Path, image: torch.Tensor | None) -> None:
 
 
 def _ours(path: Path) -> bool:
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == MADE_BY
+        with _opened(path) as picture:
+            return bool(picture.info.get("Software") == MADE_BY)
     except Exception:  # Pillow raises what its decoders do
         return False
 

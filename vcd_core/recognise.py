@@ -20,12 +20,15 @@ from . import files
 from .face import detect
 from .face.detect import Face
 from .face.track import Track
+from .parts import part
+from .words import shown
 
 ALIGNED = 112  # pixels a side of the upright face that these networks take
 # where they expect right eye, left eye, nose, right and left corner of the mouth, as ArcFace (arXiv 1801.07698) does
 LANDMARKS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 _WEAK = 0.4  # the least score of a face that was tracked
 _SAME = 0.3  # the least intersection over union of it and its track's smoothed box
+_USE = "face likeness"
 _FIRST = 8  # layers among which a network that scales its input does so
 OnFrame = Callable[[], object]
 
@@ -81,16 +84,17 @@ def load(path: str | Path) -> Recogniser:
 
     Raises:
         ValueError: the file cannot be read, or it is something else.
+        BackEndMissing: OpenCV, which turns faces upright, is not installed.
     """
     path = Path(path)
+    part("cv2", _USE)
     files.check_model(path)
     return _of_onnx(path) if path.suffix.lower() == ".onnx" else _of_weights(path)
 
 
 def upright(image: torch.Tensor, face: Face) -> np.ndarray:
     """A face [112, 112, 3] uint8 of IMAGE [H, W, 3], its eyes, nose and mouth where the networks expect them."""
-    import cv2
-
+    cv2 = part("cv2", _USE)
     picture = (image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
     return cv2.warpAffine(picture, _to_places(np.asarray(face.landmarks)), (ALIGNED, ALIGNED))
 
@@ -98,8 +102,7 @@ def upright(image: torch.Tensor, face: Face) -> np.ndarray:
 def _of_onnx(path: Path) -> Recogniser:
     """Networks that begin by scaling their input (SFace, MXNet's ArcFace) take 0..255, others -1..1, as InsightFace
     tells them apart."""
-    import cv2
-
+    cv2 = part("cv2", _USE)
     try:  # from memory, as OpenCV opens no path with other than ASCII letters on Windows
         net = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
     except (cv2.error, OSError) as error:
@@ -194,13 +197,14 @@ class Backbone(nn.Module):
         try:
             count = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("body."))
             widths = [len(state[f"body.{i}.res_layer.1.weight"]) for i in range(count)]
-            net = cls(widths, len(state["output_layer.3.weight"]))
-            if "output_layer.4.weight" in state:
-                net.output_layer[4] = nn.BatchNorm1d(len(state["output_layer.4.weight"]))
-            net.load_state_dict(state)
+            with torch.device("meta"):  # the file's own tensors are all that takes memory
+                net = cls(widths, len(state["output_layer.3.weight"]))
+                if "output_layer.4.weight" in state:
+                    net.output_layer[4] = nn.BatchNorm1d(len(state["output_layer.4.weight"]))
+            net.load_state_dict(state, assign=True)
         except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{name} holds another network than an IR backbone: {str(error)[:200]}") from error
-        return net.eval().requires_grad_(False)
+            raise ValueError(f"{name} holds another network than an IR backbone: {shown(error)}") from error
+        return net.float().eval().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.output_layer(self.body(self.input_layer(x)))

@@ -13,7 +13,6 @@ a folder with ``config.json`` (transformers)  Grounding DINO, SAM; from local fi
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,8 @@ import torch
 from PIL import Image
 
 from . import files
+from .parts import BackEndMissing, check, installed, part
+from .words import shown
 
 Choice = Literal["all", "best", "largest", "by index"]
 CHOICES: tuple[Choice, ...] = ("all", "best", "largest", "by index")
@@ -51,10 +52,6 @@ class Found:
 
 Detector = Callable[[Image.Image, str, float, float], Found]  # picture, prompt, box threshold, text threshold
 Segmenter = Callable[[Image.Image, torch.Tensor], torch.Tensor]  # picture, boxes [n, 4] -> masks [n, H, W] bool
-
-
-class BackEndMissing(RuntimeError):
-    """A library or file that a back end needs is not there; the message says what to do."""
 
 
 def segment(
@@ -141,6 +138,7 @@ def masks_of(
     if_none: IfNone = "stop with an error",
     dilate: int = 0,
     fill_holes: bool = False,
+    on_picture: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """One MASK [F, H, W] for each picture: the union of its detections.
 
@@ -149,6 +147,7 @@ def masks_of(
         if_none: what to do where nothing was found.
         dilate: grow (or, negative, shrink) masks by this many pixels.
         fill_holes: fill what a mask encloses.
+        on_picture: called before each picture; may raise to stop.
 
     Raises:
         ValueError: nothing was found in some pictures, and ``if_none`` says to stop; it names them.
@@ -156,6 +155,7 @@ def masks_of(
     check_found(found, if_none)
     out = torch.zeros(len(found), *size)
     for i, here in enumerate(found):
+        on_picture()
         if not len(here.boxes):
             out[i] = 1.0 if if_none == "full mask" else 0.0
             continue
@@ -223,15 +223,23 @@ def _check_folder(folder: Path, kinds: tuple[str, ...], what: str) -> None:
     try:
         files.check_model(config)
         found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BackEndMissing(f"{config} is no description of a model, download it again: {error}") from error
     if found not in kinds:
-        raise BackEndMissing(f"{folder} holds a {found or 'model of unknown kind'}, expected {what}.")
-    for weights in chain(folder.glob("*.safetensors"), folder.glob("*.bin")):  # a clone without Git LFS holds pointers
+        raise BackEndMissing(f"{folder} holds a {shown(found) if found else 'model of unknown kind'}, expected {what}.")
+    for weights in chain(folder.rglob("*.safetensors"), folder.rglob("*.bin")):
         try:
-            files.check_model(weights)
+            files.check_model(weights)  # a clone without Git LFS holds pointers
         except ValueError as error:
             raise BackEndMissing(f"{folder}: {error}") from error
+
+
+def _from(folder: Path, library_class: Any, **more: Any) -> Any:
+    """An object of the transformers library from a folder: nothing is downloaded, and no code in it is run."""
+    try:
+        return library_class.from_pretrained(folder, local_files_only=True, **more)
+    except Exception as error:
+        raise BackEndMissing(f"{folder} cannot be read: {files.told(error)}") from error
 
 
 def _image_processor(kind: str) -> Any:
@@ -247,10 +255,10 @@ def _transformers_detector(folder: Path, device: torch.device | str) -> Detector
     from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
 
     _check_folder(folder, ("grounding-dino",), "Grounding DINO")
-    pictures = _image_processor("GroundingDino").from_pretrained(folder, local_files_only=True)
-    words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    pictures = _from(folder, _image_processor("GroundingDino"))
+    words = _from(folder, AutoTokenizer, trust_remote_code=False)
     processor = GroundingDinoProcessor(pictures, words)
-    model = GroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True).eval().to(device)
+    model = _from(folder, GroundingDinoForObjectDetection).eval().to(device)
     finish = processor.post_process_grounded_object_detection
     box_name = "threshold" if "threshold" in inspect.signature(finish).parameters else "box_threshold"  # before 4.55
 
@@ -272,8 +280,8 @@ def _transformers_segmenter(folder: Path, device: torch.device | str) -> Segment
     from transformers import SamModel, SamProcessor
 
     _check_folder(folder, ("sam",), "SAM")
-    processor = SamProcessor(_image_processor("Sam").from_pretrained(folder, local_files_only=True))
-    model = SamModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+    processor = SamProcessor(_from(folder, _image_processor("Sam")))
+    model = _from(folder, SamModel).eval().to(device)
 
     def cut(picture: Image.Image, boxes: torch.Tensor) -> torch.Tensor:
         inputs = processor(images=picture, input_boxes=[boxes.tolist()], return_tensors="pt")
@@ -289,28 +297,21 @@ def _transformers_segmenter(folder: Path, device: torch.device | str) -> Segment
 
 
 def _original_segmenter(path: Path, device: torch.device | str) -> Segmenter:
-    if importlib.util.find_spec("segment_anything") is None:
-        raise BackEndMissing(
-            "segment-anything is not installed: pip install segment-anything, or use a transformers folder."
-        )
-    try:
-        from segment_anything import SamPredictor, sam_model_registry
-    except ImportError as error:
-        raise BackEndMissing(f"segment-anything needs torchvision, which does not import: {error}") from error
+    library = part("segment_anything", f"an original SAM checkpoint ({path.name})", "use a transformers folder of SAM")
     try:
         state: Any = files.read(path, "a SAM checkpoint")[0]
         width = state["image_encoder.pos_embed"].shape[-1]
         kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}[width]
     except Exception as error:
         raise BackEndMissing(f"{path.name} is no SAM checkpoint (sam_vit_b, _l or _h): {str(error)[:200]}") from error
-    model = sam_model_registry[kind](checkpoint=None)
+    model = library.sam_model_registry[kind](checkpoint=None)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise BackEndMissing(
             f"{path.name} is no original SAM checkpoint; SAM-HQ and MobileSAM are not read. {str(error)[:100]}"
         ) from error
-    return _predictor_segmenter(SamPredictor(model.eval().to(device)), device)
+    return _predictor_segmenter(library.SamPredictor(model.eval().to(device)), device)
 
 
 def _predictor_segmenter(predictor: Any, device: torch.device | str) -> Segmenter:
@@ -335,6 +336,7 @@ def _original_detector(path: Path, device: torch.device | str, bert: Path | None
             f"{path.name} needs BERT's tokenizer and configuration in {folder} (config.json, vocab.txt, "
             "tokenizer_config.json); nothing is downloaded while ComfyUI runs."
         )
+    part("groundingdino.util.inference", *_ORIGINAL)
     import groundingdino
     import groundingdino.datasets.transforms as steps
     from groundingdino.models import build_model
@@ -391,21 +393,25 @@ def _bert_without_weights() -> Iterator[None]:
         get_tokenlizer.get_pretrained_language_model = original
 
 
+_ORIGINAL = (
+    "original checkpoints of Grounding DINO",
+    "use a transformers folder of Grounding DINO, which works with every version",
+)
+
+
 def check_groundingdino() -> None:
     """Raise ``BackEndMissing`` unless groundingdino-py can run here, saying what to install or to use instead."""
-    other = "Or use a transformers folder of Grounding DINO, which works with every version."
-    if importlib.util.find_spec("groundingdino") is None:
-        raise BackEndMissing(f"groundingdino-py is not installed: pip install -r requirements-grounded.txt. {other}")
+    check("groundingdino", *_ORIGINAL)
     version = importlib.metadata.version("transformers")
     if int(version.split(".")[0]) >= 5:
         raise BackEndMissing(
             f"groundingdino-py works with transformers below 5; {version} is installed. "
-            f'Install "transformers<5". {other}'
+            f'Install "transformers<5", or {_ORIGINAL[1]}.'
         )
 
 
 def _need(library: str, version: str, what: str) -> None:
-    found = importlib.metadata.version(library) if importlib.util.find_spec(library) else "0"
+    found = importlib.metadata.version(library) if installed(library) else "0"
     number = [int(part) for part in found.split(".")[:2] if part.isdigit()]
     if number < [int(part) for part in version.split(".")]:
         state = "it is not installed" if found == "0" else f"{found} is installed"

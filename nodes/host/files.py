@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import unicodedata
@@ -11,7 +12,8 @@ from typing import Any
 
 import folder_paths
 
-from ...vcd_core.files import inside
+from ...vcd_core.files import inside, new_path
+from ...vcd_core.names import leads_elsewhere
 
 SETTLED = 3_000_000_000  # ns; a folder that changed later than that may change again within one tick of its clock
 
@@ -46,7 +48,8 @@ def spelled(choice: str, options: list[str]) -> str:
 
 def model_file(name: str, file: str) -> str:
     """The path of a chosen file; raises, and says where it looked, if it is gone or its name leaves the folder."""
-    path = folder_paths.get_full_path(name, spelled(file, model_files(name)))
+    file = spelled(file, model_files(name))
+    path = None if leads_elsewhere(file) else folder_paths.get_full_path(name, file)
     if path is None:
         folders = "\n".join(folder_paths.get_folder_paths(name))
         raise ValueError(f"{file} is not there. It is not in:\n{folders}")
@@ -62,13 +65,19 @@ def refusal(
         choices: model folder -> what was chosen there; None comes through a link and is not known yet.
         others: choices that are no files.
     """
+    for name, choice in choices.items():
+        found = choice in others or refused(choice, functools.partial(find, name))
+        if found is not True:
+            return found
+    return True
+
+
+def refused(name: str | None, place: Callable[[str], Any]) -> bool | str:
+    """For ``validate_inputs``: True, or why ``place`` has no place for a name; None comes through a link."""
     try:
-        for name, choice in choices.items():
-            if choice is not None and choice not in others:
-                find(name, choice)
+        return name is None or bool(place(name))
     except ValueError as error:
         return str(error)
-    return True
 
 
 def model_folders(name: str) -> list[str]:
@@ -94,7 +103,7 @@ def model_path(name: str, choice: str) -> Path:
     folders = folder_paths.get_folder_paths(name)
     for folder in folders:
         path = inside(folder, choice)
-        if path is not None and path.exists():
+        if path is not None and (os.path.isfile(path) or os.path.isdir(path)):
             return path
     raise ValueError(f"{choice} is not in {' or '.join(folders)}.")
 
@@ -146,7 +155,7 @@ def input_subfolder(name: str) -> Path:
     """The path of a folder under the input folder, which may be a link; a name that leaves it, or is gone, raises."""
     top = folder_paths.get_input_directory()
     path = inside(top, name)
-    if path is None or not path.is_dir():
+    if path is None or not os.path.isdir(path):
         raise ValueError(f"{name} is not a folder in {top}.")
     return path
 
@@ -156,16 +165,21 @@ def output_folder(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / name
 
 
-def numbered_output(name: str) -> Path:
-    """The path, without its ending, of the next file of this name in ComfyUI's output folder, as its savers count them.
+def output_path(name: str) -> Path:
+    """Where a file of this name goes in ComfyUI's output folder.
 
     Raises:
-        ValueError: a name that leads out of the folder.
+        ValueError: a name that leads out of the folder, or that some system cannot have.
     """
+    return new_path(folder_paths.get_output_directory(), name)
+
+
+def numbered_output(name: str) -> Path:
+    """The path, without its ending, of the next file of this name in ComfyUI's output folder, as its savers count
+    them; names as :func:`output_path` takes them."""
     top = folder_paths.get_output_directory()
-    if inside(top, name) is None:
-        raise ValueError(f"{name} leads out of ComfyUI's output folder. Write a name, or folder/name.")
-    folder, stem, counter, *_ = folder_paths.get_save_image_path(name, top)
+    plain = os.path.relpath(output_path(name), top)
+    folder, stem, counter, *_ = folder_paths.get_save_image_path(plain, top)
     return Path(folder) / f"{stem}_{counter:05}_"
 
 

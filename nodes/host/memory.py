@@ -23,6 +23,11 @@ def make_room(gib: float) -> None:
     comfy.model_management.free_memory(gib * 2**30, torch_device())
 
 
+def free_memory() -> float:
+    """How many bytes of the machine's memory are free."""
+    return float(comfy.model_management.get_free_memory(torch.device("cpu")))
+
+
 def handed_on(values: torch.Tensor) -> torch.Tensor:
     """A latent, picture or mask where, and in the precision in which, ComfyUI keeps it between nodes."""
     dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: values.dtype)()

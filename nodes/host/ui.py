@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import comfy.model_management
 import comfy.utils
 import latent_preview
 import torch
-from comfy_api.latest import ComfyAPI, io
+from comfy_api.latest import ComfyAPI, io, ui
 from comfy_execution.graph import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
@@ -41,13 +42,35 @@ def ui_text(text: str) -> dict[str, tuple[str]]:
     return {"text": (text,)}
 
 
+def pictures_below(images: torch.Tensor, cls: type[io.ComfyNode]) -> dict[str, Any]:
+    """A node's ``ui`` with IMAGE below it; where the disk takes no pictures the node runs on without, and the log says
+    so."""
+    try:
+        return dict(ui.PreviewImage(images, cls=cls).as_dict())
+    except OSError as error:
+        logging.warning(
+            "The node's pictures cannot be shown: %s. Free space on the disk of ComfyUI's temp folder.", error
+        )
+        return {}
+
+
 def say(text: str) -> None:
     """Draw ``text`` in the node that is running, whosever it is."""
     context = get_executing_context()
     if context is not None:
         from server import PromptServer
 
-        PromptServer.instance.send_progress_text(text, context.node_id)
+        PromptServer.instance.send_progress_text(as_written(text), context.node_id)
+
+
+def as_written(text: str) -> str:
+    """What to send to a place of the page that reads HTML and ``[[label|url]]``, so that it shows this text.
+
+    Example:
+        >>> as_written("<ada> [[x|y]]")
+        '&lt;ada&gt; [&#91;x|y]]'
+    """
+    return html.escape(text, quote=False).replace("[[", "[&#91;")
 
 
 def warn(text: str | None) -> None:
