@@ -27,6 +27,18 @@ def inputs_of(info: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+def api_node(info: ObjectInfo, kind: str, **inputs: Any) -> dict[str, Any]:
+    """A node in API form: its widgets at their defaults but for those that are given, and what is connected."""
+    known = {}
+    for name, (options, *more) in inputs_of(info[kind]).items():
+        settings = more[0] if more else {}
+        choices = options if isinstance(options, list) else settings.get("options") or [None]
+        default = settings.get("default", choices[0] if choices else None)
+        if default is not None:
+            known[name] = default
+    return {"class_type": kind, "inputs": {**known, **inputs}}
+
+
 def is_widget(spec: list[Any]) -> bool:
     return (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not (len(spec) > 1 and spec[1].get("forceInput"))
 
@@ -46,9 +58,16 @@ def to_api(workflow: dict[str, Any], object_info: ObjectInfo) -> dict[str, Any]:
             if info is None and node["type"] not in ("Note", "MarkdownNote"):
                 raise KeyError(f"The server has no node {node['type']}.")
             continue
-        values = iter(node.get("widgets_values") or [])
+        stored = node.get("widgets_values") or []
         inputs: dict[str, Any] = {}
-        _read_widgets(inputs_of(info), values, inputs)
+        if isinstance(stored, dict):  # some packs have the page store them by name
+            inputs = {
+                name: stored[name] for name, spec in inputs_of(info).items() if name in stored and is_widget(spec)
+            }
+        elif isinstance(stored, list):
+            _read_widgets(inputs_of(info), iter(stored), inputs)
+        else:
+            raise ValueError(f"The widgets of node {node['id']} are no list.")
         for socket in node.get("inputs") or []:
             if socket.get("link") is not None:
                 _, origin, slot, *_ = links[socket["link"]]
@@ -65,7 +84,9 @@ def _read_widgets(known: dict[str, list[Any]], values: Iterator[Any], inputs: di
         if has_control(name, spec):
             next(values, None)
         if spec[0] == DYNAMIC:
-            chosen = next(option["inputs"] for option in spec[1]["options"] if option["key"] == value)
+            chosen = next((option["inputs"] for option in spec[1]["options"] if option["key"] == value), None)
+            if chosen is None:
+                raise ValueError(f"{prefix}{name} cannot be {value!r}.")
             inner = {**chosen.get("required", {}), **chosen.get("optional", {})}
             _read_widgets(inner, values, inputs, f"{prefix}{name}.")
 

@@ -152,11 +152,15 @@ _library.impl("_copy_from", _copy_from)
 _library.impl("_local_scalar_dense", lambda one: one.held.item())
 
 
-def host_on_it(folder: Path, half: torch.dtype | None = None) -> None:
+MEMORY = ("whole", "half", "offloaded", "dynamic")  # how much of a model fits into the device's memory
+
+
+def host_on_it(folder: Path, half: torch.dtype | None = None, fits: str = "whole") -> None:
     """ComfyUI's modules in this process, which compute on the pretend device.
 
     Args:
         half: the precision in which models compute; None: float32.
+        fits: of ``MEMORY``; dynamic: by the host's dynamic loading, where it has that.
     """
     sys.path.insert(0, str(folder))
     sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"]
@@ -167,7 +171,8 @@ def host_on_it(folder: Path, half: torch.dtype | None = None) -> None:
 
     gib = 2**30
     memory.cpu_state = memory.CPUState.GPU
-    memory.vram_state = memory.set_vram_to = memory.VRAMState.NORMAL_VRAM
+    memory.vram_state = memory.VRAMState.NO_VRAM if fits == "offloaded" else memory.VRAMState.NORMAL_VRAM
+    memory.set_vram_to = memory.vram_state
     memory.get_torch_device = lambda: DEVICE
     memory.text_encoder_device = memory.vae_device = lambda: DEVICE
     memory.get_free_memory = lambda dev=None, torch_free_too=False: (8 * gib, 8 * gib) if torch_free_too else 8 * gib
@@ -180,3 +185,71 @@ def host_on_it(folder: Path, half: torch.dtype | None = None) -> None:
     memory.vae_dtype = lambda *_, **__: torch.float32
     torch.Generator = generator  # type: ignore[assignment,misc]
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    if fits == "half":
+        _load_half()
+    elif fits == "dynamic":
+        _load_dynamically()
+
+
+def _load_half() -> None:
+    """The host finds room for half of each model's weights, and casts the others layer by layer."""
+    import comfy.model_management as memory
+
+    load = memory.LoadedModel.model_load
+    memory.LoadedModel.model_load = lambda self, room=0, *args, **named: load(
+        self, max(self.model_memory() // 2, 1), *args, **named
+    )
+
+
+class Room:
+    """In place of the memory that the host's dynamic loading reserves: every second weight stays on the device, the
+    others are copied each time."""
+
+    def __init__(self, size: int, device: int) -> None:
+        self.taken = 0
+
+    def alloc(self, size: int) -> tuple[Room, torch.Tensor, bool]:
+        self.taken += 1
+        return self, torch.empty(size, dtype=torch.uint8, device=DEVICE), bool(self.taken % 2)
+
+    def prioritize(self, *_: Any) -> None:
+        """There is none to take room from."""
+
+    def loaded_size(self) -> int:
+        return 0
+
+    def free_memory(self, size: int) -> int:
+        return 0
+
+
+class Pinned:
+    """In place of the memory that it reserves on the CPU: none."""
+
+    size = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def truncate(self, *_: Any, **__: Any) -> None:
+        """Nothing is held."""
+
+
+def _load_dynamically() -> None:
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy.pinned_memory
+    import comfy_aimdo.host_buffer
+    import comfy_aimdo.model_vbar
+    import comfy_aimdo.torch
+
+    comfy.memory_management.aimdo_enabled = True
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.pinned_memory.get_pin = lambda *_, **__: None
+    comfy.pinned_memory.pin_memory = lambda *_, **__: False
+    comfy_aimdo.host_buffer.HostBuffer = Pinned
+    comfy_aimdo.torch.aimdo_to_tensor = lambda room, device: room[1]
+    found = comfy_aimdo.model_vbar
+    found.ModelVBAR = Room
+    found.vbar_fault = lambda room: b"there" if room[2] else None
+    found.vbar_unpin = lambda room: None
+    found.vbars_analyze = lambda *_: 0

@@ -213,6 +213,7 @@ def tiny_controlnet(seed: int = 5) -> Any:
     """A ControlNet for the tiny SD 1.5, in the host's class."""
     import comfy.cldm.cldm
     import comfy.controlnet
+    import comfy.model_management
     import comfy.ops
 
     config = unet_config(TINY_CHANNELS, TINY_MULTIPLIERS, TINY_TEXT, heads=4)
@@ -222,7 +223,7 @@ def tiny_controlnet(seed: int = 5) -> Any:
     net = comfy.cldm.cldm.ControlNet(
         **config, hint_channels=3, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init
     )
-    return comfy.controlnet.ControlNet(fill(net, seed))
+    return comfy.controlnet.ControlNet(fill(net, seed), load_device=comfy.model_management.get_torch_device())
 
 
 def sd15_state_dict(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -335,9 +336,9 @@ def sinusoid(positions: int, width: int) -> torch.Tensor:
 
 
 def enter_host(folder: Path) -> None:
-    """Make the host's modules importable in this process, on the CPU."""
+    """Make the host's modules importable in this process, on the CPU unless ``VCD_DEVICE`` names another."""
     sys.path.insert(0, str(folder))
-    sys.argv = [sys.argv[0], "--cpu"]
+    sys.argv = [sys.argv[0], *(["--cpu"] if os.environ.get("VCD_DEVICE", "cpu") in ("", "cpu") else [])]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -86,7 +86,7 @@ class Server:
         ]
         if self.host.base != self.host.comfy:
             command += ["--base-directory", str(self.host.base)]
-        if not _torch_has_device(self.python):
+        if os.environ.get("VCD_DEVICE") == "cpu" or not _torch_has_device(self.python):
             command += ["--cpu"]
         environment = dict(os.environ)
         if self.host.front_end:

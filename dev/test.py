@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 
+import torch
+
 from .host import PACK, ROOT, step
 from .server import host_from_environment
 
@@ -17,6 +19,10 @@ FIRST = ["tests/core", "tests/host/test_cut.py"]
 
 
 def main() -> int:
+    wanted = os.environ.get("VCD_DEVICE") or "cpu"
+    if wanted != "cpu" and not getattr(torch, wanted).is_available():
+        print(f"There is no {wanted} device that PyTorch {torch.__version__} can use here.", file=sys.stderr)
+        return 1
     quick = QUICK in sys.argv
     only = [argument for argument in sys.argv[1:] if argument != QUICK]
     if quick or not only:

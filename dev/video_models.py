@@ -167,7 +167,7 @@ def prompt(kind: str, seed: int = 1, tokens: int = 6) -> Any:
     width = text_width(kind)
     text = torch.randn(1, tokens, width, generator=generator)
     pooled = {"pooled_output": torch.randn(1, WIDE, generator=generator)} if kind.startswith("hunyuan") else {}
-    mask = {"attention_mask": torch.ones(1, tokens)} if kind == "ltxv" else {}
+    mask = {"attention_mask": torch.ones(1, tokens, dtype=torch.long)} if kind == "ltxv" else {}
     return [[text, pooled | mask]]
 
 
