@@ -50,7 +50,9 @@ def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
         if path.suffix.lower() == ".safetensors":
             from safetensors import safe_open
 
+            unpacking.check_header(path)
             with safe_open(path, "pt") as file:
+                unpacking.check_count(len(file.keys()))
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         with _with_parameter_dicts():
             content = torch.load(path, map_location="cpu", weights_only=True)

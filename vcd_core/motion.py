@@ -18,13 +18,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import files
+from .words import shown
 
-HEADS = 8
+HEADS, GROUPS = 8, 32
 SD15_CHANNELS = (320, 640, 1280, 1280)
 Level = Literal["down", "mid", "up"]
 _ATTENTION_BATCH = 1 << 15  # fused attention kernels take no more than 65535 sequences at once
 _FIRST = "down_blocks.0.motion_modules.0.temporal_transformer"
 _ENCODING = ".pos_encoder.pe"
+_WIDTH = re.compile(r"down_blocks\.(\d)\.motion_modules\.0\.temporal_transformer\.proj_in\.weight")
 _DOWN = "_lora.down.weight"
 _LORA = re.compile(r"lora[._](?:down|up|A|B)\b|lora_(?:down|up)\.")
 _UNSTATED_FRAMES = 64  # of AnimateLCM, whose file leaves out its position encoding
@@ -96,7 +98,7 @@ class _TemporalBlock(nn.Module):
 class _TemporalTransformer(nn.Module):
     def __init__(self, width: int, frames: int, ops: Any) -> None:
         super().__init__()
-        self.norm = ops.GroupNorm(32, width, eps=1e-6)
+        self.norm = ops.GroupNorm(GROUPS, width, eps=1e-6)
         self.proj_in = ops.Linear(width, width)
         self.transformer_blocks = nn.ModuleList([_TemporalBlock(width, frames, ops)])
         self.proj_out = ops.Linear(width, width)
@@ -186,7 +188,8 @@ def read(path: str | Path) -> StateDict:
     path = Path(path)
     state, _ = files.read(path, "a motion module")
     entries: dict[str, Any] = state if isinstance(state, dict) else {}
-    entries = entries.get("state_dict", entries)
+    inner = entries.get("state_dict")
+    entries = inner if isinstance(inner, dict) else entries
     tensors = {str(key).removeprefix("module."): value for key, value in entries.items() if torch.is_tensor(value)}
     if not tensors:
         raise ValueError(f"{path.name} holds no tensors; expected an AnimateDiff motion module.")
@@ -201,11 +204,15 @@ def inspect(state: StateDict, name: str = "The file") -> MotionInfo:
     """
     widths: dict[int, int] = {}
     for key, value in state.items():
-        if key.startswith("down_blocks.") and key.endswith("motion_modules.0.temporal_transformer.proj_in.weight"):
-            widths[int(key.split(".")[1])] = value.shape[0]
+        if (match := _WIDTH.fullmatch(key)) and value.ndim:
+            widths[int(match[1])] = value.shape[0]
     if sorted(widths) != [0, 1, 2, 3]:
         raise ValueError(f"{name} is no AnimateDiff motion module for SD 1.5: {_what_is(state, widths)}.")
-    encoding = next((value for key, value in state.items() if key.endswith(_ENCODING)), None)
+    if uneven := [width for width in widths.values() if width % GROUPS or not width]:
+        raise ValueError(
+            f"{name} is no AnimateDiff motion module: it has {uneven[0]} channels, no multiple of {GROUPS}."
+        )
+    encoding = next((v for key, v in state.items() if key.endswith(_ENCODING) and v.ndim == 3), None)
     frames = _UNSTATED_FRAMES if encoding is None else encoding.shape[1]
     if any(key.startswith("mid_block.") for key in state):
         version: Literal["v1", "v2", "v3"] = "v2"
@@ -225,18 +232,22 @@ def build(state: StateDict, name: str = "The file", ops: Any = nn, dtype: torch.
     with torch.device("meta"):
         model = MotionModel(info, ops)
         expected = MotionModel(info).state_dict()  # a host's layers may have no weights before they are loaded
-    if not any(key.endswith(_ENCODING) for key in state):
-        encodings = [key for key in expected if key.endswith(_ENCODING)]
-        state |= {key: sinusoid(info.frames, expected[key].shape[2])[None] for key in encodings}
-    wrong = [k for k in expected if k not in state] + [k for k in state if k not in expected]
-    wrong += [k for k in expected if k in state and expected[k].shape != state[k].shape]
+    left_out = not any(key.endswith(_ENCODING) for key in state)
+    encodings = [key for key in expected if left_out and key.endswith(_ENCODING)]
+    wrong = [k for k in expected if k not in state and k not in encodings] + [k for k in state if k not in expected]
+    wrong += [k for k, v in state.items() if k in expected and _differs(v, expected[k])]
     if wrong:
         raise ValueError(
-            f"{name} is not whole: {len(wrong)} tensors are missing, unknown or misshapen, first {wrong[0]}."
+            f"{name} is not whole: {len(wrong)} tensors are missing, unknown or misshapen, first {shown(wrong[0])}."
         )
+    state |= {key: sinusoid(info.frames, expected[key].shape[2])[None] for key in encodings}
     dtype = dtype or state[f"{_FIRST}.proj_in.weight"].dtype
     model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _differs(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    return value.shape != expected.shape or not value.is_floating_point()
 
 
 def merge_lora(state: StateDict, lora: StateDict, strength: float, name: str = "The file") -> StateDict:
@@ -255,20 +266,28 @@ def merge_lora(state: StateDict, lora: StateDict, strength: float, name: str = "
     unknown = [k for k in temporal if k not in downs and k.replace(".up.", ".down.") not in downs]
     if unknown:
         raise ValueError(
-            f"{name} is no AnimateDiff motion LoRA alone: it has other temporal tensors, first {unknown[0]}."
+            f"{name} is no AnimateDiff motion LoRA alone: it has other temporal tensors, first {shown(unknown[0])}."
         )
     for key in downs:
         target = key.replace(".processor.", ".").replace(_DOWN, ".weight").replace("to_out.", "to_out.0.")
         down, up = lora[key], lora.get(key.replace(".down.", ".up."))
         if up is None:
-            raise ValueError(f"{name} is not whole: {key} has no matching up weight.")
+            raise ValueError(f"{name} is not whole: {shown(key)} has no matching up weight.")
         if target.startswith("mid_block.") and target not in state:
             continue  # a LoRA of v2 on a file without a mid block
-        if target not in state or state[target].shape != (up.shape[0], down.shape[1]):
-            raise ValueError(f"{name} is a LoRA for other motion modules: {target} does not fit.")
+        if target not in state or not _fits(state[target], up, down):
+            raise ValueError(f"{name} is a LoRA for other motion modules: {shown(target)} does not fit.")
         change = strength * (up.float() @ down.float())
         merged[target] = (merged[target].float() + change).to(state[target].dtype)
     return merged
+
+
+def _fits(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> bool:
+    """Whether the product of a LoRA's two tensors has a weight's shape."""
+    floats = up.is_floating_point() and down.is_floating_point()
+    return (
+        floats and up.ndim == down.ndim == 2 and up.shape[1] == len(down) and weight.shape == (len(up), down.shape[1])
+    )
 
 
 def spatial_part(lora: StateDict) -> list[str]:
@@ -374,7 +393,7 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
                 "'Load LoRA', before this node"
             )
         if lora:
-            return f"its layout is another than that of AnimateDiff's (first tensor {temporal[0]})"
+            return f"its layout is another than that of AnimateDiff's (first tensor {shown(temporal[0])})"
         return "it is a motion LoRA; choose it as motion_lora"
     if any("temporal_attentions" in key for key in keys):
         return "it is a HotshotXL module, for SDXL"
@@ -385,5 +404,5 @@ def _what_is(state: StateDict, widths: dict[int, int], lora: bool = False) -> st
     if any(key.startswith("model.diffusion_model.") for key in keys):
         return "it is a checkpoint; load it with CheckpointLoaderSimple"
     if temporal:
-        return f"its motion modules have another layout (first tensor {temporal[0]})"
-    return f"it has no temporal modules (first tensor {keys[0]})"
+        return f"its motion modules have another layout (first tensor {shown(temporal[0])})"
+    return f"it has no temporal modules (first tensor {shown(keys[0])})"

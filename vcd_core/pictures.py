@@ -19,7 +19,7 @@ CONTEXT = 1.5  # a crop's side over the mask's
 LEAST = 96  # pixels a side to which a variant is shrunk at most: 12 latent cells, below which a face is one or two
 FITS = ("crop around the mask", "whole picture")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-KINDS = {"PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF"}  # whatever the ending; EPS is a program
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")  # whatever the ending; EPS is a program
 MOST_MEGAPIXELS = 178  # of a picture; what Pillow refuses too, unless another pack has told it not to
 BYTES = 16  # of a pixel and its mask, as they are read
 FAR, NEAR = ("a far away ", "very small "), ("zoomed in ", "close up ")
@@ -96,7 +96,8 @@ def _opened(path: Path) -> Any:
 
     if not path.is_file():
         raise ValueError("it is no file.")
-    picture = Image.open(path, formats=tuple(KINDS & set(Image.registered_extensions().values())))
+    Image.init()
+    picture = Image.open(path, formats=[kind for kind in KINDS if kind in Image.OPEN])
     if picture.width * picture.height > MOST_MEGAPIXELS * 1_000_000:
         picture.close()
         raise ValueError(_TOO_LARGE)

@@ -386,7 +386,9 @@ def _bert_without_weights() -> Iterator[None]:
     from transformers import BertConfig, BertModel
 
     original = get_tokenlizer.get_pretrained_language_model
-    get_tokenlizer.get_pretrained_language_model = lambda folder: BertModel(BertConfig.from_pretrained(folder))
+    get_tokenlizer.get_pretrained_language_model = lambda folder: BertModel(
+        BertConfig.from_pretrained(folder, local_files_only=True)
+    )
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What is looked at in a pickled file of tensors before torch reads it, and after.
+"""What is looked at in a file of tensors before a library reads it, and after.
 
 ``weights_only`` keeps code from running, and nothing else: a file may say that it holds far more than it does, and
 some kinds of file went past it before torch 2.6 (CVE-2025-32434).
@@ -15,7 +15,8 @@ import torch
 
 MOST_TIMES = 8  # how much larger than its file what a file unpacks to may be; tensors may share their numbers
 ALLOWED = 1 << 24  # bytes that a file of any size may unpack to
-_MANY = 1 << 16  # parts of a file, and tensors in it
+MANY = 1 << 16  # parts of a file, and tensors in it
+LONGEST_HEADER = 1 << 25  # bytes, of a safetensors file; those of large models with all that trainers note have 1 << 23
 
 
 class Unpackable(ValueError):
@@ -35,21 +36,34 @@ def check(path: Path) -> None:
         raise Unpackable("it is damaged, was not downloaded whole, or is something else. Download it again.") from error
     if any(part.filename.endswith("constants.pkl") for part in parts):
         raise Unpackable("it holds a program (TorchScript), which is not run. Look for a .safetensors file of it.")
-    if len(parts) > _MANY:
-        raise Unpackable(f"it has {len(parts)} parts; a model has fewer than {_MANY}.")
+    if len(parts) > MANY:
+        raise Unpackable(f"it has {len(parts)} parts; a model has fewer than {MANY}.")
     _check_size(sum(part.file_size for part in parts), path)
 
 
 def check_content(content: object, path: Path) -> None:
     """Raise ``Unpackable`` for tensors that are larger than their file, or that are no plain ones."""
     size = 0
-    for number, tensor in enumerate(_tensors(content)):
+    for number, tensor in enumerate(_tensors(content), 1):
+        check_count(number)
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
             raise Unpackable("it holds tensors that are not plain (sparse, nested, quantised or without numbers).")
         size += tensor.numel() * tensor.element_size()
-        if number >= _MANY:
-            raise Unpackable(f"it holds more than {_MANY} tensors.")
     _check_size(size, path)
+
+
+def check_header(path: Path) -> None:
+    """Raise ``Unpackable`` for a safetensors file whose header would take long to read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < length < path.stat().st_size:
+        raise Unpackable(f"its header has {length:,} bytes; a model's has fewer than {LONGEST_HEADER:,}.")
+
+
+def check_count(number: int) -> None:
+    """Raise ``Unpackable`` for more tensors than a model has."""
+    if number > MANY:
+        raise Unpackable(f"it holds more than {MANY} tensors.")
 
 
 def _check_size(size: int, path: Path) -> None:

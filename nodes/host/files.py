@@ -14,6 +14,7 @@ import folder_paths
 
 from ...vcd_core.files import inside, new_path
 from ...vcd_core.names import leads_elsewhere
+from ...vcd_core.words import shown
 
 SETTLED = 3_000_000_000  # ns; a folder that changed later than that may change again within one tick of its clock
 
@@ -52,7 +53,7 @@ def model_file(name: str, file: str) -> str:
     path = None if leads_elsewhere(file) else folder_paths.get_full_path(name, file)
     if path is None:
         folders = "\n".join(folder_paths.get_folder_paths(name))
-        raise ValueError(f"{file} is not there. It is not in:\n{folders}")
+        raise ValueError(f"{shown(file)} is not there. It is not in:\n{folders}")
     return path
 
 
@@ -105,7 +106,7 @@ def model_path(name: str, choice: str) -> Path:
         path = inside(folder, choice)
         if path is not None and (os.path.isfile(path) or os.path.isdir(path)):
             return path
-    raise ValueError(f"{choice} is not in {' or '.join(folders)}.")
+    raise ValueError(f"{shown(choice)} is not in {' or '.join(folders)}.")
 
 
 def input_subfolders() -> list[str]:
@@ -156,7 +157,7 @@ def input_subfolder(name: str) -> Path:
     top = folder_paths.get_input_directory()
     path = inside(top, name)
     if path is None or not os.path.isdir(path):
-        raise ValueError(f"{name} is not a folder in {top}.")
+        raise ValueError(f"{shown(name)} is not a folder in {top}.")
     return path
 
 
