@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import cast as core
 from ..vcd_core import identity, plots
@@ -18,7 +18,7 @@ from .host.cast import with_binding
 from .host.latents import pictures_covered
 from .host.memory import handed_on
 from .host.model import Model, of_video
-from .host.ui import ui_text
+from .host.ui import pictures_below, ui_text
 from .identity import ALIASES, IDENTITY_CATEGORY, Identity, by_name, encode_prompt, unnamed
 from .inputs import FacesType, IdType
 
@@ -199,9 +199,7 @@ class Cast(io.ComfyNode):
         how = "each bound to a place" if bound else "each under a mask"
         text = ui_text(f"{', '.join(f'<{name}>' for name in names)}: {how}.")
         stills = shown[:: max(1, len(shown) // 4)]
-        return io.NodeOutput(
-            bound or model, positive, handed_on(shown), ui={**ui.PreviewImage(stills, cls=cls).as_dict(), **text}
-        )
+        return io.NodeOutput(bound or model, positive, handed_on(shown), ui={**pictures_below(stills, cls), **text})
 
 
 def _given(sockets: dict[str, Any] | None) -> list[Any]:

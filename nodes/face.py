@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import face as core
 from ..vcd_core import plots
@@ -32,7 +32,7 @@ from .host.memory import handed_on, torch_device
 from .host.model import Model
 from .host.pictures import cell_of, frames_taken
 from .host.sampling import Sampling
-from .host.ui import Progress, stop_if_asked, ui_text
+from .host.ui import Progress, pictures_below, stop_if_asked, ui_text
 from .host.vision import likeness_to
 from .inputs import (
     CATEGORY,
@@ -111,7 +111,13 @@ def track_faces(
     else:
         on_frame = progress.advance if progress else stop_if_asked
         detections = core.detect.detect(
-            images, weak, small_faces, device=device, on_frame=on_frame, search_every=search_every
+            images,
+            weak,
+            small_faces,
+            device=device,
+            on_frame=on_frame,
+            search_every=search_every,
+            on_call=stop_if_asked,
         )
     given = bboxes is not None or masks is not None
     counts = {"sure": 0.0} if given else {"threshold": threshold}
@@ -303,7 +309,7 @@ class FaceTrack(io.ComfyNode):
             handed_on(mask),
             len(faces.tracks),
             ui={
-                **ui.PreviewImage(preview[list(stills)], cls=cls).as_dict(),
+                **pictures_below(preview[list(stills)], cls),
                 **ui_text(text or tracks_said(faces.tracks)),
             },
         )
@@ -675,7 +681,7 @@ class FaceRefine(io.ComfyNode):
         done.run(turns, prompts, negative)
         missed = Faces(faces.frames, faces.height, faces.width, [turn.track for turn in turns]).without_face()
         text = " ".join(filter(None, (done.said(turns, missed), doubt, stage.begin())))
-        shown = {**ui.PreviewImage(done.most_changed(), cls=cls).as_dict(), **ui_text(text)}
+        shown = {**pictures_below(done.most_changed(), cls), **ui_text(text)}
         return io.NodeOutput(handed_on(with_alpha(done.out, given)), handed_on(done.pairs), missed, ui=shown)
 
 

@@ -19,7 +19,7 @@ from ..vcd_core.face.plan import Turn
 from ..vcd_core.face.repeats import without_repeats
 from ..vcd_core.frames import side_by_side
 from .host.cut import Cut
-from .host.memory import torch_device
+from .host.memory import raise_unless_memory, torch_device
 from .host.model import draws_sound, patch_of
 from .host.ui import Progress, stop_if_asked, unless_asked
 from .host.vision import likeness_to
@@ -315,10 +315,10 @@ class FacePass:
         unsampled: list[torch.Tensor],
     ) -> torch.Tensor:
         """The crops drawn anew, or themselves where that failed."""
-        positive, negative = map(draft.cut.conditioning, told)
         own, strength = self.care.of_windows(draft.place, self.stage, self.size)
         given = draft.of(crops)
         try:
+            positive, negative = map(draft.cut.conditioning, told)
             drawn = own.refine(
                 given, positive, negative, progress, of=(draft.turn.track.start, len(self.images)), strength=strength,
                 unsampled=(lambda back: unsampled.append(draft.all_of(back))) if self.care.paste_by == CHANGE else None,
@@ -358,7 +358,14 @@ class FacePass:
     def _worse(self, number: int, turn: Turn, crops: torch.Tensor, pasted: torch.Tensor) -> torch.Tensor:
         """In which frames [n] bool a face got worse and is put back; what became of it is told."""
         worse = torch.zeros(len(crops), dtype=torch.bool)
-        verdict = self.care.jury(crops, pasted, turn.own_windows)
+        try:
+            verdict = self.care.jury(crops, pasted, turn.own_windows)
+        except Exception as error:
+            if not self.refined:
+                raise_unless_memory(error)
+            logging.warning("Face VCD: face %d was not compared. %s", number, unless_asked(error))
+            self.told.append(f"face {number}: not compared, see the log.")
+            return worse
         if verdict is None:
             return worse
         text = f"face {number}: {verdict}"

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..vcd_core import evaluate as core
-from ..vcd_core import musiq, recognise
+from ..vcd_core import musiq, parts, recognise
 from ..vcd_core.evaluate import Figure
 from ..vcd_core.face.people import people as persons
 from ..vcd_core.face.track import Faces, masks_of
 from .host.files import add_model_folder, model_file
-from .host.memory import torch_device
+from .host.memory import raise_unless_memory, torch_device
 from .host.ui import stop_if_asked
 from .host.vision import embed_images, embed_text, frames_between, vision_kind
 
@@ -155,6 +155,7 @@ NEEDS: dict[str, Callable[[Given], bool]] = {
     "an aesthetic model": lambda given: given.aesthetic_model != NO_MODEL,
     "a MUSIQ model": lambda given: given.quality_model != NO_MODEL,
     "the package pyiqa (pip install pyiqa)": lambda given: musiq.installed(),
+    "OpenCV (pip install opencv-python-headless)": lambda given: parts.imports("cv2"),
     "an interpolation model": lambda given: given.interpolation is not None,
     "a frame with a tracked face": lambda given: bool(given.with_face),
     "three frames in a row with a tracked face": lambda given: bool(given.between_faces),
@@ -201,7 +202,7 @@ MEASURES = (
     Measure(
         "dynamics",
         "% of the diagonal a frame",
-        ("more than one frame",),
+        ("more than one frame", "OpenCV (pip install opencv-python-headless)"),
         lambda given: core.dynamics(given.images, on_frame=stop_if_asked),
         better="",
     ),
@@ -288,13 +289,24 @@ def measure(given: Given) -> tuple[list[Figure], list[str]]:
     for kind in MEASURES if given.faces is None else MEASURES + FACE_MEASURES:
         stop_if_asked()
         absent = [need for need in kind.needs if not NEEDS[need](given)]
-        note = f"needs {' and '.join(absent)}" if absent else kind.note(given)
-        values = torch.empty(0) if absent else kind.values(given)
+        values, note = (
+            (torch.empty(0), f"needs {' and '.join(absent)}") if absent else _unless_memory_lacks(kind, given)
+        )
         if len(values):
             found.append(Figure(kind.name, values, kind.unit, kind.better, gaps=bool(note)))
         if note:
             missing.append(f"{kind.name}: {note}")
     return found, missing
+
+
+def _unless_memory_lacks(kind: Measure, given: Given) -> tuple[torch.Tensor, str]:
+    """A figure's values along a clip and why some are missing; none where memory ran out, which costs no other
+    figure."""
+    try:
+        return kind.values(given), kind.note(given)
+    except Exception as error:
+        raise_unless_memory(error)
+    return torch.empty(0), "memory ran out"
 
 
 def check(given: Given) -> None:

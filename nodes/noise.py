@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import noise as core
 from ..vcd_core import plots
@@ -24,6 +24,7 @@ from .host.memory import handed_on
 from .host.model import Latent, Model, of_video
 from .host.noise import latent_that_starts_as, with_noise_prior
 from .host.text import with_rows_held
+from .host.ui import pictures_below, stop_if_asked
 from .inputs import (
     CATEGORY,
     closed_loop_input,
@@ -326,11 +327,13 @@ class NoisePriorPreview(io.ComfyNode):
             length, frames = f"{frames} frames are {count} latent frames of this model", count
         steps = gamma_of(gamma, gamma_schedule, frames, model=model)
         noise = core.sample((frames, 4, 64, 64), steps, seed, closed_loop=closed_loop)
+        stop_if_asked()
         label = f"gamma {gamma:g}" if steps is gamma else f"gamma {gamma_schedule.strip()}"
         sigma, measured = core.covariance(frames, steps, closed_loop), core.measured_covariance(noise)
         figure = plots.noise_prior_figure(sigma, measured, noise, f"{label}, {length}", spans)
+        stop_if_asked()
         pictures = handed_on(figure), handed_on(plots.noise_frames(noise, size=256))
-        return io.NodeOutput(*pictures, ui=ui.PreviewImage(figure, cls=cls))
+        return io.NodeOutput(*pictures, ui=pictures_below(figure, cls))
 
 
 NODES: list[type[io.ComfyNode]] = [NoisePriorLatent, NoisePrior, ApplyNoisePrior, NoisePriorPreview]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import plots, segmentation
 from .host.files import add_model_folder, model_files, model_folders, model_path, models_path, refusal
 from .host.memory import handed_on, make_room, torch_device
-from .host.ui import Progress, stop_if_asked
+from .host.ui import Progress, pictures_below, stop_if_asked
 from .inputs import CATEGORY, BoxesType
 
 DETECTORS, SEGMENTERS = "grounding-dino", "sams"
@@ -162,7 +162,7 @@ class PromptToSegmentation(io.ComfyNode):
         ]  # fmt: skip
         segmentation.check_found(list(chain(*found)), asked[0].if_none)
         masks = [
-            segmentation.masks_of(here, size_of(one.images), one.if_none, one.dilate, one.fill_holes)
+            segmentation.masks_of(here, size_of(one.images), one.if_none, one.dilate, one.fill_holes, stop_if_asked)
             for here, one in zip(found, asked, strict=True)
         ]
         boxes = [segmentation.boxes_of(here) for here in found]
@@ -218,7 +218,7 @@ def previews_of(overlays: list[torch.Tensor], cls: type[io.ComfyNode]) -> list[d
     """Eight of the pictures, or as many as there are, for the page."""
     pictures = [picture[None] for overlay in overlays for picture in overlay]
     few = pictures[:: max(1, len(pictures) // 8)]
-    return [one for picture in few for one in ui.PreviewImage(picture, cls=cls).as_dict()["images"]]
+    return [one for picture in few for one in pictures_below(picture, cls).get("images", [])]
 
 
 NODES: list[type[io.ComfyNode]] = [PromptToSegmentation]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vcd_core import tiled as core
 from ..vcd_core.frames import colours, side_by_side
@@ -19,7 +19,7 @@ from .host.references import fitted, has_references, of_the_clip
 from .host.sampling import Sampling
 from .host.text import with_rows_held
 from .host.tiles import with_tiles
-from .host.ui import Progress, ui_text
+from .host.ui import Progress, pictures_below, ui_text
 from .inputs import CATEGORY, NOISE, STEPS, denoise_by_input, gamma_input, sampling_inputs, seed_input, sound_input
 from .stage import NotFinite, Stage
 
@@ -327,7 +327,7 @@ class TiledDenoise(io.ComfyNode):
                 raise
             drawn, text = error.over(large), f"Some frames are only enlarged. {error}"
             logging.warning("Tiled VCD: %s", text)
-        shown = ui.PreviewImage(side_by_side(large, drawn), cls=cls).as_dict()
+        shown = pictures_below(side_by_side(large, drawn), cls)
         shown |= ui_text(" ".join(filter(None, (repeats, tiles, *told, text))))
         if images.shape[-1] == 4:
             alpha = resize(images[..., 3:].cpu().expand(-1, -1, -1, 3), *drawn.shape[1:3])

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -41,16 +41,18 @@ class Report:
         clips: the frames of each clip, IMAGE [F, H, W, 3], by name.
         figures: what was measured of each.
         notes: sentences below the figures: what is missing, which network compared.
+        on_picture: called before each clip and frame that the page shows; may raise to stop.
     """
 
     clips: Mapping[str, torch.Tensor]
     figures: Mapping[str, Sequence[Figure]]
     notes: Sequence[str] = ()
+    on_picture: Callable[[], object] = lambda: None
 
     def page(self, title: str) -> str:
         """The report as one HTML page without anything from elsewhere."""
         names = list(dict.fromkeys(figure.name for figures in self.figures.values() for figure in figures))
-        clips = "".join(_shown(clip, name) for name, clip in self.clips.items())
+        clips = "".join(self._picture(*_shown(clip, name)) for name, clip in self.clips.items())
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         body = [
             f"<h1>{escape(title)}</h1>",
@@ -123,7 +125,7 @@ class Report:
             ):
                 if len(figure.values) == len(self.clips[clip]):
                     text = f"{clip}, frame {number}: {figure.values[number]:.3f}"
-                    stills.append(_picture([self.clips[clip][number]], text))
+                    stills.append(self._picture([self.clips[clip][number]], text))
         drifts = [f"{clip}: {summary.drift(figure.known)}" for clip, figure in found.items() if len(figure.known) > 3]
         told = f"<p>Drift from the first frame to the last: {escape('; '.join(drifts))}.</p>" if drifts else ""
         worst = f'<p>Where it is worst:</p><div class="row">{"".join(stills)}</div>' if stills else ""
@@ -135,7 +137,20 @@ class Report:
         if not figure.better or len(figure.values) != len(frames):
             return []
         _, where = summary.worst_tenth(figure.known, figure.better == "high")
-        return [_picture([frames[i]], f"{clip}, frame {i}: {figure.values[i]:.3f}") for i in where[:WORST]]
+        return [self._picture([frames[i]], f"{clip}, frame {i}: {figure.values[i]:.3f}") for i in where[:WORST]]
+
+    def _picture(self, frames: Sequence[torch.Tensor], text: str) -> str:
+        """Frames [H, W, 3] as a WebP inside the page, animated where there are several."""
+        self.on_picture()
+        pictures = [to_pil(frame) for frame in frames]
+        for picture in pictures:
+            picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        file = io.BytesIO()
+        several = {"save_all": True, "append_images": pictures[1:], "duration": 1000 // RATE, "loop": 0}
+        pictures[0].save(file, "WEBP", quality=80, **(several if frames[1:] else {}))
+        source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        label = escape(text)
+        return f'<figure><img src="{source}" alt="{label}"><figcaption>{label}</figcaption></figure>'
 
 
 def _cell(value: summary.Interval, change: bool = False) -> str:
@@ -164,23 +179,10 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shown(clip: torch.Tensor, name: str) -> str:
-    """A clip as an animated picture with its name, length and size."""
+def _shown(clip: torch.Tensor, name: str) -> tuple[list[torch.Tensor], str]:
+    """The frames of a clip that the page shows, and its name, length and size."""
     count = min(len(clip), SHOWN_FRAMES)
     picked = torch.linspace(0, len(clip) - 1, count).round().long().tolist()
     size = f"{clip.shape[2]}x{clip.shape[1]}"
     shown = "" if count == len(clip) else f", {named(picked)} shown"
-    return _picture([clip[i] for i in picked], f"{name}: {len(clip)} frames of {size}{shown}")
-
-
-def _picture(frames: Sequence[torch.Tensor], text: str) -> str:
-    """Frames [H, W, 3] as a WebP inside the page, animated where there are several."""
-    pictures = [to_pil(frame) for frame in frames]
-    for picture in pictures:
-        picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    file = io.BytesIO()
-    more = {"save_all": True, "append_images": pictures[1:], "duration": 1000 // RATE, "loop": 0} if frames[1:] else {}
-    pictures[0].save(file, "WEBP", quality=80, **more)
-    source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    label = escape(text)
-    return f'<figure><img src="{source}" alt="{label}"><figcaption>{label}</figcaption></figure>'
+    return [clip[i] for i in picked], f"{name}: {len(clip)} frames of {size}{shown}"

@@ -124,13 +124,15 @@ class TrainingModel:
         return pictures_covered(self.model, latents_of(self.vae, frames))
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.inference_mode():  # without it the host's fallback to tiles fails
             latent = self.vae.encode(frames.movedim(1, -1))  # a video VAE takes a batch for a clip
-            return self.model.model.process_latent_in(latent).float().cpu().clone()
+            found = self.model.model.process_latent_in(latent).float().cpu()
+        return found.clone()  # gradients take no tensor of inference mode
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """A sampler's latents of one picture to IMAGE [1, H, W, 3]."""
-        images = self.vae.decode(latents)
+        with torch.inference_mode():
+            images = self.vae.decode(latents)
         return images.reshape(-1, *images.shape[-3:])[:1].float().cpu().clone()
 
     def sound(self) -> torch.Tensor | None:

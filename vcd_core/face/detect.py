@@ -111,6 +111,7 @@ def detect(
     device: torch.device | str = "cpu",
     on_frame: Callable[[], object] = lambda: None,
     search_every: int = 1,
+    on_call: Callable[[], object] = lambda: None,
 ) -> list[list[Face]]:
     """Faces of every frame, best first.
 
@@ -126,6 +127,7 @@ def detect(
         on_frame: called after each frame; may raise to stop.
         search_every: every so many frames, and the last, are searched whole; those between two in which as many faces
             were found, all large, at half the size (a quarter of the work), the others whole too.
+        on_call: called before each call of the network, of which a frame may take several; may raise to stop.
 
     Example:
         >>> detect(torch.zeros(2, 64, 96, 3))
@@ -137,7 +139,7 @@ def detect(
 
     def search(numbers: Sequence[int], scales: Sequence[float], halve: bool = False) -> None:
         for chunk in (numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)):
-            rows = _searched(_picked(images, chunk), scales, threshold, device, halve)
+            rows = _searched(_picked(images, chunk), scales, threshold, device, halve, on_call)
             for number, row in zip(chunk, rows, strict=True):
                 found[number] = _best(row, overlap, longest)
                 on_frame()
@@ -165,7 +167,12 @@ def _picked(images: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
 
 
 def _searched(
-    images: torch.Tensor, scales: Sequence[float], threshold: float, device: torch.device | str, halve: bool
+    images: torch.Tensor,
+    scales: Sequence[float],
+    threshold: float,
+    device: torch.device | str,
+    halve: bool,
+    on_call: Callable[[], object],
 ) -> list[np.ndarray]:
     """The rows [n, 15] above the threshold of frames [N, H, W, 3], searched at these scales or at half of them."""
     height, width = images.shape[1:3]
@@ -177,7 +184,10 @@ def _searched(
         frames = shrunk if scale == scales[0] else frames
         shrunk = _halved(shrunk) if halve else shrunk
         at_once = AT_ONCE if shrunk.device.type != "cpu" else max(1, CACHED // shrunk[0, 0].numel())
-        found = [kept for part in shrunk.split(at_once) for kept in _rows_of(part, (height, width), threshold)]
+        found: list[np.ndarray] = []
+        for part in shrunk.split(at_once):
+            on_call()
+            found += _rows_of(part, (height, width), threshold)
         for row, kept in zip(rows, found, strict=True):
             row.append(kept if scale >= scales[0] else kept[kept[:, 2:4].max(1) > max(height, width) / 2])
     return [np.concatenate(row) for row in rows]

@@ -86,9 +86,8 @@ def measure(
         (np.False_, 0.0, array([nan, nan, nan, nan]))
     """
     mask = head(place, (images.shape[1], images.shape[2]))
-    faces = [
-        _at_the_head(found, mask[i]) for i, found in enumerate(detect(images, SURE, device=device, on_frame=on_frame))
-    ]
+    searched = detect(images, SURE, device=device, on_frame=on_frame, on_call=on_frame)
+    faces = [_at_the_head(found, mask[i]) for i, found in enumerate(searched)]
     steady = float(flicker(images, mask, on_frame).mean()) if len(images) > 2 else math.nan
     return Figures(
         np.array([face is not None for face in faces]),

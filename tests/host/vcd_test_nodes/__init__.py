@@ -2,9 +2,12 @@
 
 import copy
 import importlib.util
+import itertools
 import json
 import logging
+import os
 import random
+import signal
 import sys
 import types
 from pathlib import Path
@@ -609,6 +612,42 @@ class VideoSound(io.ComfyNode):
         return io.NodeOutput({"samples": torch.ones(1, 8, round(25 * seconds), 16)})
 
 
+class Killed(io.ComfyNode):
+    """Kills the server at a call of the model, or as a file is half written, the ``at``-th from now on; at 0 never."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VCDTest_Killed",
+            category="tests",
+            inputs=[io.Model.Input("model"), io.String.Input("what"), io.Int.Input("at")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, what, at):
+        numbers = itertools.count(1)
+        write = _originals.setdefault("write", Path.write_bytes)
+
+        def write_half(path, content):
+            if what == "write" and next(numbers) == at:
+                with path.open("wb") as file:
+                    file.write(content[: len(content) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(path, content)
+
+        def call(apply, arguments):
+            if what == "model" and next(numbers) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        Path.write_bytes = write_half if at else write
+        model = model.clone()
+        if what == "model":
+            model.set_model_unet_function_wrapper(call)
+        return io.NodeOutput(model)
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
         return [
@@ -638,6 +677,7 @@ class Extension(ComfyExtension):
             Checkpoint,
             VideoPrompt,
             VideoSound,
+            Killed,
         ]
 
 
