@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from . import files
+from . import files, parts
 from .evaluate import OnFrame, nothing
 
 SIDE = 512  # larger pictures are scaled to this longer side
@@ -18,7 +17,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]  # pictures [1, 3, h, w] in 0..
 
 def installed() -> bool:
     """Whether the package that has the network is there."""
-    return importlib.util.find_spec("pyiqa") is not None
+    return parts.installed("pyiqa")
 
 
 def load(path: str | Path, device: torch.device | None = None) -> Network:
@@ -29,16 +28,14 @@ def load(path: str | Path, device: torch.device | None = None) -> Network:
 
     Raises:
         ValueError: another file, or weights for scores in 1..10 (AVA).
-        ImportError: pyiqa is not installed.
+        BackEndMissing: pyiqa is not installed, or does not import.
     """
     path = Path(path)
     state, _ = files.read(path, "a MUSIQ model")
     found = {key.removeprefix("module."): value for key, value in state.items()} if isinstance(state, dict) else {}
     if "head.0.weight" in found:
         raise ValueError(f"{path.name} is a MUSIQ for AVA's scores from 1 to 10; VBench takes SPAQ's, from 0 to 100.")
-    from pyiqa.archs.musiq_arch import MUSIQ
-
-    network = MUSIQ(pretrained=False, num_class=1)
+    network = parts.part("pyiqa.archs.musiq_arch", "imaging quality").MUSIQ(pretrained=False, num_class=1)
     try:
         network.load_state_dict(found)
     except RuntimeError as error:
