@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from .face.people import people
 from .face.track import Faces, Track, smooth_boxes
 from .schedule import keys
+from .words import in_quotes
 
 Box = tuple[float, float, float, float]  # x, y, width, height in shares of the picture
 
@@ -38,7 +40,8 @@ def read_places(text: str, names: Sequence[str], frames: int) -> np.ndarray:
         [people, F, 4] x, y, width, height in shares; NaN where a person is away.  F is 1 where nobody moves.
 
     Raises:
-        ValueError: a line that cannot be read, too few or too many of them, or a place that leaves the picture.
+        ValueError: a line that cannot be read or names a frame twice, too few or too many of them, or a place that
+            leaves the picture.
 
     Example:
         >>> read_places("0: left, 2: right\\naway", ["me", "her"], 3)[0, :, 0].tolist()
@@ -49,7 +52,11 @@ def read_places(text: str, names: Sequence[str], frames: int) -> np.ndarray:
         count = len(names)
         return np.array([[(i / count, 0, 1 / count, 1)] for i in range(count)], float)
     if len(lines) != len(names):
-        who = f"{names[len(lines)]} has none" if len(lines) < len(names) else f"{lines[len(names)]!r} is nobody's"
+        who = (
+            f"{names[len(lines)]} has none"
+            if len(lines) < len(names)
+            else f"{in_quotes(lines[len(names)])} is nobody's"
+        )
         raise ValueError(f"There are {len(names)} people and {len(lines)} places, one a line: {who}.")
     moving = [_line(line, name, frames) for line, name in zip(lines, names, strict=True)]
     if all((boxes[1:] == boxes[:1]).all() for boxes in map(np.nan_to_num, moving)):
@@ -61,6 +68,8 @@ def _line(line: str, name: str, frames: int) -> np.ndarray:
     """A person's boxes [F, 4]."""
     found = keys(line, numbers=True) or [(0, line)]
     at, places = zip(*sorted((frame, _place(value, name)) for frame, value in found), strict=True)
+    if twice := [frame for frame, following in itertools.pairwise(at) if frame == following]:
+        raise ValueError(f"The place of {name} has several keys at frame {twice[0]} ({in_quotes(line)}); keep one.")
     boxes, out = np.array(places, float), np.empty((frames, 4))
     for frame in range(frames):
         after = min(int(np.searchsorted(at, frame, side="right")), len(at) - 1)
@@ -86,11 +95,13 @@ def _place(text: str, name: str) -> Box:
     except ValueError:
         known = ", ".join([*PLACES, AWAY])
         raise ValueError(
-            f"The place of {name} is {text!r}; expected one of {known}, or x, y, width and height as '0.1 0 0.4 1'."
+            f"The place of {name} is {in_quotes(text)}; expected one of {known}, or x, y, width and height as "
+            "'0.1 0 0.4 1'."
         ) from None
-    if not (min(x, y) >= 0 and min(width, height) > 0 and max(x + width, y + height) <= 1.0001):
+    if not (x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= 1.0001 and y + height <= 1.0001):
         raise ValueError(
-            f"The place of {name}, {text!r}, leaves the picture: x, y, width and height are shares of it, from 0 to 1."
+            f"The place of {name}, {in_quotes(text)}, leaves the picture: x, y, width and height are shares of it, "
+            "from 0 to 1."
         )
     return x, y, width, height
 

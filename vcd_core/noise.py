@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from . import schedule
+from .words import in_quotes
 
 Gamma = float | Sequence[float]
 Layout = Literal["comfy", "magic-me"]
@@ -261,8 +262,8 @@ def _read_schedule(text: str) -> tuple[list[tuple[int, float]], list[float]]:
         values = [float(value) for value in written]
     except ValueError:
         raise ValueError(
-            f'The gamma schedule {text!r} cannot be read. Write one value for each transition ("0.1, 0.1, 0.3") '
-            'or keyframes ("0: 0.1, 8: 0.3").'
+            f"The gamma schedule {in_quotes(text)} cannot be read. Write one value for each transition "
+            '("0.1, 0.1, 0.3") or keyframes ("0: 0.1, 8: 0.3").'
         ) from None
     keys = [(frame, value) for (frame, _), value in zip(pairs, values, strict=False)]
     _check_keys(keys)
@@ -319,7 +320,8 @@ def _interpolate(keys: list[tuple[int, float]], frame: int) -> float:
         return keys[0][1]
     for (f0, g0), (f1, g1) in itertools.pairwise(keys):
         if frame <= f1:
-            return g0 + (g1 - g0) * (frame - f0) / (f1 - f0)
+            between = g0 + (g1 - g0) * (frame - f0) / (f1 - f0)
+            return min(max(between, min(g0, g1)), max(g0, g1))  # rounding may lead below 0 and above 1
     return keys[-1][1]
 
 

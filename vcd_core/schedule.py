@@ -6,18 +6,24 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_FRAME = r"""\s*(["']?)\s*([-+]?\d+(?:\.\d+)?)\s*\1\s*[:：]"""
+from .words import in_quotes
+
+# whitespace is matched by one repetition at a time: two side by side take the square of its length to fail
+_FRAME = r"""\s*(?:(["'])\s*)?([-+]?\d+(?:\.\d+)?)\s*(?(1)\1\s*)[:：]"""
 _KEY = re.compile(_FRAME + r"(?!\d)[ \t]*")  # 16:9 and 8:30 are no keys
 _NUMBER_KEY = re.compile(_FRAME + r"[ \t]*")
-_NEXT = r"""[,，]\s*(["']?)\s*[-+]?\d+(?:\.\d+)?\s*\{}\s*[:：]"""
-_BREAK = re.compile(rf"[|｜\n]|(?={_NEXT.format(1)}(?!\d))[,，]")
-_NUMBER_BREAK = re.compile(rf"[|｜\n]|(?={_NEXT.format(1)})[,，]")
+_NEXT = r"""[,，]\s*(?:(["'])\s*)?[-+]?\d+(?:\.\d+)?\s*(?({0})\{0}\s*)[:：]"""
+_BREAK = re.compile(rf"[|｜\n]\s*|(?={_NEXT.format(1)}(?!\d))[,，]")
+_NUMBER_BREAK = re.compile(rf"[|｜\n]\s*|(?={_NEXT.format(1)})[,，]")
 _QUOTED = re.compile(
     r"""(?:"((?:\\.|[^"\\\n])*)"|'((?:\\.|[^'\\\n]|(?<=\w)'(?=\w))*)')"""
-    rf"""(?=\s*[,，]?\s*(?:[|｜\n]|$)|\s*{_NEXT.format(3)})"""
+    rf"""(?=\s*(?:[,，]\s*)?(?:[|｜\n]|$)|\s*{_NEXT.format(3)})"""
 )
-_LIKE_A_KEY = re.compile(r"""["'“‘]?(?:frame\s*)?[-+]?(\d[\d.]*)\s*[a-z]{0,7}\s*["'”’]?\s*[:：=]""", re.IGNORECASE)
+_LIKE_A_KEY = re.compile(
+    r"""["'“‘]?(?:frame\s*)?[-+]?(\d[\d.]*)\s*(?:[a-z]{1,7}\s*)?(?:["'”’]\s*)?[:：=]""", re.IGNORECASE
+)
 _NUMBER_ALONE = re.compile(r"""["'“‘]?[-+]?\d[\d.]*(?:[^\w.]|$)""")
+_DIGITS = 9  # of a frame's number; no clip is longer
 _COMMENT = re.compile(r"^[ \t]*(?:#|//).*$", re.MULTILINE)
 
 
@@ -64,13 +70,13 @@ def keys(text: str, numbers: bool = False) -> list[tuple[int, str]] | None:
         if part.frame is not None:
             found.append((_frame(part), part.value))
         elif not found or _is_no_continuation(part):
-            raise ValueError(_UNREAD.format(part.written))
+            raise ValueError(_UNREAD.format(in_quotes(part.written)))
         else:
             found[-1] = (found[-1][0], f"{found[-1][1]}\n{part.value}")
     return [(frame, value.strip() if bars else value.strip().rstrip(",， \t")) for frame, value in found]
 
 
-_UNREAD = "Every part of a schedule begins with its frame, as '8: ...' with a space behind the colon; found {!r}."
+_UNREAD = "Every part of a schedule begins with its frame, as '8: ...' with a space behind the colon; found {}."
 
 
 def _parts(text: str, numbers: bool) -> Iterator[_Part]:
@@ -97,9 +103,11 @@ def _parts(text: str, numbers: bool) -> Iterator[_Part]:
 def _frame(part: _Part) -> int:
     assert part.frame is not None
     if not part.frame.isdigit():
-        raise ValueError(f"The keys of a schedule are frames, whole numbers from 0; found {part.written!r}.")
+        raise ValueError(f"The keys of a schedule are frames, whole numbers from 0; found {in_quotes(part.written)}.")
+    if len(part.frame) > _DIGITS:
+        raise ValueError(f"No clip has the frame of the schedule's {in_quotes(part.written)}.")
     if part.value.startswith('"') and part.value.count('"') % 2:
-        raise ValueError(f"A quotation mark is not closed in the schedule's {part.written!r}.")
+        raise ValueError(f"A quotation mark is not closed in the schedule's {in_quotes(part.written)}.")
     return int(part.frame)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,8 +27,15 @@ from typing import Any
 
 import yaml
 
+from vcd_core.words import shown
+
 Prompt = dict[str, Any]
 KEYS = {"graph", "vary", "rows"}
+MOST_JOBS = 1_000_000
+_DIGITS = 40  # of a whole number, in any of YAML's ways to write it
+_ALIASED = 10  # how much larger than its text a study may be by its aliases
+_MOST_SAID = 600  # characters of a message
+_BROKEN = (ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError)  # PyYAML's, and theirs
 
 
 class StudyError(ValueError):
@@ -81,14 +89,20 @@ class Job:
 class _Lines:
     """Where each part of a YAML file stands."""
 
-    def __init__(self, path: Path, root: yaml.Node) -> None:
-        self.path, self.at = path, dict[tuple[Any, ...], int]()
+    def __init__(self, path: Path, root: yaml.Node, most: int) -> None:
+        self.path, self.at, self.most = path, dict[tuple[Any, ...], int](), most
         self._walk(root, ())
 
     def _walk(self, node: yaml.Node, place: tuple[Any, ...]) -> None:
         self.at[place] = node.start_mark.line + 1
+        if len(self.at) > self.most:
+            raise self.error("aliases of aliases make it larger than a study can be.", *place)
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _DIGITS:
+            raise self.error(f"a number of {len(node.value)} digits is too large.", *place)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith((":str", ":merge")):
+                    raise self.error("a name must be a text.", *place)
                 self._walk(value, (*place, key.value))
                 self.at[(*place, key.value)] = key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode):
@@ -98,7 +112,7 @@ class _Lines:
     def error(self, message: str, *place: Any) -> StudyError:
         while place not in self.at:
             place = place[:-1]
-        return StudyError(f"{self.path.name}, line {self.at[place]}: {message}")
+        return StudyError(f"{self.path.name}, line {self.at[place]}: {shown(message, _MOST_SAID)}")
 
 
 def read(path: Path, to_api: Any, object_info: dict[str, Any]) -> list[Job]:
@@ -111,21 +125,15 @@ def read(path: Path, to_api: Any, object_info: dict[str, Any]) -> list[Job]:
     Raises:
         StudyError: what is not there, with its line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"{path.name} cannot be read as YAML: {error}") from error
-    if root is None or not isinstance(data, dict):
-        raise StudyError(f"{path.name} holds no study; expected 'graph' and 'vary' or 'rows'.")
-    lines = _Lines(path, root)
+    data, lines = _parsed(path)
     if unknown := set(data) - KEYS:
         name = sorted(map(str, unknown))[0]
         raise lines.error(f"'{name}' means nothing here; a study has {', '.join(sorted(KEYS))}.", name)
     prompt = _graph(data, path, lines, to_api, object_info)
     axes = _axes(data.get("vary"), prompt, object_info, lines)
     axes.append(_rows(data.get("rows"), prompt, object_info, lines))
+    if (count := math.prod(map(len, axes))) > MOST_JOBS:
+        raise lines.error(f"that would be {count:.3g} jobs; a study has at most {MOST_JOBS:,}.")
     jobs = []
     for number, chosen in enumerate(itertools.product(*axes)):
         values, settings = dict[str, Any](), dict[tuple[str, str], Any]()
@@ -134,6 +142,22 @@ def read(path: Path, to_api: Any, object_info: dict[str, Any]) -> list[Job]:
             settings |= places
         jobs.append(Job(number, values, prompt, settings))
     return jobs
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], _Lines]:
+    """What a study's file holds, and where each part of it stands."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = _Lines(path, root, 1000 + _ALIASED * len(text)) if root is not None else None
+        data = yaml.safe_load(text)
+    except StudyError:
+        raise
+    except (OSError, *_BROKEN) as error:
+        raise StudyError(f"{path.name} cannot be read as YAML: {shown(error, _MOST_SAID)}") from error
+    if lines is None or not isinstance(data, dict):
+        raise StudyError(f"{path.name} holds no study; expected 'graph' and 'vary' or 'rows'.")
+    return data, lines
 
 
 def bundled_or(name: str, folder: Path) -> Path | None:
@@ -151,12 +175,22 @@ def read_graph(file: Path, to_api: Any, object_info: dict[str, Any]) -> Prompt:
     try:
         graph = json.loads(file.read_text(encoding="utf-8"))
         prompt: Prompt = to_api(graph, object_info) if "nodes" in graph else graph
-        kinds = {key: node["class_type"] for key, node in prompt.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file.name} is no graph of ComfyUI: {error}") from error
-    if absent := sorted(set(kinds.values()) - set(object_info)):
-        raise ValueError(f"{file.name} has nodes that this ComfyUI does not: {', '.join(absent)}.")
+        _check_nodes(prompt)
+        kinds = {node["class_type"] for node in prompt.values()}
+    except (OSError, *_BROKEN) as error:
+        raise ValueError(f"{file.name} is no graph of ComfyUI: {shown(error, _MOST_SAID)}") from error
+    if absent := sorted(kinds - set(object_info)):
+        raise ValueError(f"{file.name} has nodes that this ComfyUI does not: {shown(', '.join(absent), _MOST_SAID)}.")
     return prompt
+
+
+def _check_nodes(prompt: Prompt) -> None:
+    """Raise for a graph in API form whose nodes are not as ComfyUI saves them."""
+    for key, node in prompt.items():
+        named = isinstance(node["class_type"], str) and isinstance(node.get("_meta", {}).get("title", ""), str)
+        inputs = node["inputs"]
+        if not named or not isinstance(inputs, dict) or not all(isinstance(name, str) for name in inputs):
+            raise ValueError(f"node {key} has no class_type, inputs and title as ComfyUI writes them.")
 
 
 Setting = tuple[dict[str, Any], dict[tuple[str, str], Any]]  # values by name, and by node and widget
@@ -207,6 +241,8 @@ def _rows(rows: Any, prompt: Prompt, object_info: dict[str, Any], lines: _Lines)
         column: _place(one, prompt, object_info, lines, "rows", "set", column) for column, one in rows["set"].items()
     }
     found = []
+    if not isinstance(rows["to"] or [], list):
+        raise lines.error("'to' is no list of rows.", "rows", "to")
     for i, row in enumerate(rows["to"] or []):
         if not isinstance(row, dict) or set(row) != set(places):
             raise lines.error(f"a row needs {', '.join(places)}, and nothing else.", "rows", "to", i)
@@ -260,9 +296,12 @@ def _check(
     numeric = kind in ("INT", "FLOAT")
     if numeric and (isinstance(value, bool) or not isinstance(value, int if kind == "INT" else (int, float))):
         raise lines.error(f"{widget} cannot be {value!r}; expected a number.", *where)
-    if numeric and not options.get("min", value) <= value <= options.get("max", value):
-        raise lines.error(f"{widget} cannot be {value}; it goes from {options['min']} to {options['max']}.", *where)
+    low, high = options.get("min", -math.inf), options.get("max", math.inf)
+    if numeric and not (low <= value <= high and abs(value) < math.inf):
+        raise lines.error(f"{widget} cannot be {value}; it goes from {low} to {high}.", *where)
     if kind == "STRING" and not isinstance(value, str):
         raise lines.error(f"{widget} cannot be {value!r}; expected a text.", *where)
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise lines.error(f"{widget} cannot be {value!r}; expected true or false.", *where)
+    if not isinstance(value, (str, int, float)):
+        raise lines.error(f"{widget} cannot be {value!r}; expected a text or a number.", *where)

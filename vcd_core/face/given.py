@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .detect import Face
 
 
-def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list[Face]]:
+def from_boxes(boxes: object, frames: int, height: int, width: int, least: float = 0.0) -> list[list[Face]]:
     """ComfyUI's BOUNDING_BOX (a list for each frame, or one list for a single frame) as detections.
 
     Args:
         frames, height, width: those of the clip.
+        least: the side in pixels that a smaller box gets, or one that says none: a click.
 
     Raises:
         ValueError: boxes of a clip with another number of frames, of another form, or outside of the pictures.
@@ -24,17 +27,9 @@ def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list
     found = []
     for frame in listed:
         try:
-            found.append(
-                [
-                    Face(
-                        (float(b["x"]), float(b["y"]), float(b["width"]), float(b["height"])),
-                        float(b.get("score", 1.0)),
-                    )
-                    for b in frame
-                ]
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError("A bounding box needs x, y, width and height (in pixels).") from error
+            found.append([_face(box, least) for box in frame])
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise ValueError("A bounding box needs x, y, width and height, numbers (in pixels).") from error
     for face in (face for frame in found for face in frame):
         x, y, w, h = face.box
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -43,6 +38,22 @@ def from_boxes(boxes: object, frames: int, height: int, width: int) -> list[list
                 "the images that the detector saw."
             )
     return [[face for face in frame if face.box[2] > 0 and face.box[3] > 0] for frame in found]
+
+
+def _face(box: object, least: float) -> Face:
+    if not isinstance(box, dict):
+        raise TypeError("no box")
+    sides = [box.get(side, 0) if least else box[side] for side in ("width", "height")]
+    x, y, width, height, score = map(_number, (box["x"], box["y"], *sides, box.get("score", 1.0)))
+    return Face((x, y, max(width, least), max(height, least)), score)
+
+
+def _number(value: object) -> float:
+    """A side or a place of a box; what is no number, or an infinite one, raises."""
+    number = float(value)  # type: ignore[arg-type]
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
 
 
 def from_masks(masks: torch.Tensor) -> list[list[Face]]:

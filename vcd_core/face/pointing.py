@@ -71,17 +71,10 @@ def _of_frame(boxes: object, faces: Faces, frame: int, what: str) -> list[np.nda
         raise ValueError(
             f"{what} holds boxes for {len(listed)} frames and the clip has {faces.frames}; draw them in one frame."
         )
-    found = from_boxes(_not_empty(listed), 1, faces.height, faces.width)[0] if listed else []
+    found = from_boxes(listed, 1, faces.height, faces.width, least=1.0)[0] if listed else []
     if not found:
         raise ValueError(f"{what} is connected and holds no box. Draw one around the face you mean, or disconnect it.")
     return [np.array(face.box) for face in found]
-
-
-def _not_empty(listed: object) -> object:
-    """Boxes of which a click, without width and height, is one pixel."""
-    if isinstance(listed, dict):
-        return {**listed, **{side: max(1.0, float(listed.get(side, 0))) for side in ("width", "height")}}
-    return [_not_empty(entry) for entry in listed] if isinstance(listed, (list, tuple)) else listed
 
 
 def _meant(here: dict[int, np.ndarray], box: np.ndarray, frame: int, what: str) -> list[int]:
