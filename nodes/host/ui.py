@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import logging
+import re
 import time
 from typing import Any
 
@@ -17,6 +17,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 _warned: set[str] = set()  # nodes that show a warning
+_READ = re.compile(r"\\([\\`*\[\]<>])|\\(?!\|)|[&<>\[\]`*_~]")  # what the page would read, as in shown_again.js
 
 
 async def register_replacement(replacement: io.NodeReplace) -> None:
@@ -64,13 +65,14 @@ def say(text: str) -> None:
 
 
 def as_written(text: str) -> str:
-    """What to send to a place of the page that reads HTML and ``[[label|url]]``, so that it shows this text.
+    """What to send to the page so that it shows this text: the classic page reads it as HTML, with ``[[label|url]]``,
+    Nodes 2.0 as Markdown. Tables stay tables.
 
     Example:
-        >>> as_written("<ada> [[x|y]]")
-        '&lt;ada&gt; [&#91;x|y]]'
+        >>> as_written("<ada> [x](y) | 3")
+        '&#60;ada&#62; &#91;x&#93;(y) | 3'
     """
-    return html.escape(text, quote=False).replace("[[", "[&#91;")
+    return _READ.sub(lambda found: f"&#{ord(found[1] or found[0])};", text)
 
 
 def warn(text: str | None) -> None:

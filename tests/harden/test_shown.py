@@ -69,11 +69,13 @@ def test_what_a_node_says_is_sent_so_that_the_page_shows_it(pack):
     as_written = pack("nodes.host.ui").as_written
     for one in HOSTILE_TEXTS:
         sent = as_written(one)
-        assert not set("<>") & set(sent)
-        assert "[[" not in sent
+        assert not set("<>[]`*_~") & set(sent)
         assert html.unescape(sent) == one
         count(INPUTS)
-    assert as_written("4 tokens; width 96") == "4 tokens; width 96"
+    for plain in ("4 tokens; width 96", "| DINO | 0.5, 0.6 |\n|---|---|\n| a\\|b | |", "- lacks CLIP"):
+        assert as_written(plain) == plain
+    in_cell = pack("nodes.evaluate").in_cell
+    assert html.unescape(as_written(in_cell("<b> [x](y) `z`"))) == "<b> [x](y) `z`"
 
 
 def test_what_a_file_says_of_itself_is_short(tmp_path):

@@ -3,11 +3,9 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
-// the page reads the text as HTML, with [[label|url]] for links; names of files and people may hold either
-const MEANT = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "[[": "[&#91;" };
-
+// The classic page reads the text as HTML, Nodes 2.0 as Markdown; names of files and people may hold either.
 function asWritten(text) {
-  return text.replace(/[&<>]|\[\[/g, (found) => MEANT[found]);
+  return text.replace(/\\([\\`*[\]<>])|\\(?!\|)|[&<>[\]`*_~]/g, (found, told) => `&#${(told ?? found).charCodeAt(0)};`);
 }
 
 app.registerExtension({
