@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -156,8 +155,8 @@ def paste(
     """
     check_count(len(refined), len(place.centres))
     check_same(refined, unsampled)
-    feather = feather_share * _side(place.face) or feather
-    shaped: dict[str, Any] = {"feather": feather, "paste_factor": paste_factor, "head": head}
+    softness = partial(_softness, feather=feather, share=feather_share)
+    weight = partial(_mask, softness=softness, paste_factor=paste_factor, head=head)
     out = images.clone() if out is None else out
     size = (refined.shape[1], refined.shape[2])
     match = partial(_colour_match, images, refined, place, paste_factor, on_frame, unsampled)
@@ -167,8 +166,8 @@ def paste(
         if not place.pasted(frame):
             continue
         rows, columns = _region(place, i, images.shape[1], images.shape[2])
-        mask = _mask(place, i, rows, columns, mask=None if masks is None else masks[frame], **shaped)
-        mask = _shared(mask, place, frame, rows, columns, neighbours, **shaped)
+        here = partial(weight, rows=rows, columns=columns, mask=None if masks is None else masks[frame])
+        mask = _shared(here(place, i), place, frame, rows, columns, neighbours, here, softness)
         if not mask.any():
             continue
         before = _view(images[frame], place, i, size).clamp(0, 1)
@@ -213,6 +212,11 @@ def check_same(refined: torch.Tensor, unsampled: torch.Tensor | None) -> None:
 def _side(face: np.ndarray) -> float:
     """The side in pixels of a track's face: the longer one, of its larger frames."""
     return float(np.quantile(face[:, 2:].max(1), 0.9))
+
+
+def _softness(place: Windows, feather: float, share: float) -> float:
+    """How wide a face's feather is: see :func:`paste`."""
+    return max(share * _side(place.face) or feather, 1e-3)
 
 
 def _blend(target: torch.Tensor, base: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:
@@ -302,7 +306,7 @@ def _mask(
     i: int,
     rows: Size,
     columns: Size,
-    feather: float,
+    softness: Callable[[Windows], float],
     paste_factor: float,
     head: bool,
     mask: torch.Tensor | None = None,
@@ -313,10 +317,9 @@ def _mask(
     fx, fy, fw, fh = place.face[i]
     (cx, cy), (wide, tall) = place.centres[i], place.size
     edge = rounded_box(x - cx, y - cy, wide, tall, 0.0)
-    feather = max(feather, 1e-3)
+    feather = softness(place)
     weight = (-edge / feather).clamp(0, 1)
     if mask is not None:
-        weight = torch.minimum(weight, _soften(mask, feather)[rows[0] : rows[1], columns[0] : columns[1]])
         paste_factor *= 1.5  # the mask decides; the box keeps it off a neighbour's face
     if head and mask is None:
         distance = to_head(x, y, place.face[i], min(paste_factor, HEAD))
@@ -324,6 +327,8 @@ def _mask(
         side_x, side_y = min(wide, paste_factor * fw), min(tall, paste_factor * fh)
         distance = rounded_box(x - (fx + fw / 2), y - (fy + fh / 2), side_x, side_y, 0.35 * min(side_x, side_y))
     weight = torch.minimum(weight, (0.5 - distance / feather).clamp(0, 1))
+    if mask is not None and weight.any():
+        weight = torch.minimum(weight, _soften(mask, feather)[rows[0] : rows[1], columns[0] : columns[1]])
     return weight * weight * (3 - 2 * weight)
 
 
@@ -334,28 +339,28 @@ def _shared(
     rows: Size,
     columns: Size,
     neighbours: Sequence[Windows],
-    feather: float,
-    paste_factor: float,
-    head: bool,
+    weight: Callable[[Windows, int], torch.Tensor],
+    softness: Callable[[Windows], float],
 ) -> torch.Tensor:
     """A face's weight at each pixel where other faces are near: its share of what all of them cover together.
 
-    A share falls from one to zero over the feather's width where another face becomes the nearer one.
+    A share falls from one to zero over the feather's width where another face becomes the nearer one, as far as that
+    one is pasted there.  Whichever face asks, each gets the same share, so no pixel is given away twice.
     """
     others = [other for other in neighbours if other.pasted(frame)]
-    there = [_mask(o, frame - o.start, rows, columns, feather, paste_factor, head) for o in others]
-    near = [(other, weight) for other, weight in zip(others, there, strict=True) if bool((weight * mask).any())]
+    there = [weight(other, frame - other.start) for other in others]
+    near = [(other, theirs) for other, theirs in zip(others, there, strict=True) if bool((theirs * mask).any())]
     if not near:
         return mask
     faces = [place, *(other for other, _ in near)]
-    weights = torch.stack([mask, *(weight for _, weight in near)])
+    weights = torch.stack([mask, *(theirs for _, theirs in near)])
     distances = torch.stack([_to_face(face, frame, rows, columns) for face in faces])
-    ahead = (0.5 + (distances[None] - distances[:, None]) / max(feather, 1e-3)).clamp(
-        0, 1
-    )  # of the first over the second
+    feathers = torch.tensor([softness(face) for face in faces])[:, None, None]
+    between = (feathers[None] + feathers[:, None]) / 2
+    ahead = (0.5 + (distances[None] - distances[:, None]) / between).clamp(0, 1)  # of the first over the second
     ahead = ahead * ahead * (3 - 2 * ahead)
     ahead[range(len(faces)), range(len(faces))] = 1.0
-    nearest = ahead.prod(1)
+    nearest = (1 - weights * (1 - ahead)).prod(1)
     claimed = (weights * nearest).sum(0)
     covered = 1 - (1 - weights).prod(0)
     return torch.where(claimed > 0, mask * nearest[0] / claimed.clamp(min=1e-9) * covered, torch.zeros_like(mask))

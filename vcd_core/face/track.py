@@ -23,6 +23,8 @@ from .smooth import smooth_boxes
 _FAR = 1e6
 WEAK = 2 / 3
 """The share of the threshold at which a detection goes on a track that it could not begin."""
+TWICE = 0.7
+"""Of two detections in a frame that overlap by more than this (intersection over union) the better one counts."""
 _LOOKS = 5  # a face turns and blinks: it is compared with as many of its last looks
 _CHECKED = 16  # frames, evenly spaced, that are looked at again: of a track, and of those in which it is unsure
 
@@ -135,9 +137,7 @@ def _paths(
         done += [path for path in going if frame - path.last > max_gap + 1]
         going = [path for path in going if frame - path.last <= max_gap + 1]
         views = looks[frame] if looks else [None] * len(faces)
-        sights = [
-            _Sight(frame, np.array(face.box, float), face.score, view) for face, view in zip(faces, views, strict=True)
-        ]
+        sights = [_Sight(frame, np.array(faces[i].box, float), faces[i].score, views[i]) for i in _once(faces)]
         owners = _owners(going, sights, lights, given)
         for i, sight in enumerate(sights):
             if i in owners:
@@ -145,6 +145,15 @@ def _paths(
             else:
                 going.append(_Path(sum(cut <= frame for cut in cuts), [sight]))
     return done + going
+
+
+def _once(faces: Sequence[Face]) -> list[int]:
+    """The numbers of a frame's detections, best first and each face once, whatever order they came in."""
+    kept: list[int] = []
+    for i in sorted(range(len(faces)), key=lambda i: (-faces[i].score, faces[i].box)):
+        if all(iou(faces[i].box, faces[other].box) <= TWICE for other in kept):
+            kept.append(i)
+    return kept
 
 
 def _owners(paths: Sequence[_Path], sights: Sequence[_Sight], lights: Sequence[int], given: bool) -> dict[int, _Path]:
