@@ -62,10 +62,9 @@ def starts(length: int, tile: int, overlap: int, shift: float = 0.0) -> list[int
         return [0]
     count = math.ceil((length - overlap) / (tile - overlap))
     stride = (length - tile) / (count - 1)
-    begins = [stride * i for i in range(count)]
-    if shift % 1:
-        begins = [stride * (i - shift % 1) for i in range(count + 1)]
-    return sorted({min(max(round(begin), 0), length - tile) for begin in begins})
+    moved = round(shift % 1 * stride)  # whole cells: halves are rounded to even, and neighbours would part
+    begins = [round(stride * i) - moved for i in range(count + (moved > 0))]
+    return sorted({min(max(begin, 0), length - tile) for begin in begins})
 
 
 def grid(height: int, width: int, tile: int, overlap: int, shift: tuple[float, float] = (0.0, 0.0)) -> Grid:
