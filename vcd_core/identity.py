@@ -148,7 +148,7 @@ def save(tokens: IdTokens, folder: str | Path, name: str, overwrite: bool = Fals
     """
     path = path_of(folder, name, overwrite)
     state = dict(tokens.vectors) if isinstance(tokens.vectors, dict) else {"emb_params": tokens.vectors}
-    state = {key: value.detach().float() for key, value in state.items()}
+    state = {key: value.detach().float().clone() for key, value in state.items()}  # text encoders may share one
     about = {**tokens.provenance, "format": "pt"}
     if tokens.kind == CONTEXT:
         rows = state.pop("emb_params")
