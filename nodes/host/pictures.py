@@ -9,17 +9,23 @@ from typing import Any
 import comfy.utils
 import torch
 
-from ...vcd_core.frames import held
+from ...vcd_core.frames import colours, held
 from .memory import raise_unless_memory
 from .ui import Progress, stop_if_asked
 
 
 def check_vae(vae: Any) -> None:
-    """Raise ``ValueError`` for a VAE that is not there, or that is of sound."""
+    """Raise ``ValueError`` for a VAE that is not there, that is of sound, or that changes the size of pictures."""
     if vae is None:
         raise ValueError("VAE is missing: the checkpoint holds none. Load it with its own loader.")
     if getattr(vae, "latent_dim", 2) not in (2, 3):
         raise ValueError("This VAE is that of a sound model; expected one of pictures or of video.")
+    # four channels: with transparency; more: the pixels of a larger picture
+    if vae.spacial_compression_decode() != cell_of(vae) or getattr(vae, "conv_out_channels", 3) > 4:
+        raise ValueError(
+            "This VAE gives pictures back at another size than it gets them, as that of Stable Cascade or one that "
+            "enlarges. Load the model's plain VAE."
+        )
 
 
 def of_video(vae: Any) -> bool:
@@ -57,7 +63,8 @@ def latents_of(vae: Any, frames: int) -> int:
 class Codec:
     """Frames of one size into a VAE's latents, and back as many and as large as they were.
 
-    Time is lengthened by holding the last frame, sides by repeating the edge; both are cut off again.
+    Time is lengthened by holding the last frame, sides by repeating the edge; both are cut off again.  Sides are at
+    least two cells, since some VAEs (LTX-Video's) reflect pictures at their border and have nothing to reflect in one.
 
     Attributes:
         vae: a VAE of pictures, whose frames lie along the batch, or of video.
@@ -79,8 +86,9 @@ class Codec:
     @property
     def taken(self) -> tuple[int, int, int]:
         """Frames, height and width of what goes into the VAE."""
-        step = cell_of(self.vae) * self.patch
-        return frames_taken(self.vae, self.frames), self.height + -self.height % step, self.width + -self.width % step
+        step, least = self.cell * self.patch, 2 * self.cell
+        height, width = (max(least, side) for side in (self.height, self.width))
+        return frames_taken(self.vae, self.frames), height + -height % step, width + -width % step
 
     def encode(self, images: torch.Tensor, progress: Progress) -> torch.Tensor:
         """IMAGE [F, H, W, 3] to latents: [F, C, h, w], or [1, C, T, h, w] of a video VAE."""
@@ -98,7 +106,7 @@ class Codec:
         """Latents to IMAGE of the clip's own length and size."""
         if not of_video(self.vae):
             return decode(self.vae, latents, progress)[:, : self.height, : self.width]
-        images = self.vae.decode(latents)[0, : self.frames, : self.height, : self.width]
+        images = self.vae.decode(latents)[0, : self.frames, : self.height, : self.width, :3]
         progress.advance(self.frames)
         return images
 
@@ -121,7 +129,9 @@ def decode(vae: Any, latents: torch.Tensor, progress: Progress) -> torch.Tensor:
     out = torch.empty(latents.shape[0], *size, 3)
     at = 0
     for chunk in latents.split(frames_at_once(size)):
-        out[at : at + len(chunk)] = vae.decode_tiled(chunk) if _large(size) else vae.decode(chunk)
+        images = vae.decode_tiled(chunk) if _large(size) else vae.decode(chunk)
+        # a video VAE made for pictures gives clips of one frame
+        out[at : at + len(chunk)] = colours(images[:, 0] if images.ndim == 5 else images)
         at += len(chunk)
         progress.advance(len(chunk))
     return out
