@@ -68,12 +68,19 @@ class OnTheDevice(TorchDispatchMode):
         return _call(func, args, kwargs or {})
 
 
-def generator(device: Any = "cpu") -> torch.Generator:
+class _Any(type):
+    def __instancecheck__(cls, one: object) -> bool:
+        return isinstance(one, CPU_GENERATOR)
+
+
+class Generator(metaclass=_Any):
     """In place of ``torch.Generator``."""
-    made = CPU_GENERATOR()
-    if torch.device(device).type == DEVICE.type:
-        _on_device[made._cdata] = made  # type: ignore[attr-defined]
-    return made
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        made = CPU_GENERATOR()
+        if torch.device(device).type == DEVICE.type:
+            _on_device[made._cdata] = made  # type: ignore[attr-defined]
+        return made
 
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -183,7 +190,7 @@ def host_on_it(folder: Path, half: torch.dtype | None = None, fits: str = "whole
     memory.should_use_fp16 = lambda *_, **__: half == torch.float16
     memory.should_use_bf16 = lambda *_, **__: half == torch.bfloat16
     memory.vae_dtype = lambda *_, **__: torch.float32
-    torch.Generator = generator  # type: ignore[assignment,misc]
+    torch.Generator = Generator  # type: ignore[assignment,misc]
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     if fits == "half":
         _load_half()
@@ -234,6 +241,24 @@ class Pinned:
         """Nothing is held."""
 
 
+def _moved_first(load_list: Any) -> Any:
+    """The host's own list of what to load, weights beside modules moved before: it sets ``param.data``, which tensors
+    made in Python do not take from another device."""
+
+    def listed(self: Any, for_dynamic: bool = False, default_device: Any = None) -> Any:
+        for module in self.model.modules() if default_device is not None else ():
+            own = module._parameters
+            if len(list(module.parameters())) > len(list(module.parameters(recurse=False))):
+                own.update({
+                    name: torch.nn.Parameter(weight.to(default_device), requires_grad=False)
+                    for name, weight in own.items()
+                    if weight is not None and weight.device.type != DEVICE.type
+                })  # fmt: skip
+        return load_list(self, for_dynamic)
+
+    return listed
+
+
 def _load_dynamically() -> None:
     import comfy.memory_management
     import comfy.model_patcher
@@ -243,7 +268,8 @@ def _load_dynamically() -> None:
     import comfy_aimdo.torch
 
     comfy.memory_management.aimdo_enabled = True
-    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    patcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.model_patcher.CoreModelPatcher, patcher._load_list = patcher, _moved_first(patcher._load_list)
     comfy.pinned_memory.get_pin = lambda *_, **__: None
     comfy.pinned_memory.pin_memory = lambda *_, **__: False
     comfy_aimdo.host_buffer.HostBuffer = Pinned

@@ -10,7 +10,7 @@ from ..vcd_core.tiny import model as tiny
 from .host.files import add_model_folder, embedding_folders
 from .host.memory import handed_on
 from .host.model import Model
-from .host.tiny import small_sd15
+from .host.tiny import Conv2d, small_sd15
 from .identity import EMBEDDINGS
 from .inputs import CATEGORY, seed_input
 from .motion import FILES
@@ -23,7 +23,7 @@ add_model_folder(EMBEDDINGS, str(tiny.IDENTITY_FILE.parent), {".safetensors"})
 def load_tiny() -> tuple[Model, object, object]:
     """MODEL, CLIP and VAE of the tiny model with its weights."""
     weights = tiny.load_weights()
-    autoencoder = tiny.PictureAutoencoder()
+    autoencoder = tiny.PictureAutoencoder(conv=Conv2d)
     autoencoder.load_state_dict(tiny.weights_of(weights, "vae"))
     colours = (tiny.COLOURS, tiny.NO_COLOUR)
     model, clip, vae = small_sd15(tiny.UNET, tiny.HEADS, tiny.TEXT, autoencoder, embedding_folders(), colours)

@@ -9,11 +9,16 @@ import comfy.ldm.models.autoencoder
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
 
 from .model import Model
+
+Conv2d: type[torch.nn.Conv2d] = (
+    comfy.ops.disable_weight_init.Conv2d
+)  # one whose weights the host can fetch for each call
 
 
 def small_sd15(
@@ -30,7 +35,8 @@ def small_sd15(
         unet: the UNet's configuration, as the host's model detection writes it.
         heads: attention heads of the UNet.
         text: CLIP-L's configuration.
-        autoencoder: a module with ``encode`` and ``decode`` over pictures in -1..1, 8 times smaller, 4 channels.
+        autoencoder: a module with ``encode`` and ``decode`` over pictures in -1..1, 8 times smaller, 4 channels, of
+            the host's layers (:data:`Conv2d`).
         embeddings: folders in which prompts look for ``embedding:name``.
         colours: red, green and blue of each latent channel, and of none, for live previews; SD 1.5's without.
 

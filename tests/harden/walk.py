@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from dev import pretend, random_models, video_models
 from dev.host import PACK
 from dev.server import host_from_environment
+from vcd_core.identity import KINDS
 from vcd_core.tiny import world
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +59,7 @@ class Walk:
         schema = node.define_schema()
         values = {one.id: _default(one) for one in schema.inputs if _default(one) is not None} | inputs
         if schema.is_input_list:
-            values = {name: [value] for name, value in values.items()}
+            values = {name: _listed(value) for name, value in values.items()}
         self.called.add(node_id)
         return node.PREPARE_CLASS_CLONE(None).execute(**values).args
 
@@ -67,6 +69,10 @@ class Walk:
             model.model.diffusion_model.to(self.precision)
             model.model.diffusion_model.dtype = self.precision
         return model
+
+
+def _listed(value: Any) -> Any:
+    return {name: [one] for name, one in value.items()} if isinstance(value, dict) else [value]
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -155,11 +161,11 @@ def noise(walk: Walk, model: Any, positive: Any, negative: Any) -> None:
 
 def tiles(walk: Walk) -> None:
     """Tiles under all that a conditioning may be limited to, or be given beside its text."""
-    model, text, _ = random_models.tiny_sd15(dtype=walk.precision)
+    model, text, _ = made(lambda: random_models.tiny_sd15(dtype=walk.precision))
     positive, negative = (text.encode_from_tokens_scheduled(text.tokenize(one)) for one in ("a man", ""))
     half = torch.zeros(1, 128, 128)
     half[:, :64] = 1
-    net = random_models.tiny_controlnet().copy().set_cond_hint(clip(FRAMES).movedim(-1, 1), 0.7, (0.0, 1.0))
+    net = made(random_models.tiny_controlnet).copy().set_cond_hint(clip(FRAMES).movedim(-1, 1), 0.7, (0.0, 1.0))
     kinds: dict[str, dict[str, Any]] = {
         "mask": {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False},
         "mask on the device": {"mask": half.to(where()), "mask_strength": 1.0, "set_area_to_bounds": True},
@@ -218,7 +224,7 @@ def identity(walk: Walk, model: Any, text: Any, vae: Any) -> None:
     walk.step("tiny clip", walk.call, "VCD_TinyClip", frames=2)
     segmentation(walk, images)
     trained: dict[str, Any] = {"model": model, "clip": text, "vae": vae, "steps": 3, "batch": 2, "size": 64}
-    for kind in ("tokens", "context"):
+    for kind in KINDS:
         masks = torch.ones(images.shape[:3])
         inputs = {**trained, "images": images, "masks": masks, "name": f"walk_{kind}", "resume": False, "kind": kind}
         found = walk.step(f"train {kind}", walk.call, "VCD_IdTrainer", **inputs)
@@ -253,14 +259,27 @@ def measuring(walk: Walk, text: Any) -> None:
 
     images = clip().to(where())
     eyes = {
-        f"{kind}": vcd_test_nodes.Vision.execute(kind, width).args[0] for kind, width in (("clip", 64), ("dino", 48))
+        kind: made(partial(vcd_test_nodes.Vision.execute, kind, width)).args[0]
+        for kind, width in (("clip", 64), ("dino", 48))
     }
     seen = {"clip_vision": eyes["clip"], "dino": eyes["dino"], "clip": text, "prompt": "a man walking"}
-    seen["clip"] = random_models.tiny_sd15()[1]
+    seen["clip"] = made(random_models.tiny_sd15)[1]
     faces, *_ = walk.call("VCD_FaceTrack", images=images, min_length=1, threshold=0.3)
     walk.step("evaluate", walk.call, "VCD_Evaluate", images=images, references=images[:2], faces=faces, **seen)
     both = {"clips0": images, "clips1": images.flip(2)}
     walk.step("compare", walk.call, "VCD_Compare", clips=both, references=images[:2], **seen)
+
+
+def made(make: Callable[[], Any]) -> Any:
+    """A model whose random weights are put in here: a host that loads dynamically has none before it reads a file."""
+    import comfy.memory_management as memory
+
+    lazily = getattr(memory, "aimdo_enabled", False)
+    memory.aimdo_enabled = False
+    try:
+        return make()
+    finally:
+        memory.aimdo_enabled = lazily
 
 
 def where() -> Any:
@@ -275,7 +294,8 @@ def video(walk: Walk, kinds: Sequence[str]) -> None:
     import comfy.sample
 
     for kind in kinds:
-        model, vae = video_models.model(kind, dtypes=(walk.precision, None)), video_models.vae(kind)
+        model = made(partial(video_models.model, kind, dtypes=(walk.precision, None)))
+        vae = made(partial(video_models.vae, kind))
         positive, negative = video_models.prompt(kind, 1), video_models.prompt(kind, 2)
         latent = video_models.empty(kind, 2, 4, 4)["samples"]
         noise = comfy.sample.prepare_noise(latent, 1)

@@ -25,6 +25,8 @@ MODEL_FILE = WEIGHTS / "vcd_tiny.safetensors"
 MOTION_FILE = WEIGHTS / "motion" / "vcd_tiny_motion.safetensors"
 IDENTITY_FILE = WEIGHTS / "identities" / "vcd_tiny_robin.safetensors"
 
+Conv = type[nn.Conv2d]
+
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": CHANNELS, "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": MULTIPLIERS, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
@@ -62,19 +64,19 @@ def weights_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.T
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, conv: Conv) -> None:
         super().__init__()
-        self.a = nn.Conv2d(width, width, 3, padding=1)
-        self.b = nn.Conv2d(width, width, 3, padding=1)
+        self.a = conv(width, width, 3, padding=1)
+        self.b = conv(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x + self.b(F.relu(self.a(x))))
 
 
 class _Grow(nn.Module):
-    def __init__(self, into: int, out: int) -> None:
+    def __init__(self, into: int, out: int, conv: Conv) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(into, out, 3, padding=1)
+        self.conv = conv(into, out, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
@@ -84,23 +86,26 @@ class PictureAutoencoder(nn.Module):
     """Pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back, without normalisation layers.
 
     It has no attention and no statistics over the picture, so any size works and tiles meet without a seam.
+
+    Args:
+        conv: the class of its layers; one of the host's where the host is to hold a part of it elsewhere.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 48, 80)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 80), conv: Conv = nn.Conv2d) -> None:
         super().__init__()
         a, b, c = widths
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(12, a, 3, padding=1), nn.ReLU(), _Residual(a),
-            nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), _Residual(b), _Residual(b),
-            nn.Conv2d(b, c, 3, stride=2, padding=1), nn.ReLU(), _Residual(c), _Residual(c),
+            nn.PixelUnshuffle(2), conv(12, a, 3, padding=1), nn.ReLU(), _Residual(a, conv),
+            conv(a, b, 3, stride=2, padding=1), nn.ReLU(), _Residual(b, conv), _Residual(b, conv),
+            conv(b, c, 3, stride=2, padding=1), nn.ReLU(), _Residual(c, conv), _Residual(c, conv),
         )  # fmt: skip
-        self.to_latent = nn.Conv2d(c, 4, 1)
-        self.from_latent = nn.Conv2d(4, c, 1)
+        self.to_latent = conv(c, 4, 1)
+        self.from_latent = conv(4, c, 1)
         self.decoder = nn.Sequential(
-            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), _Residual(c), _Residual(c), _Residual(c),
-            _Grow(c, b), _Residual(b), _Residual(b),
-            _Grow(b, a), _Residual(a), _Residual(a),
-            nn.Conv2d(a, 12, 3, padding=1), nn.PixelShuffle(2),
+            conv(c, c, 3, padding=1), nn.ReLU(), _Residual(c, conv), _Residual(c, conv), _Residual(c, conv),
+            _Grow(c, b, conv), _Residual(b, conv), _Residual(b, conv),
+            _Grow(b, a, conv), _Residual(a, conv), _Residual(a, conv),
+            conv(a, 12, 3, padding=1), nn.PixelShuffle(2),
         )  # fmt: skip
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
