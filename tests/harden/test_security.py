@@ -340,6 +340,14 @@ def test_a_text_that_becomes_a_path_is_refused_before_anything_runs(house, widge
     assert list(folder.iterdir()) == []  # a name that is looked at makes no folder
 
 
+@pytest.mark.parametrize("name", OUTSIDE, ids=range(len(OUTSIDE)))
+def test_a_name_that_leads_elsewhere_has_no_path(name):
+    """Whatever lies there: a file that is not there is refused too."""
+    assert files.inside("/top/folder", name.format("secret", "/top")) is None
+    with pytest.raises(ValueError, match="it leads out of the folder"):
+        files.new_path("/top/folder", name.format("secret", "/top"))
+
+
 PARTS = st.one_of(
     st.sampled_from(
         ["..", ".", "", "a", "C:", "con", "NUL.x", "x ", "x.", "... ", "~", "-r", "\\", "a\\..", "é", "\0"]
