@@ -147,8 +147,9 @@ def by_coverage(name: str, seconds: int, folder: Path) -> None:
     words.write_text("".join(f'"{_escaped(word.encode())}"\n' for word in target.words))
     options = [
         f"-max_total_time={seconds}", f"-timeout={HANG}", f"-rss_limit_mb={MEMORY}", f"-max_len={LONGEST}",
-        f"-artifact_prefix={CORPUS / name}/", f"-dict={words}", "-print_final_stats=1", f"-report_slow_units={HANG}",
+        f"-artifact_prefix={CORPUS / name}/", "-print_final_stats=1", "-report_slow_units=600",
     ]  # fmt: skip
+    options += [f"-dict={words}"] if target.words else []
     atheris.Setup([sys.argv[0], *options, str(begun), str(CORPUS / name)], target)
     atheris.Fuzz()
 

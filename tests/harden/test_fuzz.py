@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -347,6 +349,13 @@ def test_what_a_file_makes_the_pack_do_is_seen(act):
     with pytest.raises(Broken, match="code was run"):
         answer(hidden, [""])
     assert not Path(hostile.MARK).exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system stops nothing that computes")
+def test_what_takes_too_long_is_stopped(monkeypatch):
+    monkeypatch.setattr(targets, "LIMIT", 0.2)
+    with pytest.raises(Broken, match="it took more"):
+        answer(lambda: re.match("(a*)*b", "a" * 60), [""])
 
 
 @pytest.mark.parametrize(
