@@ -195,7 +195,7 @@ def bombs():
         **{f"{name}.safetensors": ("tensors", *one) for name, one in tensors.items()},
         **{f"{name}.pt": ("tensors", *one) for name, one in pickled.items()},
         "nothing.safetensors": ("identity", safetensors({"a": entry([1 << 60, 0], 0, 0)}), "expected"),
-        "face.pt": ("face", wide_face(), "another network"),
+        "face.pt": ("face", wide_face(), r"an IR backbone: Error\(s\) in loading"),
         **({"motion.pt": ("motion", wide_motion(), "not whole")} if WHOLE else {}),  # torch is slow to get ready for it
         "large.png": ("picture", png(100_000, 100_000), HUGE),
         "unlimited.png": ("unlimited Pillow", png(100_000, 100_000), HUGE),
