@@ -231,8 +231,8 @@ def identity(walk: Walk, model: Any, text: Any, vae: Any) -> None:
         if found:
             ids = {"clip": text, "prompt": "V* on the beach", "ids": {"id0": found[0]}}
             walk.step(f"encode {kind}", walk.call, "VCD_IdTextEncode", **ids)
-            walk.step(f"save {kind}", walk.call, "VCD_IdSave", id=found[0], name=f"walk_{kind}", overwrite=True)
-            walk.step(f"load {kind}", walk.call, "VCD_IdLoader", file=f"walk_{kind}.safetensors", strength=0.5)
+            saved = walk.step(f"save {kind}", walk.call, "VCD_IdSave", id=found[0], name=f"walk_{kind}", overwrite=True)
+            walk.step(f"load {kind}", walk.call, "VCD_IdLoader", file=saved[0], strength=0.5)
 
 
 def segmentation(walk: Walk, images: torch.Tensor) -> None:
