@@ -120,7 +120,12 @@ class Run:
             self.found.rmdir()
         self.folder.cleanup()
         count = max((int(a or b) for a, b in _RUNS.findall(said)), default=0)
-        return Told(self.name, self.seconds, count, new, f"It ended with {status}.\n{said[-3000:]}" if status else "")
+        return Told(self.name, self.seconds, count, new, _ending(status, said) if status else "")
+
+
+def _ending(status: int | None, said: str) -> str:
+    """What a process said at its end; libFuzzer writes whole inputs."""
+    return "\n".join([f"It ended with {status}.", *(line[:200] for line in said.splitlines()[-40:])])
 
 
 def _run(name: str, seconds: int, folder: str) -> None:
@@ -140,6 +145,14 @@ def by_coverage(name: str, seconds: int, folder: Path) -> None:
 
     target = targets().TARGETS[name]
     target.first()
+
+    def kept(data: bytes) -> None:
+        try:
+            target(data)
+        except BaseException:
+            (folder / "current").write_bytes(data)
+            raise
+
     begun, words = folder / "begun", folder / "words"
     begun.mkdir()
     for i, seed in enumerate(target.seeds()):
@@ -150,7 +163,7 @@ def by_coverage(name: str, seconds: int, folder: Path) -> None:
         f"-artifact_prefix={CORPUS / name}/", "-print_final_stats=1", "-report_slow_units=600",
     ]  # fmt: skip
     options += [f"-dict={words}"] if target.words else []
-    atheris.Setup([sys.argv[0], *options, str(begun), str(CORPUS / name)], target)
+    atheris.Setup([sys.argv[0], *options, str(begun), str(CORPUS / name)], kept)
     atheris.Fuzz()
 
 

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,7 +164,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], _Lines]:
 def bundled_or(name: str, folder: Path) -> Path | None:
     """The file of a graph in a folder or, where it is not there, of a bundled one."""
     root = Path(__file__).resolve().parents[2]
-    return next((path for path in (folder / name, root / name) if path.is_file()), None)
+    return next((path for path in (folder / name, root / name) if os.path.isfile(path)), None)
 
 
 def read_graph(file: Path, to_api: Any, object_info: dict[str, Any]) -> Prompt:
