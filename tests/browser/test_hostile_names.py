@@ -71,15 +71,17 @@ def test_names_of_strangers_are_text_and_nothing_in_them_runs(tab, strangers, no
     tab.settings(Comfy_VueNodes_Enabled=nodes_2)
     tab.open_template("00_noise_prior")
     tab.page.keyboard.press("Escape")
-    for i, name in enumerate(FILE_NAMES[: tries(3, None)]):
-        file, folder = f"vcd_hostile {name}.safetensors", f"vcd_hostile {name}"
+    for i, name in enumerate(FILE_NAMES[: tries(2, None)]):
         other = HOSTILE_TEXTS[(i + 5) % len(HOSTILE_TEXTS)].replace(",", "")
-        nodes, entry = run(tab, GRAPH, file, folder, f"{name}, {other}", f"vcd_hostile/{nodes_2:d}{i}", f"V* {other}")
-        told = entry["outputs"][str(nodes["pictures"])]["text"][0]
-        assert name in told
-        tab.page.wait_for_function(SHOWN, arg=" ".join(told.split()))
-        assert tab.evaluate(OWNED) is None, name
-        count(INPUTS)
+        report = f"vcd_hostile/{nodes_2:d}{i}"
+        values = f"vcd_hostile {name}.safetensors", f"vcd_hostile {name}", f"{name}, {other}", report, f"V* {other}"
+        for _ in range(1 if i else 2):  # a second time the server repeats what it kept, and web/js shows it
+            nodes, entry = run(tab, GRAPH, *values)
+            told = entry["outputs"][str(nodes["pictures"])]["text"][0]
+            assert name in told
+            tab.page.wait_for_function(SHOWN, arg=" ".join(told.split()))
+            assert tab.evaluate(OWNED) is None, name
+            count(INPUTS)
     assert [url for url in asked if not url.startswith((tab.server.url, "data:", "blob:"))] == []
     tab.shot(f"hostile_names{'_nodes2' if nodes_2 else ''}")
     assert tab.errors() == []
