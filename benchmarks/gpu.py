@@ -1,4 +1,4 @@
-"""Time and peak memory of the device for each stage on a GPU, beside AnimateDiff-Evolved, UltimateSDUpscale and untiled.
+"""Time and peak memory of each stage on a GPU, beside AnimateDiff-Evolved, UltimateSDUpscale and untiled.
 
 A random SD 1.5 of full size, 16 frames of 512x512; refined at twice that in tiles of 512, which are both packs'
 defaults.  The ways in turn, two rounds after one that loads the models; the quicker of each counts.  Memory is what the

@@ -1,8 +1,8 @@
 """Two people in one clip, each themselves: one prompt, ComfyUI's masked conditionings, and VCD Cast; after each stage.
 
-Six pairs of people that the tiny model never saw, four prompts, two seeds (one for the Tiled stage).  Of the attributes in which the two differ,
-how many are read of the right person and how many of the other, each in their half of the picture.  Means and 95 %
-intervals over pairs.  Written to ``.host/bench/two_people``; a run that was stopped goes on.
+Six pairs of people that the tiny model never saw, four prompts, two seeds (one for the Tiled stage).  Of the attributes
+in which the two differ, how many are read of the right person and how many of the other, each in their half of the
+picture.  Means and 95 % intervals over pairs.  Written to ``.host/bench/two_people``; a run that was stopped goes on.
 
     python run.py bench two_people
 """

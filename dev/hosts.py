@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ FIRST, LAST = "<!-- hosts -->", "<!-- /hosts -->"
 COLUMNS = ("ComfyUI", "Python", "torch", "numpy", "transformers", "OpenCV")
 OPENCV = ("opencv-python", "opencv-python-headless")
 NEEDED = tuple((ROOT / "requirements.txt").read_text().split())
-OLD = ("numpy~=1.26.0", "transformers==4.50.3", "opencv-python~=4.8.0", "einops==0.6.0", "segment-anything==1.0")
+OLD = ("numpy~=1.26.0", "transformers==4.50.3", "opencv-python~=4.11.0", "einops==0.6.0", "segment-anything==1.0")
 LIBRARIES = ("tests/core/test_segmentation.py", "tests/core/test_recognise.py")  # what reads models with libraries
 TOOLS = ("pytest", "onnx")
 
@@ -162,7 +163,7 @@ def tried(row: Row, expected: dict[str, float], keep: bool = False, any_torch: b
         versions |= versions_in(python)
         count(HOSTS)
         said, figures = works(row, Host(python, unpack(PINS[row.comfyui]), base_folder(folder / "base")))
-        _compare(figures, expected)
+        _compare(figures, expected, said)
     except NotTried as why:
         said = f"not tried: {why}"
     except (Fails, SetUpError) as why:
@@ -173,17 +174,28 @@ def tried(row: Row, expected: dict[str, float], keep: bool = False, any_torch: b
     return {"versions": versions, "said": said, "figures": figures, "seconds": round(time.monotonic() - begun)}
 
 
-def _compare(figures: dict[str, float], expected: dict[str, float], part: float = 0.05) -> None:
-    """Raise Fails where a clip's figures are others than on the first row: the same seed gives the same pictures."""
+def _compare(figures: dict[str, float], expected: dict[str, float], said: str, part: float = 0.05) -> None:
+    """Raise Fails where a clip's figures are others than on the first row, as the same seed gives the same pictures, or
+    are missing and nothing is said of it."""
     for name, value in expected.items():
-        if abs(figures.get(name, value) - value) > part * abs(value):
-            raise Fails(f"{name} is {figures[name]}, and {value} on the first row")
+        found = figures.get(name)
+        if found is None and f"{name.partition(' of ')[0]}: needs" not in said:
+            raise Fails(f"{name} is missing")
+        if found is not None and abs(found - value) > part * abs(value):
+            raise Fails(f"{name} is {found}, and {value} on the first row")
 
 
 def in_a_line(text: str, most: int = 200) -> str:
     """The first line of a text that says something, not too long."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:most] if lines else "without a word"
+
+
+def _call(command: Sequence[str | Path], **more: Any) -> subprocess.CompletedProcess[str]:
+    """What a program says; bytes that are no text are replaced."""
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, encoding="utf-8", errors="replace", **more
+    )
 
 
 def interpreter(version: str) -> Path:
@@ -197,8 +209,8 @@ def interpreter(version: str) -> Path:
     candidates = [Path(on_path)] if on_path else []
     candidates += sorted(pyenv.glob(f"versions/{version}.*/bin/python"), reverse=True)
     if uv := find_uv():
-        command = [str(uv), "python", "find", "--no-python-downloads", version]
-        candidates += map(Path, subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[:1])
+        command: list[str | Path] = [uv, "python", "find", "--no-python-downloads", version]
+        candidates += map(Path, _call(command).stdout.split("\n")[:1])
     script = "import sys; raise SystemExit('%d.%d' % sys.version_info[:2] != sys.argv[1])"
     for path in candidates:
         if path.is_file() and run([path, "-c", script, version], check=False) == 0:
@@ -221,30 +233,41 @@ def environment(row: Row, folder: Path, any_torch: bool) -> Path:
     wanted = [*needed_by(unpack(PINS[row.comfyui])), TORCH, *row.packages, *(TOOLS if row.tests else ())]
     install: list[str | Path] = [uv, "pip", "install", "--python", python]
     settings = {**os.environ, **for_uv(), "UV_LINK_MODE": "hardlink"}
-    if not any_torch:
-        _refuse_cuda([*install, *wanted], row, settings)
+    if not any_torch and _brings_cuda([*install, *wanted], settings):
+        _check_code(python)
+        raise NotTried(f"no torch for the CPU for Python {row.python} here; all packages are there, the code compiles")
     run([*install, "-q", *wanted], env=settings)
     run([*install, "-q", *WITH_TORCH], env=settings)
     mend_cpu(python)
     return python
 
 
-def _refuse_cuda(command: list[str | Path], row: Row, settings: dict[str, str]) -> None:
-    """Raise NotTried where torch would come with CUDA's libraries, SetUpError where what is wanted does not go
-    together."""
-    words = [str(word) for word in [*command, "--dry-run"]]
-    done = subprocess.run(words, capture_output=True, text=True, env=settings)
+def _brings_cuda(command: list[str | Path], settings: dict[str, str]) -> bool:
+    """Whether torch would come with CUDA's libraries.
+
+    Raises:
+        SetUpError: what is wanted does not go together, or is not there.
+    """
+    done = _call([*command, "--dry-run"], env=settings)
     if done.returncode:
-        raise SetUpError(in_a_line(done.stderr.replace("\n", " ").replace("×", "")))
-    if "nvidia-" in done.stderr:
-        raise NotTried(f"no torch for the CPU for Python {row.python} here")
+        raise SetUpError(" ".join(done.stderr.replace("×", "").split()))
+    return "nvidia-" in done.stderr
+
+
+def _check_code(python: Path) -> None:
+    """Raise Fails unless a Python can read the pack's code, without a warning."""
+    script = "import pathlib, sys; [compile(pathlib.Path(p).read_bytes(), p, 'exec') for p in sys.argv[1:]]"
+    files = [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "vcd_core").rglob("*.py")]
+    done = _call([python, "-W", "error", "-c", script, *files])
+    if done.returncode:
+        raise Fails(done.stderr.strip().splitlines()[-1])
 
 
 def versions_in(python: Path) -> dict[str, str]:
     """The versions of Python and of its packages, by their columns in the table."""
     script = "import json, platform; from importlib.metadata import distributions as d; "
     script += "print(json.dumps({'python': platform.python_version(), **{x.name.lower(): x.version for x in d()}}))"
-    there = json.loads(subprocess.run([str(python), "-c", script], capture_output=True, text=True).stdout)
+    there = json.loads(_call([python, "-c", script]).stdout)
     opencv = [f"{name.removeprefix('opencv-python').strip('-')} {there[name]}" for name in OPENCV if name in there]
     return {
         "OpenCV": opencv[0].strip() if opencv else "none",
@@ -353,8 +376,7 @@ def _asked(server: Server, name: str, prompt: dict[str, Any]) -> list[str]:
 
 def _test(row: Row, python: Path) -> None:
     """Run a row's tests in its environment."""
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *row.tests]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = _call([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *row.tests], cwd=ROOT)
     if done.returncode:
         failed = re.findall(r"^(?:FAILED|ERROR) \S*::(.*)$", done.stdout, re.MULTILINE)
         raise Fails(failed[0] if failed else in_a_line(done.stdout[-500:] + done.stderr[-500:]))

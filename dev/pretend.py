@@ -190,7 +190,7 @@ def host_on_it(folder: Path, half: torch.dtype | None = None, fits: str = "whole
     memory.should_use_fp16 = lambda *_, **__: half == torch.float16
     memory.should_use_bf16 = lambda *_, **__: half == torch.bfloat16
     memory.vae_dtype = lambda *_, **__: torch.float32
-    torch.Generator = Generator  # type: ignore[assignment,misc]
+    torch.Generator = Generator  # type: ignore[misc]
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     if fits == "half":
         _load_half()

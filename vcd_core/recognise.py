@@ -107,7 +107,10 @@ def _of_onnx(path: Path) -> Recogniser:
         net = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))
     except (cv2.error, OSError) as error:
         why = files.why_unread(path, error)
-        raise ValueError(f"{path.name} is no face embedding model that OpenCV reads (SFace, ArcFace): {why}") from error
+        reader = f"OpenCV {cv2.__version__}"  # before 4.11 it reads no weights that are quantised block by block
+        raise ValueError(
+            f"{path.name} is no face embedding model that {reader} reads (SFace, ArcFace): {why}"
+        ) from error
     begins = [name.lower() for name in net.getLayerNames()[:_FIRST]]
     scales_itself = any("sub" in name or "minus" in name for name in begins) and any("mul" in name for name in begins)
 

@@ -55,7 +55,7 @@ def fitted(how, images):
 
 
 @given(windowed(), pastes(), st.booleans())
-@hard(50, 20_000)
+@hard(50, 3_000)
 def test_what_is_cut_out_and_put_back_is_the_clip(case, how, match):
     """To the bit by change; and by picture as well as float32 can where a crop holds what its window does."""
     count(INPUTS)
@@ -73,7 +73,7 @@ def test_what_is_cut_out_and_put_back_is_the_clip(case, how, match):
 
 
 @given(windowed(), pastes(), st.booleans())
-@hard(40, 10_000)
+@hard(40, 3_000)
 def test_a_paste_stays_within_its_window_its_frames_and_the_range_of_pictures(case, how, by_change):
     count(INPUTS)
     images, place, size = case
@@ -112,7 +112,7 @@ def others(places, i):
 
 
 @given(faces(), pastes(2, 40, 50), st.booleans(), st.integers(0, 9))
-@hard(12, 3_000)
+@hard(12, 800)
 def test_faces_may_be_pasted_in_any_order(places, how, by_change, seed):
     count(INPUTS)
     images = random(2, 40, 50, 3, seed=seed)
@@ -129,7 +129,7 @@ def test_faces_may_be_pasted_in_any_order(places, how, by_change, seed):
 
 
 @given(faces(), pastes(2, 40, 50))
-@hard(20, 5_000)
+@hard(20, 1_500)
 def test_no_pixel_is_given_away_twice_where_faces_meet(places, how):
     """Each face adds a quarter: more than that anywhere would be two faces' whole."""
     count(INPUTS)
@@ -184,7 +184,7 @@ def written(tracks):
 
 
 @given(walks(), st.randoms(use_true_random=False), st.sampled_from([0.0, 0.75]), st.booleans())
-@hard(40, 10_000)
+@hard(40, 1_000)
 def test_the_order_of_a_frames_detections_and_doubles_change_nothing(found, chance, sure, looked):
     count(INPUTS)
     person = {face: np.eye(4)[[int(face.box[0] // 100) % 4]] for frame in found for face in frame}
@@ -202,7 +202,7 @@ def test_the_order_of_a_frames_detections_and_doubles_change_nothing(found, chan
     length=st.integers(3, 60), gap=st.integers(0, 8), speed=st.tuples(*[st.floats(-0.15, 0.15)] * 2),
     side=st.floats(15, 200), chance=st.randoms(use_true_random=False), sure=st.sampled_from([0.0, 0.75]),
 )  # fmt: skip
-@hard(60, 10_000)
+@hard(60, 3_000)
 def test_a_face_that_is_missed_no_longer_than_the_gap_stays_one_track(length, gap, speed, side, chance, sure):
     count(INPUTS)
     boxes = [(300 + speed[0] * side * i, 200 + speed[1] * side * i, side, side) for i in range(length)]
@@ -216,5 +216,6 @@ def test_a_face_that_is_missed_no_longer_than_the_gap_stays_one_track(length, ga
     assert np.flatnonzero(track.seen).tolist() == seen
     assert np.allclose(track.boxes, boxes)
     if gap and len(seen) < length:
-        missed = max(b - a - 1 for a, b in itertools.pairwise(seen))
-        assert len(link(found, max_gap=missed - 1, min_length=1, sure=0.0)) > 1
+        missed = [b - a - 1 for a, b in itertools.pairwise(seen)]
+        parts = link(found, max_gap=max(missed) - 1, min_length=1, sure=0.0)
+        assert len(parts) == 1 + missed.count(max(missed))

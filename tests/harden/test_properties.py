@@ -27,7 +27,7 @@ def factor(make, count):
 
 
 @given(frames=st.integers(1, 48), gamma=gammas, loop=st.booleans())
-@hard(80, 20_000)
+@hard(80, 5_000)
 def test_the_noise_has_exactly_the_covariance_that_is_stated(frames, gamma, loop):
     count(INPUTS)
     made = factor(lambda e: noise.correlate(e, gamma, closed_loop=loop), frames)
@@ -38,7 +38,7 @@ def test_the_noise_has_exactly_the_covariance_that_is_stated(frames, gamma, loop
 
 
 @given(gamma=many_gammas, data=st.data())
-@hard(100, 10_000)
+@hard(100, 5_000)
 def test_a_schedules_covariance_is_exact_and_so_is_that_of_picked_frames(gamma, data):
     count(INPUTS)
     frames = len(gamma) + 1
@@ -55,7 +55,7 @@ def test_a_schedules_covariance_is_exact_and_so_is_that_of_picked_frames(gamma, 
     gamma=many_gammas, shorter=st.integers(0, 30), dim=st.integers(0, 4), side=st.integers(1, 5), seed=st.integers(0),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )  # fmt: skip
-@hard(100, 10_000)
+@hard(100, 5_000)
 def test_a_shorter_clip_is_the_beginning_of_a_longer_one_to_the_bit(gamma, shorter, dim, side, seed, dtype):
     count(INPUTS)
     frames, shorter = len(gamma) + 1, 1 + shorter % (len(gamma) + 1)
@@ -70,7 +70,7 @@ def test_a_shorter_clip_is_the_beginning_of_a_longer_one_to_the_bit(gamma, short
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7), st.integers(1, 7), gammas, st.integers(0, 2**64 - 1))
-@hard(60, 5_000)
+@hard(60, 3_000)
 def test_frames_of_a_batch_keep_their_noise_however_long_it_is(frames, more, height, width, gamma, seed):
     count(INPUTS)
     shape = (4, height, width)
@@ -84,7 +84,7 @@ def test_frames_of_a_batch_keep_their_noise_however_long_it_is(frames, more, hei
     frames=st.integers(1, 12), gamma=gammas, loop=st.booleans(), layout=st.sampled_from(noise.LAYOUTS),
     video=st.booleans(), seed=st.integers(0, 2**64 - 1),
 )  # fmt: skip
-@hard(25, 2_000)
+@hard(25, 1_000)
 def test_draws_measure_as_stated(frames, gamma, loop, layout, video, seed):
     """Within six standard deviations of a measured covariance, sqrt((1 + rho^2) / n)."""
     count(INPUTS)
@@ -128,7 +128,7 @@ def check_grid(grid, height, width):
 
 @given(grids())
 @example((100, 9, 9, 0, (0.5, 0.5)))  # two halves in a row, of which one is rounded up and one down
-@hard(80, 30_000)
+@hard(80, 2_500)
 def test_any_grid_gives_the_picture_back_and_neighbours_overlap_as_told(case):
     count(INPUTS)
     height, width, tile, overlap, shift = case
@@ -142,7 +142,7 @@ def test_any_grid_gives_the_picture_back_and_neighbours_overlap_as_told(case):
 
 
 @given(grids(), st.integers(1, 8), st.integers(0, 400))
-@hard(80, 30_000)
+@hard(80, 2_500)
 def test_any_step_of_a_moving_grid_gives_the_picture_back(case, unit, step):
     count(INPUTS)
     height, width, tile, overlap, _ = case
@@ -181,7 +181,7 @@ def rising(value, last=40, size=6):
 
 
 @given(rising(values), forms)
-@hard(100, 40_000)
+@hard(100, 5_000)
 def test_a_prompt_schedule_means_the_same_in_every_form(keys, form):
     count(INPUTS)
     keys = [(frame - keys[0][0], text) for frame, text in keys]
@@ -189,7 +189,7 @@ def test_a_prompt_schedule_means_the_same_in_every_form(keys, form):
 
 
 @given(rising(gammas), forms, st.integers(1, 60), st.sampled_from([", ", " | ", "\n", ","]))
-@hard(100, 40_000)
+@hard(100, 5_000)
 def test_a_gamma_schedule_means_the_same_in_every_form(keys, form, frames, comma):
     count(INPUTS)
     written = FORMS[form]([(frame, str(gamma)) for frame, gamma in keys])
@@ -213,7 +213,7 @@ def written_place(draw):
     rising(st.composite(written_place)(), 30, 4),
     st.sampled_from(["bars", "wide", "commas", "python", "json"]),
 )
-@hard(60, 20_000)
+@hard(60, 2_500)
 def test_people_are_where_they_are_written_at_each_key_and_between(keys, form):
     count(INPUTS)
     frames = keys[-1][0] + 3
@@ -269,7 +269,7 @@ def test_a_person_has_one_place_at_a_time():
 
 @pytest.mark.parametrize("reader", READERS)
 @given(text=anything)
-@hard(120, 100_000)
+@hard(120, 3_000)
 def test_any_text_is_read_or_refused_by_the_part_that_is_wrong(reader, text):
     count(INPUTS)
     refusal = None

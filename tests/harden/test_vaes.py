@@ -113,7 +113,7 @@ sides = st.integers(1, 50)
 @given(frames=st.integers(1, 12), height=sides, width=sides, patch=st.integers(1, 2), large=st.booleans())
 @example(frames=2, height=1, width=1, patch=1, large=False)
 @example(frames=6, height=33, width=17, patch=2, large=True)
-@hard(1, 40)
+@hard(1, 15)
 def test_clips_of_any_size_come_back_as_they_went_in(pack, vae_of, kind, frames, height, width, patch, large):
     """``large``: in tiles, as large pictures are."""
     count(INPUTS)
@@ -146,7 +146,7 @@ def models(pack):
 
 
 @given(kind=st.sampled_from([*video_models.KINDS, "h3"]), frames=st.integers(1, 500))
-@hard(60, 3_000)
+@hard(60, 2_000)
 def test_a_vae_makes_the_latent_frames_that_its_model_samples(pack, vae_of, models, kind, frames):
     count(INPUTS)
     pictures, latents, vae = pack("nodes.host.pictures"), pack("nodes.host.latents"), vae_of(kind)
@@ -162,7 +162,7 @@ def test_a_vae_makes_the_latent_frames_that_its_model_samples(pack, vae_of, mode
     st.lists(st.lists(st.integers(1, 5), min_size=3, max_size=4), max_size=3), st.integers(0, 3),
     st.tuples(*[st.integers(1, 4)] * 4),
 )  # fmt: skip
-@hard(60, 3_000)
+@hard(60, 2_000)
 def test_what_changes_the_video_of_a_latent_leaves_its_other_parts_to_the_bit(pack, others, at, video):
     import comfy.utils
 

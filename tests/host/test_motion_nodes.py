@@ -8,8 +8,8 @@ import types
 import aiohttp
 import pytest
 import torch
-from served import TINY_CHANNELS
 from graphs import SAMPLER, SIZE, empty, evolved, finished, ksampler, motion, same, three_ways, windows
+from served import TINY_CHANNELS
 
 from dev import random_models
 from dev.server import QueueError
