@@ -1,5 +1,7 @@
 """Names and texts of strangers on the page: they are read as text, and nothing in them runs."""
 
+import shutil
+
 import pytest
 import torch
 from kinds import ADD, both_kinds_of_nodes
@@ -50,6 +52,7 @@ def strangers(page_server):
     yield
     for path in made:
         path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(base / "output" / "vcd_hostile", ignore_errors=True)
 
 
 def run(tab, graph, *values):
