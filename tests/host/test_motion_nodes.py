@@ -1,6 +1,7 @@
 """The motion node in graphs queued on the real server, and beside AnimateDiff-Evolved where that is installed."""
 
 import asyncio
+import html
 import itertools
 import struct
 import types
@@ -184,8 +185,8 @@ def test_what_replaces_the_beta_schedule_behind_the_motion_module_is_said_in_the
     kind = "ModelSamplingContinuousEDM" if node is edm else "ModelSamplingDiscrete"
     way = "Leave that node out" if node is edm else "Connect that node before 'AnimateDiff Motion Module'"
     assert len(texts) == 1
-    assert texts[0].startswith(f"{kind} replaces the beta_schedule of 'AnimateDiff Motion Module'")
-    assert way in texts[0]
+    assert html.unescape(texts[0]).startswith(f"{kind} replaces the beta_schedule of 'AnimateDiff Motion Module'")
+    assert way in html.unescape(texts[0])
 
 
 def test_what_was_said_in_the_sampler_is_taken_back_when_it_holds_no_more(bench, tiny):

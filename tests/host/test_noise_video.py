@@ -402,7 +402,7 @@ def test_a_flow_model_takes_no_noise_as_a_latent_at_its_start(pack, models):
 @pytest.mark.parametrize("kind", ["wan21", "h3"])
 def test_the_preview_shows_the_latent_frames_and_says_what_they_hold(pack, models, kind, monkeypatch):
     nodes, figures = pack("nodes.noise"), []
-    monkeypatch.setattr(nodes.ui, "PreviewImage", lambda *_, **__: None)
+    monkeypatch.setattr(nodes, "pictures_below", lambda *_: {})
     kept = nodes.plots.noise_prior_figure
     monkeypatch.setattr(nodes.plots, "noise_prior_figure", lambda *given: figures.append(given) or kept(*given))
     schedule = {"gamma": 0.1, "seed": 7, "gamma_schedule": "0: 0, 16: 0.8"}
