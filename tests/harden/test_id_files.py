@@ -4,6 +4,7 @@ import contextlib
 import shutil
 
 import pytest
+import rig
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -59,6 +60,23 @@ def test_what_is_written_is_read(tmp_path, tokens):
     third = load(save(again, tmp_path, "me", overwrite=True))
     assert third.provenance == again.provenance
     assert same(third.vectors, again.vectors)
+
+
+@given(tokens=identities(), word=st.text(letters, max_size=20), strength=st.floats(0, 2))
+@hard(15, 500)
+def test_what_the_node_saves_the_loader_gives(pack, tmp_path, tokens, word, strength):
+    count(INPUTS)
+    node = pack("nodes.identity")
+    with rig.folders(tmp_path):
+        file = node.IdSave.execute(node.Identity(tokens, word), "people/my id", True).args[0]
+        loaded, prompt = node.IdLoader.PREPARE_CLASS_CLONE(None).execute(file, "", strength).args
+    assert file == "people/my_id.safetensors"
+    assert (loaded.tokens.kind, loaded.strength) == (tokens.kind, strength)
+    assert same(loaded.tokens.vectors, tokens.vectors)
+    assert loaded.class_word == " ".join((word or tokens.provenance.get("class_word", "")).split())  # on one line
+    if isinstance(prompt, str):  # else it is blocked: the host's prompts read no such identity
+        assert tokens.kind == TOKENS
+        assert prompt.startswith("embedding:people/my_id" if strength == 1 else "(embedding:people/my_id")
 
 
 @given(
