@@ -219,3 +219,4 @@ def test_a_face_that_is_missed_no_longer_than_the_gap_stays_one_track(length, ga
         missed = [b - a - 1 for a, b in itertools.pairwise(seen)]
         parts = link(found, max_gap=max(missed) - 1, min_length=1, sure=0.0)
         assert len(parts) == 1 + missed.count(max(missed))
+        assert sorted(part.start + i for part in parts for i in np.flatnonzero(part.seen)) == seen
