@@ -23,9 +23,10 @@ from typing import Any, Protocol
 
 import torch
 
-from . import files
+from . import files, training_state
 from .identity import KINDS
 from .pictures import BUCKET, CELL, FAR, FITS, NEAR, Picture, augment, cells, prepare
+from .words import shown
 
 MOST_TOKENS = 32
 GRADIENT_SCALE = 2.0**14  # keeps gradients of half-precision models above what they round to zero; exact in float32
@@ -330,20 +331,31 @@ class Training:
         while math.isfinite(value) and not gradient.isfinite().all() and self.scale > 1:
             self.scale *= LESS
             value, gradient = self._gradient(batch)
-        if not (math.isfinite(value) and gradient.isfinite().all()):
+        finite = math.isfinite(value) and bool(gradient.isfinite().all())
+        if not (finite and self._move(gradient)):
+            wrong = "where it leads" if finite else "its gradient"
             raise ValueError(
-                f"The loss of step {self.step + 1} is {value} and its gradient is not finite. Start ComfyUI with "
+                f"The loss of step {self.step + 1} is {value} and {wrong} is not finite. Start ComfyUI with "
                 "--force-fp32, or lower the learning rate, and go on: the state before this step is kept."
             )
+        self.losses.append(value)
+        return value
+
+    def _move(self, gradient: torch.Tensor) -> bool:
+        """Let the optimizer do a step; where it leads to what is no number, nothing has moved."""
         before = self.vectors.detach().clone()
+        kept = {key: value.clone() for key, value in self.optimizer.state.get(self.vectors, {}).items()}
         self.vectors.grad = gradient
         self.optimizer.step()
         with torch.no_grad():
             self.vectors.copy_(torch.lerp(before, self.vectors, self.backend.rates))
             if self.settings.clamp_norm:
                 self.vectors.copy_(self.vectors.renorm(2, 0, self.backend.norm))
-        self.losses.append(value)
-        return value
+            if all(value.isfinite().all() for value in (self.vectors, *self.optimizer.state[self.vectors].values())):
+                return True
+            self.vectors.copy_(before)
+        self.optimizer.state[self.vectors] = kept
+        return False
 
     def _gradient(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """The loss of a batch and its gradient to the tokens."""
@@ -361,10 +373,9 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write the state whole or not at all."""
-        state = {"vectors": self.vectors.detach(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
-        state |= {f"optimizer.{k}": v for k, v in self.optimizer.state.get(self.vectors, {}).items()}
-        about = {**self.about(), "goal": str(self.settings.steps), "scale": f"{self.scale:g}"}
-        files.write_whole(path, state, about)
+        kept = self.optimizer.state.get(self.vectors, {})
+        goal, scale = self.settings.steps, self.scale
+        training_state.State(self.vectors.detach(), self.losses, dict(kept), self.about(), goal, scale).write(path)
 
     def resume(self, path: Path) -> None:
         """Go on from a state.
@@ -372,25 +383,27 @@ class Training:
         Raises:
             ValueError: a file that cannot be read, or the state of another model, other pictures or other settings.
         """
-        tensors, about = files.read_state(path)
-        self._compare(about, path.stem)
-        self.losses = tensors["losses"].tolist()
-        self.scale = float(about.get("scale", GRADIENT_SCALE))
+        state = training_state.read(path)
+        self._compare(state.about, path.stem)
+        if state.vectors.shape != self.vectors.shape:
+            raise ValueError(
+                f"The training '{path.stem}' has tokens of {list(state.vectors.shape)}; expected "
+                f"{list(self.vectors.shape)}. Give this training another name, or turn resume off to begin anew."
+            )
+        self.losses = list(state.losses)
+        self.scale = GRADIENT_SCALE if state.scale is None else state.scale
         with torch.no_grad():
-            self.vectors.copy_(tensors["vectors"])
-        if self.losses:
-            self.optimizer.state[self.vectors] = {
-                key.removeprefix("optimizer."): value for key, value in tensors.items() if key.startswith("optimizer.")
-            }
+            self.vectors.copy_(state.vectors)
+        self.optimizer.state[self.vectors] = dict(state.optimizer)
 
     def _compare(self, found: dict[str, str], name: str) -> None:
         wanted = self.about()
-        if set(wanted) - set(found):
-            raise ValueError(f"{name} is not the state of a training.")
         different = [key for key in ("model", "pictures") if found[key] != wanted[key]]
         # what older states do not have stands as it was then
         before, now = asdict(Settings()) | json.loads(found["settings"]), json.loads(wanted["settings"])
-        different += [f"{key} ({before.get(key)} there, {now[key]} here)" for key in now if before.get(key) != now[key]]
+        different += [
+            f"{key} ({shown(before.get(key))} there, {now[key]} here)" for key in now if before.get(key) != now[key]
+        ]
         if different:
             raise ValueError(
                 f"The training '{name}' was begun otherwise and cannot go on from there: {', '.join(different)}. "
@@ -412,8 +425,8 @@ def initial_vectors(backend: Backend, settings: Settings) -> torch.Tensor:
 
 def is_done(path: Path) -> bool:
     """Whether the training that wrote this state came to its end."""
-    tensors, about = files.read_state(path)
-    return "goal" in about and len(tensors.get("losses", ())) >= int(about["goal"])
+    state = training_state.read(path)
+    return state.goal is not None and len(state.losses) >= state.goal
 
 
 @dataclass

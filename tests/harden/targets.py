@@ -32,7 +32,21 @@ from safetensors.torch import save
 
 from dev.farm import study
 from dev.graph import to_api
-from vcd_core import cast, evaluate, files, identity, motion, musiq, noise, parts, pictures, recognise, segmentation
+from vcd_core import (
+    cast,
+    evaluate,
+    files,
+    identity,
+    motion,
+    musiq,
+    noise,
+    parts,
+    pictures,
+    recognise,
+    segmentation,
+    training,
+    training_state,
+)
 from vcd_core.face import given
 from vcd_core.face.pointing import chosen
 from vcd_core.face.track import Faces, Track
@@ -199,6 +213,27 @@ def _others(path: Path) -> None:
         answer(lambda: files.read_state(path), [path.name])
 
 
+class _Mean:
+    """A model that is no model: it estimates a picture to be the mean of the tokens."""
+
+    sigmas, prediction, identity, norm = torch.linspace(0.1, 10, 100), "eps", "mean", 1.0
+    cell, sides, widths, rates, differentiating = 8, 8, [4], torch.ones(4), contextlib.nullcontext
+    words = staticmethod(lambda text: torch.zeros(1, 4))
+    text = staticmethod(lambda captions, vectors: vectors.mean(0).expand(len(captions), 1, 4))
+    encode = staticmethod(lambda frames: torch.nn.functional.avg_pool2d(frames, 8))
+    covered = staticmethod(lambda frames: [1])
+    denoise = staticmethod(lambda x, _, told: torch.stack(list(told))[:, 0, :3, None, None].expand_as(x))
+
+
+def _training() -> training.Training:
+    settings = training.Settings(size=64, batch=1, augment=False)
+    shown = pictures.prepare([torch.full((64, 64, 3), 0.5)], None, 64)
+    return training.Training(_Mean(), shown, settings)  # type: ignore[arg-type]
+
+
+_begun = functools.cache(_training)
+
+
 def tensor_files(data: bytes) -> None:
     """Any bytes under every ending."""
     for suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
@@ -226,8 +261,25 @@ def motion_pickled(data: bytes) -> None:
 
 
 def others_safetensors(data: bytes) -> None:
-    """Weights for figures, and training states: safetensors."""
+    """Weights for figures: safetensors."""
     _others(_put("other.safetensors", data))
+
+
+def training_states(data: bytes) -> None:
+    """States of trainings: one that can be read goes on."""
+    path = _put("ada.safetensors", data)
+    answer(lambda: training.is_done(path), [path.name])
+
+    begun = _begun()
+
+    def go_on() -> bool:
+        begun.resume(path)
+        begun.advance()
+        return True
+
+    step = begun.step if answer(go_on, [path.stem, "loss"]) else None
+    begun.save(path)
+    _is(training_state.read(path).losses == begun.losses and step in (None, begun.step), "steps are lost")
 
 
 def others_pickled(data: bytes) -> None:
@@ -467,8 +519,18 @@ def _motion_headers() -> list[bytes]:
 def _other_states() -> list[dict[str, torch.Tensor]]:
     ir = {"input_layer.0.weight": torch.ones(1), "body.0.res_layer.1.weight": torch.ones(8, 0)}
     ir["output_layer.3.weight"] = torch.ones(4, 0)
-    training = {"vectors": torch.ones(2, 8), "losses": torch.ones(3)}
-    return [{"weight": torch.ones(1, 8), "bias": torch.ones(1)}, {"head.0.weight": torch.ones(1)}, ir, training]
+    return [{"weight": torch.ones(1, 8), "bias": torch.ones(1)}, {"head.0.weight": torch.ones(1)}, ir]
+
+
+def _training_states() -> list[bytes]:
+    path, found = _put("whole.safetensors", b""), []
+    for steps in (0, 2):
+        begun = _training()
+        for _ in range(steps):
+            begun.advance()
+        begun.save(path)
+        found.append(path.read_bytes())
+    return found
 
 
 def _image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -632,6 +694,7 @@ _YAML = (
     "2020-01-01",
     "\n  ",
 )
+_STATE = ("losses", "vectors", "optimizer.step", "exp_avg_sq", "goal", "scale", "settings", "nan", "1e-300")
 _CAST = ("left", "middle", "third", "away", "everywhere", "%", "0.5", "nan", "inf")
 
 TARGETS = {
@@ -642,7 +705,8 @@ TARGETS = {
         Target(ids_pickled, lambda: _pickles(["*", "me", "emb_params"]), _OPS, 2),
         Target(motion_safetensors, _motion_headers, (*_HEADER, *_JSON, *_MOTION), 1.5, _small_motion),
         Target(motion_pickled, lambda: _pickles([*_MOTION, "state_dict"]), (*_OPS, "state_dict"), 1, _small_motion),
-        Target(others_safetensors, lambda: [save(s, {"goal": "3"}) for s in _other_states()], (*_HEADER, *_JSON), 1),
+        Target(others_safetensors, lambda: [save(s) for s in _other_states()], (*_HEADER, *_JSON), 1),
+        Target(training_states, _training_states, (*_HEADER, *_JSON, *_STATE), 2),
         Target(others_pickled, lambda: _pickles(["weight", "input_layer.0.weight", "head.0.weight"]), _OPS, 1),
         Target(onnx_files, lambda: [b"\x08\x07\x12\x04test:\x10\x12\x01gZ\x05\x0a\x01x\x12\x00", b""], (), 0.5),
         Target(model_folders, lambda: _encoded(_CONFIGS), (*_JSON, '"model_type"', '"sam"'), 0.5),

@@ -104,7 +104,7 @@ def safetensors(draw):
     return hostile.safetensors_file(header, body, length)
 
 
-@pytest.mark.parametrize("name", ["ids_safetensors", "motion_safetensors", "others_safetensors"])
+@pytest.mark.parametrize("name", ["ids_safetensors", "motion_safetensors", "others_safetensors", "training_states"])
 def test_safetensors_headers_with_wrong_numbers(name, inputs):
     @hard(80, 5000)
     @given(safetensors())
