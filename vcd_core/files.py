@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from . import unpacking
+from . import pickles, unpacking
 from .names import leads_elsewhere, unfit
-from .words import in_quotes
+from .words import in_quotes, shown
 
 _STARTS = {
     b"version https://git-lfs": ("a Git LFS pointer", "download it again"),
@@ -54,6 +54,7 @@ def read(path: Path, what: str) -> tuple[object, dict[str, str]]:
             with safe_open(path, "pt") as file:
                 unpacking.check_count(len(file.keys()))
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        pickles.check(path)
         with _with_parameter_dicts():
             content = torch.load(path, map_location="cpu", weights_only=True)
         unpacking.check_content(content, path)
@@ -119,7 +120,7 @@ def told(error: Exception) -> str:
     """The first line of what a library says, unless it advises a way of reading that runs code."""
     code = _GLOBAL.search(str(error))
     if code or re.search("weights_only|trust_remote_code|allow_pickle", str(error)):
-        what = f" ({code[1]})" if code else ""
+        what = f" ({shown(code[1])})" if code else ""
         return f"it holds more than tensors{what}, which is not run. Look for a .safetensors file of it."
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
@@ -141,7 +142,7 @@ def _first_line(start: bytes) -> str:
 
 def _is_other_archive(path: Path) -> bool:
     """Whether a file is a zip archive without what torch puts into its own."""
-    if not zipfile.is_zipfile(path):
+    if not unpacking.is_zip(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return not any(name.endswith("data.pkl") for name in archive.namelist())

@@ -19,7 +19,7 @@ def leads_elsewhere(name: str) -> bool:
         [False, True, True, True, True, True, True]
     """
     there = PureWindowsPath(name)
-    if there.drive or there.root or "\0" in name:
+    if there.drive or there.root or name[1:2] == ":" or "\0" in name:  # not only letters stand for drives
         return True
     depth = 0
     for part in _parts(name):

@@ -27,7 +27,7 @@ def check(path: Path) -> None:
     """Raise ``Unpackable`` for a file that torch must not be given: a tar archive, TorchScript, a zip bomb."""
     if _is_tar(path):
         raise Unpackable("it is a tar archive, in which torch once saved models. Look for a .safetensors file of it.")
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,6 +39,14 @@ def check(path: Path) -> None:
     if len(parts) > MANY:
         raise Unpackable(f"it has {len(parts)} parts; a model has fewer than {MANY}.")
     _check_size(sum(part.file_size for part in parts), path)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, whole or not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # some Pythons say so of one whose end is damaged
+        return True
 
 
 def check_content(content: object, path: Path) -> None:
@@ -66,9 +74,14 @@ def check_count(number: int) -> None:
         raise Unpackable(f"it holds more than {MANY} tensors.")
 
 
+def most(path: Path) -> int:
+    """How many bytes a file may unpack to."""
+    return ALLOWED + MOST_TIMES * path.stat().st_size
+
+
 def _check_size(size: int, path: Path) -> None:
-    there = path.stat().st_size
-    if size > ALLOWED + MOST_TIMES * there:
+    if size > most(path):
+        there = path.stat().st_size
         raise Unpackable(f"it would unpack to {size:,} bytes and has {there:,}. Look for a .safetensors file of it.")
 
 

@@ -183,13 +183,19 @@ def bombs():
         "packed": (packed(saved({"x": torch.zeros(1 << 25)})), "it would unpack to 134,"),
         "lying": (lying(packed(saved(one))), "it would unpack to 4,294,"),
         "parts": (packed(saved(one), more=[f"{i:x}" for i in range(70_000)]), "parts; a model has fewer"),
-        "repeated": (saved({"x": torch.zeros(1, 1).expand(1 << 20, 1 << 20)}), "it would unpack to 4,398,"),
-        "half": (saved({"x": torch.zeros(1, dtype=torch.float16).expand(1 << 40)}), "it would unpack to 2,199,"),
+        "repeated": (
+            saved({"x": torch.zeros(1, 1).expand(1 << 20, 1 << 20)}),
+            "claims to have 1,099,511,627,776 numbers",
+        ),
+        "half": (
+            saved({"x": torch.zeros(1, dtype=torch.float16).expand(1 << 40)}),
+            "claims to have 1,099,511,627,776 numbers",
+        ),
         "shared": (saved({str(i): large.view(-1) for i in range(60)}), "it would unpack to 251,"),
-        "old": (old_file(1 << 36, (4,), (1,)), DAMAGED),
-        "older": (old_file(16, (1 << 40,), (0,)), "it would unpack to 4,398,"),
-        "meta": (saved({"x": torch.empty(4, 1 << 40, device="meta")}), "not plain"),
-        "sparse": (saved({"x": sparse}), "not plain"),
+        "old": (old_file(1 << 36, (4,), (1,)), "claims to have 68,719,476,736 numbers"),
+        "older": (old_file(16, (1 << 40,), (0,)), "claims to have 1,099,511,627,776 numbers"),
+        "meta": (saved({"x": torch.empty(4, 1 << 40, device="meta")}), "_rebuild_meta_tensor"),
+        "sparse": (saved({"x": sparse}), "_get_layout"),
     }
     return {
         **{f"{name}.safetensors": ("tensors", *one) for name, one in tensors.items()},

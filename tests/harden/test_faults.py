@@ -97,6 +97,7 @@ def test_where_memory_runs_out_the_models_stay_as_they_are_and_the_next_prompt_i
         ]:
             with Fault(raises(lack), n).on(*points(rig)[point]), contextlib.suppress(RuntimeError):
                 getattr(rig, node)()
+                forget(rig)  # the VAE went on in tiles, whose pictures are a little others
             assert rig.state() == rig.fresh
             count(FAULTS)
         assert torch.equal(getattr(rig, node)(), right[node])  # a training goes on from where it was

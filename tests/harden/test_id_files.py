@@ -129,6 +129,7 @@ def write(path, content):
 def test_every_format_is_read_at_any_size(tmp_path, kind, number, width, dtype, name, alone):
     count(INPUTS)
     assume(name not in (*ENCODERS, "emb_params"))
+    assume("." not in name or kind != "inversion")  # torch writes no such name there
     ending, content = FORMATS[kind]
     vectors = drawn(number, width, dtype)
     given_ = vectors[0] if alone and not kind.startswith("inversion") else vectors

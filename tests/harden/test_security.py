@@ -357,7 +357,7 @@ PARTS = st.one_of(
 NAMES = st.builds("/".join, st.lists(PARTS, min_size=1, max_size=6))
 
 
-@hard(500, 200_000)
+@hard(500, 50_000)
 @given(NAMES)
 def test_a_name_is_inside_its_folder_as_every_system_reads_it(name):
     count(INPUTS)
@@ -375,7 +375,7 @@ def written(tmp_path_factory):
     return tmp_path_factory.mktemp("written")
 
 
-@hard(200, 20_000)
+@hard(200, 5_000)
 @given(name=NAMES)
 def test_what_is_written_lies_in_its_folder_and_windows_has_it_too(written, name):
     count(INPUTS)

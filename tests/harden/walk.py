@@ -348,10 +348,22 @@ def enter(given: argparse.Namespace) -> Walk:
     return walk
 
 
+def one_noise() -> None:
+    """Let samplers add the same noise everywhere; the host draws theirs on the device, and for a CPU of another seed."""
+    from comfy.k_diffusion import sampling
+
+    def drawn(x: torch.Tensor, seed: int | None = None) -> Callable[..., torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed or 0)
+        return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator).to(x)
+
+    sampling.default_noise_sampler = drawn
+
+
 def main() -> int:
     given = arguments()
     torch.set_num_threads(1)
     walk = enter(given)
+    one_noise()
     with torch.inference_mode(), pretend.OnTheDevice() if given.on == "pretend" else contextlib.nullcontext():
         picture_models(walk)
         video(walk, given.kinds)
