@@ -349,7 +349,7 @@ def enter(given: argparse.Namespace) -> Walk:
 
 
 def one_noise() -> None:
-    """Let samplers add the same noise everywhere; the host draws theirs on the device, and for a CPU of another seed."""
+    """Let samplers add the same noise on every device; the host draws it there, and for a CPU from another seed."""
     from comfy.k_diffusion import sampling
 
     def drawn(x: torch.Tensor, seed: int | None = None) -> Callable[..., torch.Tensor]:
