@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vcd_core import files, pickles, unpacking
+from vcd_core import files, pickles
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harden"))
 import hostile
@@ -27,8 +27,9 @@ WRITTEN = {
     "a ParameterDict": lambda: {"string_to_param": nn.ParameterDict({"a": torch.ones(2, 8)}), "step": 200},
     "every type": lambda: {
         str(kind): torch.ones(2).to(kind)
-        for kind in (torch.half, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64)
+        for kind in (torch.half, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.cfloat)
     },
+    "newer types": lambda: {"a": torch.ones(2).to(torch.float8_e4m3fn)},
     "views of one tensor": lambda: dict(enumerate(torch.ones(4, 6).t().split(2))),
     "words and numbers": lambda: {"epoch": 3, "loss": 0.5, "size": torch.Size([2]), "name": "é", "of": {1}, "x": None},
     "an optimizer": lambda: torch.optim.AdamW([torch.ones(2)]).state_dict(),
@@ -39,8 +40,8 @@ WRITTEN = {
 @pytest.mark.parametrize("old", [False, True], ids=["a zip", "as torch once wrote"])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_torch_writes_is_read(tmp_path, name, old):
-    if old and name == "a ParameterDict":
-        pytest.skip("torch reads none of its own old files that hold a module's program")
+    if old and name in ("a ParameterDict", "newer types"):
+        pytest.skip("torch reads none of its own old files that hold a module's program or a type of today")
     path = tmp_path / "me.pt"
     torch.save(WRITTEN[name](), path, _use_new_zipfile_serialization=not old)
     pickles.check(path)
@@ -92,11 +93,11 @@ def as_torch_once_wrote(content):
     return out.getvalue()[: out.tell()] + content + pickle.dumps([])
 
 
-def test_the_machine_makes_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", hostile.CODE)
+def test_nothing_is_made(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
-    for call in hostile.CODE.values():
-        path = tmp_path / "me.pt"
-        path.write_bytes(hostile.torch_file(hostile.pickle(hostile.mapping({"x": call}))))
-        with pytest.raises((unpacking.Unpackable, pickle.UnpicklingError)):
-            pickles.check(path)
-        assert [found.name for found in tmp_path.iterdir()] == ["me.pt"]
+    path = tmp_path / "me.pt"
+    path.write_bytes(hostile.torch_file(hostile.pickle(hostile.mapping({"x": hostile.CODE[call]}))))
+    with pytest.raises(ValueError, match=r"more than tensors|damaged pickle"):
+        pickles.check(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["me.pt"]

@@ -21,7 +21,10 @@ def text(value: str) -> bytes:
 
 def number(value: int) -> bytes:
     """A whole number on the stack."""
-    return b"J" + struct.pack("<i", value) if abs(value) < 1 << 31 else b"\x8a\x08" + struct.pack("<q", value)
+    if abs(value) < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
 
 
 def several(*parts: bytes) -> bytes:

@@ -185,15 +185,15 @@ def bombs():
         "parts": (packed(saved(one), more=[f"{i:x}" for i in range(70_000)]), "parts; a model has fewer"),
         "repeated": (
             saved({"x": torch.zeros(1, 1).expand(1 << 20, 1 << 20)}),
-            "claims to have 1,099,511,627,776 numbers",
+            "claims to have at least 1,099,511,627,776 numbers",
         ),
         "half": (
             saved({"x": torch.zeros(1, dtype=torch.float16).expand(1 << 40)}),
-            "claims to have 1,099,511,627,776 numbers",
+            "claims to have at least 1,099,511,627,776 numbers",
         ),
         "shared": (saved({str(i): large.view(-1) for i in range(60)}), "it would unpack to 251,"),
-        "old": (old_file(1 << 36, (4,), (1,)), "claims to have 68,719,476,736 numbers"),
-        "older": (old_file(16, (1 << 40,), (0,)), "claims to have 1,099,511,627,776 numbers"),
+        "old": (old_file(1 << 36, (4,), (1,)), "claims to have at least 68,719,476,736 numbers"),
+        "older": (old_file(16, (1 << 40,), (0,)), "claims to have at least 1,099,511,627,776 numbers"),
         "meta": (saved({"x": torch.empty(4, 1 << 40, device="meta")}), "_rebuild_meta_tensor"),
         "sparse": (saved({"x": sparse}), "_get_layout"),
     }

@@ -65,4 +65,4 @@ def test_the_device_gives_what_the_cpu_gives_however_much_of_a_model_fits(expect
 @pytest.mark.parametrize(("precision", "fits"), [("float16", "whole"), ("bfloat16", "half"), ("float16", "dynamic")])
 def test_half_precision_runs_through_everything(expected, precision, fits):
     worst = apart(walked("--precision", precision, "--fits", fits), expected)
-    assert all(far == far for far in worst.values()), worst
+    assert {step: far for step, far in worst.items() if not far <= 0.2} == {}
