@@ -257,8 +257,8 @@ def quotations(error):
 
 def names_what_is_wrong(error, text):
     """Whether a refusal quotes a part of the text, or tells its number, or how many parts there are."""
-    text = text.replace('\\"', '"').replace("\\'", "'")
-    found = any(isinstance(part, str) and part.strip() and part in text for part in quotations(error))
+    texts = text, text.replace('\\"', '"').replace("\\'", "'")
+    found = any(isinstance(part, str) and part.strip() and part in one for part in quotations(error) for one in texts)
     return found or re.search(r"is '';|gamma is \S+;|frame \d+ after frame \d+|found \[\d|\d+ (values|people)", error)
 
 

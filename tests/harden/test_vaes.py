@@ -149,6 +149,7 @@ def models(pack):
 @hard(60, 2_000)
 def test_a_vae_makes_the_latent_frames_that_its_model_samples(pack, vae_of, models, kind, frames):
     count(INPUTS)
+    frames = max(frames, 5) if kind == "h3" else frames  # where its own nodes begin
     pictures, latents, vae = pack("nodes.host.pictures"), pack("nodes.host.latents"), vae_of(kind)
     taken = pictures.frames_taken(vae, frames)
     made = pictures.latents_of(vae, taken)
