@@ -62,7 +62,11 @@ def test_the_device_gives_what_the_cpu_gives_however_much_of_a_model_fits(expect
 
 
 @pytest.mark.skipif(not WHOLE, reason="minutes: run.py harden")
-@pytest.mark.parametrize(("precision", "fits"), [("float16", "whole"), ("bfloat16", "half"), ("float16", "dynamic")])
-def test_half_precision_runs_through_everything(expected, precision, fits):
+@pytest.mark.parametrize(
+    ("precision", "fits", "most"),
+    # HunyuanVideo, tiny and random, is three quarters of a deviation from itself in bf16, without a node of ours
+    [("float16", "whole", 0.05), ("float16", "dynamic", 0.05), ("bfloat16", "half", 1.0)],
+)
+def test_half_precision_runs_through_everything(expected, precision, fits, most):
     worst = apart(walked("--precision", precision, "--fits", fits), expected)
-    assert {step: far for step, far in worst.items() if not far <= 0.2} == {}
+    assert {step: far for step, far in worst.items() if not far <= most} == {}
