@@ -144,8 +144,8 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _OPERATIONS: dict[str, Callable[[_Notes, Any], None]] = {
     "BINPUT": _Notes.put, "LONG_BINPUT": _Notes.put, "BINGET": _Notes.get, "LONG_BINGET": _Notes.get,
-    "TUPLE": _Notes.tuple,
-    **{f"TUPLE{length}": lambda notes, _, length=length: notes.tuple(length) for length in (1, 2, 3)},
+    "TUPLE": _Notes.tuple, "TUPLE1": lambda notes, _: notes.tuple(1), "TUPLE2": lambda notes, _: notes.tuple(2),
+    "TUPLE3": lambda notes, _: notes.tuple(3),
     "REDUCE": _Notes.call, "NEWOBJ": _Notes.call, "BINPERSID": _Notes.numbers, "BUILD": _Notes.state,
     "APPEND": lambda notes, _: notes.append([notes.stack.pop()]),
     "APPENDS": lambda notes, _: notes.append(notes.gathered()),
