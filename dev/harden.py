@@ -19,9 +19,9 @@ from .host import ROOT, step
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadscope"]
 PARTS = {
-    "tests": ([*PYTEST, "tests/harden"], "25 minutes"),
+    "tests": ([*PYTEST, "tests/harden"], "35 minutes"),
     "fuzz": ([sys.executable, "-m", "dev.fuzz", "600"], "10 minutes"),
-    "offline": ([sys.executable, "-m", "dev.no_network", *PYTEST, "tests/host"], "20 minutes"),
+    "offline": ([sys.executable, "-m", "dev.no_network", *PYTEST, "tests/host"], "12 minutes"),
     "hosts": ([sys.executable, "-m", "dev.hosts"], "25 minutes"),
 }
 
