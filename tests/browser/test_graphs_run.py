@@ -203,9 +203,18 @@ def rate_of(path):
         return video.streams.video[0].average_rate
 
 
+def without_previews(prompt):
+    """A prompt without what the page shows of a video, which it adds as soon as it has it."""
+    shown = "video-preview"
+    return {
+        key: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name != shown}}
+        for key, node in prompt.items()
+    }
+
+
 def test_apps_are_the_graphs_of_their_names(exported):
     for app, name in APPS.items():
-        assert exported[app] == exported[name]
+        assert without_previews(exported[app]) == without_previews(exported[name])
 
 
 RUNS = [(name, host) for host in ("newest", "oldest") for name in GRAPHS if name not in APPS]

@@ -127,8 +127,8 @@ def run(server):
         return bench.tensors(graph, *found.kept)
 
     yield everything
-    for name in folder.iterdir():
-        name.unlink()
+    for path in (*folder.iterdir(), *(server.host.base / "models" / "embeddings").glob("load_*.*")):
+        path.unlink()
     folder.rmdir()
 
 
