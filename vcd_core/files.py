@@ -16,7 +16,7 @@ import torch
 
 from . import pickles, unpacking
 from .names import leads_elsewhere, unfit
-from .words import in_quotes, shown
+from .words import in_quotes
 
 _STARTS = {
     b"version https://git-lfs": ("a Git LFS pointer", "download it again"),
@@ -120,8 +120,7 @@ def told(error: Exception) -> str:
     """The first line of what a library says, unless it advises a way of reading that runs code."""
     code = _GLOBAL.search(str(error))
     if code or re.search("weights_only|trust_remote_code|allow_pickle", str(error)):
-        what = f" ({shown(code[1])})" if code else ""
-        return f"it holds more than tensors{what}, which is not run. Look for a .safetensors file of it."
+        return unpacking.not_run(code[1] if code else "")
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .unpacking import ALLOWED, Unpackable, most
-from .words import shown
+from .unpacking import ALLOWED, Unpackable, most, not_run
 
 _ZIP = b"PK\x03\x04"  # what torch knows its own archives by
 _PICKLES = 5  # at the start of a file that torch wrote before 1.6: a number, a version, a system, the content, its keys
@@ -108,10 +107,7 @@ class _Notes:
             raise ValueError("a call of nothing")
         check_call = _CALLS.get(called.name)
         if check_call is None:
-            what = shown(called.name)
-            raise Unpackable(
-                f"it holds more than tensors ({what}), which is not run. Look for a .safetensors file of it."
-            )
+            raise Unpackable(not_run(called.name))
         check_call(arguments, self.limit)
         self.stack.append(_Made(called.name))
 
@@ -186,7 +182,7 @@ def _parameter(arguments: tuple[Any, ...], limit: int) -> None:
 
 
 def _is_dictionary(one: Any) -> bool:
-    return isinstance(one, dict) or (isinstance(one, _Made) and one.by in _DICTIONARIES)
+    return isinstance(one, dict) or (isinstance(one, _Made) and one.by == "collections.OrderedDict")
 
 
 def _plain(arguments: tuple[Any, ...], limit: int) -> None:
@@ -199,7 +195,6 @@ def _plain(arguments: tuple[Any, ...], limit: int) -> None:
                 raise ValueError("too large a number")
 
 
-_DICTIONARIES = ("collections.OrderedDict",)
 _CALLS: dict[str, Callable[[tuple[Any, ...], int], None]] = {
     "collections.OrderedDict": _none,
     "torch.nn.modules.container.ParameterDict": _none,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from .words import shown
+
 MOST_TIMES = 8  # how much larger than its file what a file unpacks to may be; tensors may share their numbers
 ALLOWED = 1 << 24  # bytes that a file of any size may unpack to
 MANY = 1 << 16  # parts of a file, and tensors in it
@@ -39,6 +41,12 @@ def check(path: Path) -> None:
     if len(parts) > MANY:
         raise Unpackable(f"it has {len(parts)} parts; a model has fewer than {MANY}.")
     _check_size(sum(part.file_size for part in parts), path)
+
+
+def not_run(what: str) -> str:
+    """What is said of a file that would call something; ``what`` may be empty."""
+    name = f" ({shown(what)})" if what else ""
+    return f"it holds more than tensors{name}, which is not run. Look for a .safetensors file of it."
 
 
 def is_zip(path: Path) -> bool:
