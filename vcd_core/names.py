@@ -15,7 +15,7 @@ def leads_elsewhere(name: str) -> bool:
     r"""Whether some system would look for a name outside of its folder, or none can have it.
 
     Example:
-        >>> [leads_elsewhere(name) for name in ("a/../b", "a/../../b", r"..\b", "C:b", r"\\server\b", "/b", "a\0")]
+        >>> [leads_elsewhere(name) for name in ("a/../b", "a/../../b", r"..\b", "0:b", r"\\server\b", "/b", "a\0")]
         [False, True, True, True, True, True, True]
     """
     there = PureWindowsPath(name)

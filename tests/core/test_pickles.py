@@ -107,3 +107,14 @@ def test_nothing_is_made(tmp_path, monkeypatch, call):
     with pytest.raises(ValueError, match=r"more than tensors|damaged pickle"):
         pickles.check(path)
     assert [found.name for found in tmp_path.iterdir()] == ["me.pt"]
+
+
+def test_a_damaged_end_of_an_archive_and_a_long_name_are_told_in_short(tmp_path):
+    path = tmp_path / "me.pt"
+    path.write_bytes(b"PK\x06\x07" + bytes([1, *[0] * 11, 2, 0, 0, 0]) + b"PK\x05\x06" + bytes(18))  # on two disks
+    with pytest.raises(ValueError, match="damaged"):
+        files.read(path, "a thing")
+    path.write_bytes(hostile.torch_file(hostile.pickle(hostile.called("os", "x" * 5000))))
+    with pytest.raises(ValueError, match="more than tensors") as caught:
+        files.read(path, "a thing")
+    assert len(str(caught.value)) < 600
